@@ -1,0 +1,29 @@
+# `make demo` and `make test` are all that a fresh machine with Python and pip needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test slow lint
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/cal train -m experiment=demo objective=ce,cal,pmi
+	$(BIN)/cal eval benchmark=scenes checkpoint=runs/train/demo
+	$(BIN)/cal token-weight-dump experiment=demo
+	$(BIN)/cal report runs=runs/train/demo
+
+test: $(VENV)/installed
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow"
+
+slow: $(VENV)/installed
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m slow
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy

@@ -1,0 +1,59 @@
+"""Caption noise: the conversations of some samples are exchanged among them (paper, Figure 3)."""
+
+import random
+from dataclasses import asdict, dataclass
+
+from cal_cli.data.conversations import Entry
+from cal_cli.errors import InputError
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One sample whose conversation was replaced: its id and place in the data, and the id of the donor."""
+
+    id: str
+    donor_id: str
+    index: int
+
+
+def swap_conversations(entries: list[Entry], ratio: float, seed: int) -> tuple[list[Entry], list[Exchange]]:
+    """Exchange the whole conversations of round(ratio x n) of the n image samples among one another.
+
+    Picture and id stay, so that a coherent text stands beside the wrong picture. The exchange is one random cycle
+    through the chosen samples, so that none keeps its own. Samples without an image are left alone.
+
+    Returns:
+        The entries in their order, the changed ones as new objects, and what was changed, in that order.
+
+    Raises:
+        InputError: the ratio lies outside [0, 1], or there are too few image samples to exchange anything.
+    """
+    if not 0 <= ratio <= 1:
+        raise InputError(f"noise ratio {ratio}: allowed is a number from 0 to 1")
+    with_image = [index for index, entry in enumerate(entries) if "image" in entry]
+    count = round(ratio * len(with_image))
+    if ratio > 0 and (len(with_image) < 2 or count == 1):
+        raise InputError(
+            f"noise ratio {ratio} of {len(with_image)} image samples is {count}: an exchange needs at least 2; "
+            "give more samples or a larger ratio"
+        )
+    cycle = random.Random(f"swap-{seed}").sample(with_image, count)
+    donors = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
+    noisy = list(entries)
+    for index, donor in donors.items():
+        noisy[index] = {**entries[index], "conversations": entries[donor]["conversations"]}
+    changed = [Exchange(entries[index]["id"], entries[donors[index]]["id"], index) for index in sorted(donors)]
+    return noisy, changed
+
+
+def manifest(ratio: float, seed: int, entries: list[Entry], changed: list[Exchange], source: str, sha256: str) -> dict:
+    """The contents of `noise_manifest.json`; `n` counts the image samples, among which the ratio is taken."""
+    return {
+        "ratio": ratio,
+        "kind": "swap",
+        "seed": seed,
+        "n": sum("image" in entry for entry in entries),
+        "changed": [asdict(exchange) for exchange in changed],
+        "source": source,
+        "sha256": sha256,
+    }

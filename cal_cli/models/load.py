@@ -1,0 +1,35 @@
+"""A model and its processor, from a folder in the library's own format or from nothing."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from cal_cli.errors import InputError
+from cal_cli.models.tiny import tiny_from_scratch
+
+TINY_BASE = Path(__file__).parent.parent / "assets" / "tiny"
+
+
+def load_model(
+    path: str | None = None, from_scratch: bool = False, seed: int = 0
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Load a model in float32 with its processor.
+
+    Args:
+        path: a folder written by `save_pretrained`; None means the tiny base that ships with the package.
+        from_scratch: build the tiny model with random weights instead.
+        seed: of the random weights.
+
+    Raises:
+        InputError: `path` is no folder with a model.
+    """
+    if from_scratch:
+        if path is not None:
+            raise InputError("model.path and model.from_scratch=true exclude each other: give one of them")
+        return tiny_from_scratch(seed)
+    folder = Path(path) if path is not None else TINY_BASE
+    if not (folder / "config.json").is_file():
+        raise InputError(f"model.path={folder}: no config.json there; give a folder written by save_pretrained")
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    return model, AutoProcessor.from_pretrained(folder)

@@ -1,0 +1,90 @@
+"""From contrast to weights: steps 3 and 4 of the paper's Algorithm 1, clamp and average pooling."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def clamp_delta(delta: Tensor, alpha: float, beta: float, has_image: Tensor | None = None) -> Tensor:
+    """Algorithm 1, step 3: `clamp(delta, alpha, beta)`; weight 1 where there is no image to contrast with.
+
+    Args:
+        delta: float [tokens], the logit with the image minus the logit without it.
+        alpha: lower bound of a weight.
+        beta: upper bound of a weight.
+        has_image: bool [tokens], whether the token's sample shows an image; None means that all do.
+
+    Returns:
+        float [tokens].
+    """
+    weights = delta.clamp(alpha, beta)
+    return weights if has_image is None else torch.where(has_image, weights, torch.ones_like(weights))
+
+
+def token_weights(
+    delta: Tensor,
+    sample_index: Tensor,
+    alpha: float = 1.0,
+    beta: float = 5.0,
+    window: int = 3,
+    has_image: Tensor | None = None,
+) -> Tensor:
+    """Clamp, then average over the neighbouring supervised tokens of the same sample (Algorithm 1, steps 3 and 4).
+
+    A window that reaches over the first or last supervised token of its sample averages what lies inside:
+    padding is not counted.
+
+    Args:
+        delta: float [tokens], all supervised tokens of a batch, sample after sample in reading order.
+        sample_index: int64 [tokens], the sample that each token belongs to.
+        alpha: lower bound of a weight, at most `beta`.
+        beta: upper bound of a weight.
+        window: width of the average in tokens, odd; 1 pools nothing.
+        has_image: bool [tokens], whether the token's sample shows an image; None means that all do.
+
+    Returns:
+        float [tokens], in [alpha, beta] for samples with an image and 1 for samples without.
+
+    Raises:
+        ValueError: `alpha` above `beta`, or a window that is not a positive odd number.
+
+    Example:
+        >>> token_weights(torch.tensor([0.0, 3.0, 9.0]), torch.tensor([0, 0, 0]))
+        tensor([2., 3., 4.])
+    """
+    check_bounds(alpha, beta, window)
+    weights = clamp_delta(delta, alpha, beta, has_image)
+    reach = window // 2
+    neighbours = F.pad(weights, (reach, reach)).unfold(0, window, 1)  # [tokens, window]
+    owners = F.pad(sample_index, (reach, reach), value=-1).unfold(0, window, 1)
+    same_sample = owners == sample_index[:, None]
+    return (neighbours * same_sample).sum(dim=1) / same_sample.sum(dim=1)
+
+
+def pool_flat(weights: Tensor, flat_index: Tensor, size: int, window: int) -> Tensor:
+    """Average pooling as the paper's released code does it: along the flattened (batch x sequence) axis.
+
+    Neighbours count whether supervised or not, over the edges of answers and of samples; only the two ends of
+    the flattened batch are not counted as padding.
+
+    Args:
+        weights: float [positions], clamped weights; every position within the window of one that is wanted.
+        flat_index: int64 [positions], their places in the flattened batch.
+        size: length of the flattened batch.
+        window: width of the average, odd.
+
+    Returns:
+        float [positions]; right only for those whose whole window was given.
+    """
+    flat = weights.new_zeros(size)
+    flat[flat_index] = weights
+    pooled = F.avg_pool1d(flat[None, None], window, stride=1, padding=window // 2, count_include_pad=False)
+    return pooled[0, 0, flat_index]
+
+
+def check_bounds(alpha: float, beta: float, window: int) -> None:
+    """Raise ValueError unless alpha <= beta, alpha >= 0 and the window is a positive odd number."""
+    if not 0 <= alpha <= beta:
+        raise ValueError(f"alpha={alpha}, beta={beta}: the bounds of a weight must satisfy 0 <= alpha <= beta")
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"window={window}: the pooling window must be a positive odd number (1 pools nothing)")

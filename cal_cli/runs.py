@@ -1,0 +1,57 @@
+"""Find run folders and checkpoints; the layout is `cal train`'s: `summary.json`, `checkpoint/`, `eval/`."""
+
+import json
+from pathlib import Path
+
+from cal_cli.errors import InputError
+from cal_cli.models.load import TINY_BASE
+
+TRAIN_RUNS = Path("runs/train")
+
+
+def summary_of(folder: Path) -> dict | None:
+    """A run's `summary.json`; None where there is none."""
+    path = folder / "summary.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def completed_runs(folder: Path) -> list[Path]:
+    """All completed runs in a folder or below it, in the order of their names."""
+    found = sorted(path.parent for path in folder.rglob("summary.json"))
+    return [run for run in found if summary_of(run)["status"] == "completed"]
+
+
+def find_checkpoints(given: str | None) -> list[Path]:
+    """The checkpoints that `checkpoint=` means.
+
+    Args:
+        given: a folder with a model, a run folder, a folder of runs, `tiny` for the shipped base, or None for the
+            run that was completed last.
+
+    Raises:
+        InputError: nothing is found there.
+    """
+    if given == "tiny":
+        return [TINY_BASE]
+    if given is None:
+        runs = sorted(completed_runs(TRAIN_RUNS), key=lambda run: (run / "summary.json").stat().st_mtime)
+        if not runs:
+            raise InputError(f"no completed run in {TRAIN_RUNS}: run cal train first, or give checkpoint=...")
+        return [runs[-1] / "checkpoint"]
+    folder = Path(given)
+    if not folder.is_dir():
+        raise InputError(f"checkpoint={given}: there is no such folder")
+    if (folder / "config.json").is_file():
+        return [folder]
+    runs = completed_runs(folder)
+    if not runs:
+        raise InputError(f"checkpoint={given}: neither a model (config.json) nor a completed run lies there")
+    return [run / "checkpoint" for run in runs]
+
+
+def result_folder(checkpoint: Path, kind: str, name: str) -> Path:
+    """Where results about a checkpoint go: `<run>/<kind>/<name>`, or `runs/<kind>/<name>/...` outside a run."""
+    run = checkpoint.parent
+    if checkpoint.name == "checkpoint" and (run / "summary.json").is_file():
+        return run / kind / name
+    return Path("runs") / kind / name / checkpoint.name

@@ -1,0 +1,137 @@
+"""What a run tells while it trains: `metrics.jsonl`, a progress bar or plain lines, and an orderly stop on Ctrl-C."""
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from cal_cli.files import write_whole
+
+
+class MetricsWriter(TrainerCallback):
+    """One JSON object a logged step in `path`; lines after the step that a run resumes from are taken back."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [line for line in lines if (logged := step_of(line)) is not None and logged <= state.global_step]
+        write_whole(self.path, "".join(line + "\n" for line in kept))
+        self.tokens, self.time = state.num_input_tokens_seen, time.perf_counter()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        now = time.perf_counter()
+        logs["tokens_per_second"] = (state.num_input_tokens_seen - self.tokens) / (now - self.time)
+        self.tokens, self.time = state.num_input_tokens_seen, now
+        names = ("loss", "learning_rate", "grad_norm", "weight_mean", "delta_mean", "share_at_alpha", "share_at_beta")
+        line = {"step": state.global_step, "epoch": state.epoch} | {name: logs.get(name) for name in names}
+        line["tokens_per_second"] = logs["tokens_per_second"]
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def step_of(line: str) -> int | None:
+    """The step of a line of `metrics.jsonl`; None for a line cut short when its run was killed."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return None
+
+
+class ProgressReporter(TrainerCallback):
+    """Step, loss, tokens a second and time left: a bar on a terminal, a line a log otherwise.
+
+    It reads `tokens_per_second` from the logs, so it must come after `MetricsWriter`.
+    """
+
+    def __init__(self, title: str, console: Console) -> None:
+        self.title, self.console = title, console
+        self.bar: Progress | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.start, self.first = time.perf_counter(), state.global_step
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[values]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self.bar.start()
+            self.task = self.bar.add_task(self.title, total=state.max_steps, completed=self.first, values="")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.bar:
+            self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        values = f"loss {logs['loss']:.4f}  {logs['tokens_per_second']:,.0f} tokens/s"
+        if self.bar:
+            self.bar.update(self.task, values=values)
+            return
+        done = state.global_step - self.first
+        left = (time.perf_counter() - self.start) / max(done, 1) * (state.max_steps - state.global_step)
+        self.console.print(
+            f"{self.title}  step {state.global_step}/{state.max_steps}  {values}  {left:.0f} s left",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def close(self) -> None:
+        """Take the bar off the terminal; safe to call at any time, more than once."""
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+
+
+class StopOnSignal(TrainerCallback):
+    """Turn the first Ctrl-C (or SIGTERM) into a save after the step in hand; the second acts as ever."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    def __enter__(self) -> "StopOnSignal":
+        self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: object) -> None:
+        self.stopped = True
+        signal.signal(number, self._before[signal.Signals(number)])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.stopped and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True

@@ -1,0 +1,259 @@
+"""`cal train`: one run folder from a config; the same command again continues it or finds it complete."""
+
+import json
+import resource
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from cal_cli.config import build, command_line, typed
+from cal_cli.data.collator import Collator
+from cal_cli.data.conversations import Conversations
+from cal_cli.data.noise import swap_conversations
+from cal_cli.errors import InputError
+from cal_cli.files import device_name, git_commit, versions, write_whole
+from cal_cli.training.callbacks import MetricsWriter, ProgressReporter, StopOnSignal
+from cal_cli.training.trainer import CALTrainer, NonFiniteLoss
+
+# keys that change how a run is carried out and reported, not what it computes
+OPERATIONAL = ("resume", "force", "workers", "keep_checkpoints", "save_steps", "logging_steps")
+
+
+@dataclass
+class NoiseConfig:
+    ratio: float
+    seed: int
+
+
+@dataclass
+class TrainConfig:
+    """The types of `conf/train.yaml`; what each key means stands there."""
+
+    name: str
+    seed: int
+    model: Any
+    data: Any
+    objective: Any
+    noise: NoiseConfig  # a typed config node
+    epochs: float
+    max_steps: int
+    batch_size: int
+    gradient_accumulation_steps: int
+    learning_rate: float
+    weight_decay: float
+    warmup_ratio: float
+    max_grad_norm: float
+    max_length: int | None
+    bf16: bool | None
+    workers: int
+    logging_steps: int
+    save_steps: int
+    keep_checkpoints: int
+    resume: bool
+    force: bool
+
+
+def train(config: DictConfig) -> None:
+    """Carry out one run in Hydra's output folder.
+
+    Raises:
+        InputError: a wrong value, or the folder holds a run of another config.
+        SystemExit: 130 after Ctrl-C, 1 after a non-finite loss.
+    """
+    settings = typed(config, TrainConfig)
+    for key in ("batch_size", "gradient_accumulation_steps", "logging_steps", "save_steps", "keep_checkpoints"):
+        if getattr(settings, key) < 1:
+            raise InputError(f"{key}={getattr(settings, key)}: must be at least 1")
+    if settings.epochs <= 0 and settings.max_steps <= 0:
+        raise InputError(f"epochs={settings.epochs}: must be above 0 where max_steps is not given")
+    console = Console(soft_wrap=True, highlight=False)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if settings.force:
+        forget(folder)
+    elif completed(folder, config):
+        console.print(f"{folder}: already completed; force=true repeats it")
+        return
+    elif not settings.resume:
+        forget(folder)
+    objective = build(config, "objective")
+    data = build(config, "data")
+    data.entries, _ = swap_conversations(data.entries, settings.noise.ratio, settings.noise.seed)
+    model, processor = build(config, "model", seed=settings.seed)
+    write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
+    set_seed(settings.seed)
+    metrics = MetricsWriter(folder / "metrics.jsonl")
+    progress = ProgressReporter(f"{settings.name}/{folder.name}", console)
+    interrupt = StopOnSignal()
+    trainer = CALTrainer(
+        model=model,
+        args=training_arguments(settings, folder),
+        objective=objective,
+        train_dataset=data,
+        data_collator=Collator(processor, settings.max_length, keep_ids=True),
+        processing_class=processor,
+        callbacks=[metrics, progress, interrupt],
+    )
+    trainer.remove_callback(PrinterCallback)
+    last = last_checkpoint(folder)
+    if last:
+        console.print(f"{folder}: continuing from {last.name}")
+
+    start = time.perf_counter()
+    problem = None
+    try:
+        with interrupt:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except NonFiniteLoss as error:
+        problem = error
+    finally:
+        progress.close()
+    status = "failed" if problem else "interrupted" if interrupt.stopped and not finished(trainer) else "completed"
+    if status == "completed":
+        save_whole(trainer, processor, folder / "checkpoint")
+    summary = summarize(settings, trainer, data, status, time.perf_counter() - start)
+    write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+    if problem:
+        last = last_checkpoint(folder)
+        console.print(
+            f"{folder}: {problem}; its samples: {', '.join(problem.samples)}. "
+            + (f"The last good checkpoint is {last}." if last else "No checkpoint had been saved yet.")
+        )
+        raise SystemExit(1)
+    if status == "interrupted":
+        console.print(
+            f"{folder}: interrupted and saved after step {trainer.state.global_step} of {trainer.state.max_steps}. "
+            f"The same command continues it:\n  {summary['command']}"
+        )
+        raise SystemExit(130)
+    console.print(f"{folder}: completed, {trainer.state.global_step} steps, loss {summary['final_loss']:.4f}")
+
+
+def training_arguments(settings: TrainConfig, folder: Path) -> TrainingArguments:
+    """The library's arguments: AdamW, cosine schedule with warm-up, checkpoints in `<folder>/checkpoints`."""
+    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() if settings.bf16 is None else settings.bf16
+    return TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        seed=settings.seed,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup_ratio,
+        lr_scheduler_type="cosine",
+        max_grad_norm=settings.max_grad_norm,
+        bf16=bf16,
+        dataloader_num_workers=settings.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        include_num_input_tokens_seen="non_padding",
+        logging_steps=settings.logging_steps,
+        logging_nan_inf_filter=False,
+        save_steps=settings.save_steps,
+        save_total_limit=settings.keep_checkpoints,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def completed(folder: Path, config: DictConfig) -> bool:
+    """Whether the folder holds a completed run of this config.
+
+    Raises:
+        InputError: it holds a run of another config, completed or not.
+    """
+    written = folder / "config.yaml"
+    if not written.exists():
+        return False
+    before = OmegaConf.to_container(OmegaConf.load(written))
+    now = OmegaConf.to_container(config)
+    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    differing = [key for key in differing if key not in OPERATIONAL]
+    if differing:
+        raise InputError(
+            f"{folder} holds a run of another config (other values for {', '.join(differing)}): "
+            "give another name=..., or force=true to replace it"
+        )
+    summary = folder / "summary.json"
+    return summary.exists() and json.loads(summary.read_text())["status"] == "completed"
+
+
+def forget(folder: Path) -> None:
+    """Remove what an earlier run left in the folder."""
+    for name in ("summary.json", "metrics.jsonl", "config.yaml"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("checkpoints", "checkpoint", "eval"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run; those that a kill cut short are removed.
+
+    The library writes `trainer_state.json` last, so a checkpoint is whole where that file is.
+    """
+    found = sorted(
+        (folder / "checkpoints").glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.split("-")[-1])
+    )
+    whole = []
+    for path in found:
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+            whole.append(path)
+        except (OSError, json.JSONDecodeError):
+            shutil.rmtree(path)
+    return whole[-1] if whole else None
+
+
+def finished(trainer: CALTrainer) -> bool:
+    """Whether every step was taken."""
+    return trainer.state.global_step >= trainer.state.max_steps
+
+
+def save_whole(trainer: CALTrainer, processor: Any, folder: Path) -> None:
+    """Write model and processor aside and rename, so that the folder is there whole or not at all."""
+    aside = folder.with_name(f".{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(aside)
+    processor.save_pretrained(aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+
+
+def summarize(
+    settings: TrainConfig, trainer: CALTrainer, data: Conversations, status: str, seconds: float
+) -> dict[str, Any]:
+    """The contents of `summary.json`; seconds and memory are those of this process."""
+    state, parameters = trainer.state, list(trainer.model.parameters())
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    cuda = torch.cuda.is_available()
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "status": status,
+        "name": settings.name,
+        "objective": HydraConfig.get().runtime.choices["objective"],
+        "noise": dict(settings.noise),
+        "seed": settings.seed,
+        "steps": state.global_step,
+        "final_loss": losses[-1] if losses else None,
+        "wall_seconds": round(seconds, 1),
+        "samples_seen": round(state.epoch * len(data)) if state.epoch else 0,
+        "tokens_seen": state.num_input_tokens_seen,
+        "peak_memory_bytes": peak,
+        "parameters": sum(p.numel() for p in parameters),
+        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "git_commit": git_commit(),
+        "versions": versions(),
+        "device": device_name(),
+        "command": command_line("train"),
+    }

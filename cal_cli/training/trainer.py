@@ -1,0 +1,90 @@
+"""`transformers.Trainer` with the contrastive alignment loss."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from cal_cli.objective import ContrastiveAlignmentLoss, LossOutput
+
+
+class NonFiniteLoss(FloatingPointError):
+    """The loss of a step was nan or infinite.
+
+    Attributes:
+        step: optimizer steps completed before it.
+        samples: ids of the samples in the batch; empty if the collator names none.
+    """
+
+    def __init__(self, loss: float, step: int, samples: list[str]) -> None:
+        super().__init__(f"the loss is {loss} after step {step}")
+        self.loss, self.step, self.samples = loss, step, samples
+
+
+class CALTrainer(Trainer):
+    """A `Trainer` whose loss is an objective of this package; everything else is the library's.
+
+    The objective runs inside the model's own `forward`, so that autocast, DDP and FSDP treat its two passes as
+    one call of the model. Under gradient accumulation the micro-batches' losses are averaged. Beside the
+    library's values, each log has `weight_mean`, and where the objective contrasts `delta_mean`, `share_at_alpha`
+    and `share_at_beta` (the shares of supervised tokens whose delta is at or beyond a bound), over the supervised
+    tokens since the log before.
+
+    Args:
+        objective: the loss; None means CAL as the paper has it, see `ContrastiveAlignmentLoss`.
+        *args, **kwargs: as `transformers.Trainer` takes them. A batch may hold `id`, a list of names of its
+            samples for error messages.
+
+    Raises:
+        NonFiniteLoss: from `train()`, before the weights are touched by it.
+    """
+
+    def __init__(self, *args: Any, objective: ContrastiveAlignmentLoss | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.objective = objective or ContrastiveAlignmentLoss(normalization="sample")
+        # the loss is a mean over the batch: the Trainer must divide it by the number of accumulated batches
+        self.model_accepts_loss_kwargs = False
+        self._sums: dict[str, Tensor] = {}
+        _route_objective_through_forward(self.model)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        samples = inputs.pop("id", [])
+        output: LossOutput = model(objective=self.objective, batch=inputs)
+        if not torch.isfinite(output.loss):
+            raise NonFiniteLoss(output.loss.item(), self.state.global_step, list(samples))
+        if model.training:
+            self._count(output)
+        return (output.loss, {"loss": output.loss}) if return_outputs else output.loss
+
+    def _count(self, output: LossOutput) -> None:
+        """Add a batch's weights and deltas to the running sums, on the device, without waiting for it."""
+        values = {"tokens": torch.ones_like(output.weights), "weight_mean": output.weights}
+        if output.delta is not None:
+            values["delta_mean"] = output.delta
+            values["share_at_alpha"] = output.delta <= self.objective.alpha
+            values["share_at_beta"] = output.delta >= self.objective.beta
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach().sum()
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs and self._sums:
+            tokens = self._sums.pop("tokens").item()
+            logs |= {name: value.item() / tokens for name, value in self._sums.items()}
+            self._sums = {}
+        super().log(logs, *args, **kwargs)
+
+
+def _route_objective_through_forward(model: nn.Module) -> None:
+    """Let `model(objective=..., batch=...)` compute the objective; any other call stays the model's own."""
+    plain_forward = model.forward
+
+    def forward(*args: Any, objective: Any = None, batch: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
+        if objective is None:
+            return plain_forward(*args, **kwargs)
+        return objective(model, batch)
+
+    model.forward = forward
