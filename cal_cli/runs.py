@@ -2,17 +2,28 @@
 
 import json
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from cal_cli.errors import InputError
 from cal_cli.models.load import TINY_BASE
 
 TRAIN_RUNS = Path("runs/train")
+# keys of a run's config that say how it is carried out and reported, not what it computes
+OPERATIONAL = ("resume", "force", "workers", "keep_checkpoints", "save_steps", "logging_steps")
 
 
-def summary_of(folder: Path) -> dict | None:
-    """A run's `summary.json`; None where there is none."""
+def summary_of(folder: Path) -> dict[str, Any]:
+    """A run's `summary.json`; empty where there is none."""
     path = folder / "summary.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A run's `config.yaml`; empty where there is none."""
+    path = folder / "config.yaml"
+    return yaml.safe_load(path.read_text()) if path.is_file() else {}
 
 
 def completed_runs(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from hydra.errors import (
     OverrideParseException,
     SearchPathException,
 )
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 
@@ -79,8 +79,8 @@ def leaves(config: DictConfig, prefix: str = "") -> list[str]:
     for key in config:
         if key == "_target_":
             continue
-        names.append(f"{prefix}{key}")
+        names.append(f"{prefix}{key!s}")
         node = config._get_node(key)
-        if OmegaConf.is_dict(node):
-            names += leaves(node, f"{prefix}{key}.")
+        if isinstance(node, DictConfig):
+            names += leaves(node, f"{prefix}{key!s}.")
     return names

@@ -1,19 +1,22 @@
 """From samples to tensors: the chat template says which tokens are the assistant's, and only those are supervised."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature
+
+from cal_cli.errors import InputError
 
 IGNORED = -100  # the label of an unsupervised position, as everywhere in torch and transformers
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
-def to_messages(turns: list[dict[str, str]], image) -> list[dict]:
+def to_messages(turns: list[dict[str, str]], image: Any) -> list[dict]:
     """LLaVA turns as the messages of a chat template, the image where `<image>` marks it."""
     messages = []
     for turn in turns:
         before, marker, after = turn["value"].partition("<image>")
-        content = [{"type": "text", "text": before}] if before else []
+        content: list[dict[str, Any]] = [{"type": "text", "text": before}] if before else []
         if marker:
             content.append({"type": "image", "image": image})
         if after:
@@ -33,24 +36,45 @@ class Collator:
     Args:
         processor: a processor whose chat template marks the assistant's text with `{% generation %}`.
         max_length: tokens after which a sample is cut; None keeps everything.
+        keep_ids: also return `id`, the samples' names, as `CALTrainer` takes them for its error messages.
 
     Raises:
-        InputError: a sample is left without a supervised token, or the cut falls inside its image.
+        InputError: a sample has no supervised token, or is cut within its image.
     """
 
-    processor: ProcessorMixin
+    processor: Any
     max_length: int | None = None
+    keep_ids: bool = False
 
     def __call__(self, samples: list[dict]) -> BatchFeature:
-        messages = [to_messages(sample["conversations"], sample["image"]) for sample in samples]
         batch = self.processor.apply_chat_template(
-            messages,
+            [to_messages(sample["conversations"], sample["image"]) for sample in samples],
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,
             return_tensors=None,  # as lists: the library finds the assistant's tokens one by one
-            processor_kwargs={"padding": True},
+            processor_kwargs={"padding": True, "padding_side": "right"},
         ).convert_to_tensors("pt")
         supervised = batch.pop("assistant_masks").bool()
         batch["labels"] = batch["input_ids"].masked_fill(~supervised, IGNORED)
+        if self.max_length is not None:
+            beyond = batch["input_ids"][:, self.max_length :] == self.processor.image_token_id
+            self._refuse(samples, beyond.any(dim=1), "is cut within its image")
+            for name in ("input_ids", "attention_mask", "labels"):
+                batch[name] = batch[name][:, : self.max_length]
+        unsupervised = (batch["labels"][:, 1:] == IGNORED).all(dim=1)
+        self._refuse(samples, unsupervised, "has no supervised token")
+        if self.keep_ids:
+            batch["id"] = [sample["id"] for sample in samples]
         return batch
+
+    def _refuse(self, samples: list[dict], wrong: Any, problem: str) -> None:
+        """Raise InputError that names the samples for which `wrong` (bool [batch]) is true."""
+        names = [repr(sample["id"]) for sample, refused in zip(samples, wrong.tolist(), strict=True) if refused]
+        if names:
+            cause = (
+                f"at max_length={self.max_length}: give a larger one or shorten the sample"
+                if self.max_length is not None
+                else "give each answer a text, and use a chat template that marks it with {% generation %}"
+            )
+            raise InputError(f"sample {', '.join(names)} {problem} {cause}")

@@ -30,9 +30,7 @@ def llava_json(path: str, image_folder: str | None = None) -> Conversations:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"data.path={path}: not valid JSON ({error})") from error
     if not isinstance(entries, list) or not entries:
-        raise InputError(
-            f"data.path={path}: must hold a list with at least one sample"
-        )
+        raise InputError(f"data.path={path}: must hold a list with at least one sample")
     folder = source.parent if image_folder is None else Path(image_folder)
     if not folder.is_dir():
         raise InputError(f"data.image_folder={folder}: there is no such folder")

@@ -7,6 +7,14 @@ from cal_cli.data.conversations import Entry
 from cal_cli.errors import InputError
 
 
+@dataclass
+class NoiseConfig:
+    """The types of a config's `noise` node."""
+
+    ratio: float
+    seed: int
+
+
 @dataclass(frozen=True)
 class Exchange:
     """One sample whose conversation was replaced: its id and place in the data, and the id of the donor."""

@@ -1,17 +1,17 @@
 """Greedy answers in batches."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel, ProcessorMixin
 
 from cal_cli.data.collator import to_messages
 
 
 @torch.inference_mode()
 def generate_answers(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
+    model: Any,
+    processor: Any,
     questions: list[dict],
     batch_size: int,
     max_new_tokens: int,

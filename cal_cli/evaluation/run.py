@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import Progress
@@ -17,7 +16,7 @@ from cal_cli.errors import InputError
 from cal_cli.evaluation.benchmark import Benchmark
 from cal_cli.evaluation.generation import generate_answers
 from cal_cli.files import device_name, versions, write_whole
-from cal_cli.models.load import load_model
+from cal_cli.models.load import load_model, place
 from cal_cli.runs import find_checkpoints, result_folder
 
 
@@ -74,9 +73,9 @@ def evaluate_checkpoint(
 ) -> dict:
     """Answer, score and write `results.json` and `predictions.jsonl` into `folder`; return the results."""
     model, processor = load_model(str(checkpoint))
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model = place(model).eval()
     asked = benchmark.questions
-    items = [{"image": question.image, "question": question.question} for question in asked]
+    items: list[dict[str, Any]] = [{"image": question.image, "question": question.question} for question in asked]
     if console.is_terminal:
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task(str(checkpoint), total=len(items))

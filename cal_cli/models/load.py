@@ -1,9 +1,10 @@
 """A model and its processor, from a folder in the library's own format or from nothing."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from cal_cli.errors import InputError
 from cal_cli.models.tiny import tiny_from_scratch
@@ -11,9 +12,7 @@ from cal_cli.models.tiny import tiny_from_scratch
 TINY_BASE = Path(__file__).parent.parent / "assets" / "tiny"
 
 
-def load_model(
-    path: str | None = None, from_scratch: bool = False, seed: int = 0
-) -> tuple[PreTrainedModel, ProcessorMixin]:
+def load_model(path: str | None = None, from_scratch: bool = False, seed: int = 0) -> tuple[PreTrainedModel, Any]:
     """Load a model in float32 with its processor.
 
     Args:
@@ -33,3 +32,8 @@ def load_model(
         raise InputError(f"model.path={folder}: no config.json there; give a folder written by save_pretrained")
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     return model, AutoProcessor.from_pretrained(folder)
+
+
+def place(model: Any) -> Any:
+    """Move a model to the accelerator, where there is one."""
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")

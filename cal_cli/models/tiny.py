@@ -87,7 +87,7 @@ def tiny_processor() -> LlavaProcessor:
 def tiny_config(processor: LlavaProcessor) -> LlavaConfig:
     """The architecture, its vocabulary and special tokens read from the processor."""
     tokenizer = processor.tokenizer
-    return LlavaConfig(
+    return LlavaConfig(  # type: ignore[call-arg]
         vision_config=CLIPVisionConfig(
             image_size=PICTURE,
             patch_size=PATCH,

@@ -7,13 +7,18 @@ positions are explicit, but dropping costs nothing, and 576 of 776 tokens of a L
 Both passes meet the vocabulary only where a label is supervised, and for raw logits only at the label's own row.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 IGNORED = -100  # the label of an unsupervised position, as everywhere in torch and transformers
 SCORES = ("logit", "logprob")
@@ -58,7 +63,7 @@ class Contrast:
         return self.with_image - self.without_image
 
 
-def contrast_logits(model: nn.Module, batch: Mapping[str, Any], score: str = "logit") -> Contrast:
+def contrast_logits(model: PreTrainedModel, batch: Mapping[str, Any], score: str = "logit") -> Contrast:
     """Score every supervised token of a batch with and without its image, without gradient.
 
     Args:
@@ -84,7 +89,7 @@ def contrast_logits(model: nn.Module, batch: Mapping[str, Any], score: str = "lo
     )
 
 
-def scored_positions(model: nn.Module, batch: Mapping[str, Any], reach: int = 0) -> Positions:
+def scored_positions(model: PreTrainedModel, batch: Mapping[str, Any], reach: int = 0) -> Positions:
     """Find the positions that predict a supervised label, and those up to `reach` away in the flattened batch.
 
     Raises:
@@ -103,7 +108,7 @@ def scored_positions(model: nn.Module, batch: Mapping[str, Any], reach: int = 0)
     return Positions(rows, columns, labels[chosen].clamp_min(0), has_image[rows], supervised[chosen])
 
 
-def forward_with_image(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, DecoderInputs]:
+def forward_with_image(model: PreTrainedModel, batch: Mapping[str, Any]) -> tuple[Tensor, DecoderInputs]:
     """Run the model below its language head and keep what its decoder was given.
 
     Returns:
@@ -121,7 +126,7 @@ def forward_with_image(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tens
 
 
 def scores_without_image(
-    model: nn.Module,
+    model: PreTrainedModel,
     batch: Mapping[str, Any],
     decoder_inputs: DecoderInputs,
     positions: Positions,
@@ -167,7 +172,7 @@ def scores_without_image(
     return scores
 
 
-def label_scores(model: nn.Module, hidden: Tensor, labels: Tensor, score: str) -> Tensor:
+def label_scores(model: PreTrainedModel, hidden: Tensor, labels: Tensor, score: str) -> Tensor:
     """The raw logit or the log-probability of each label, float32 [positions], from hidden states [positions, hidden].
 
     A raw logit is one dot product with the label's row of the language head, taken in float32: in bf16 the
@@ -180,7 +185,7 @@ def label_scores(model: nn.Module, hidden: Tensor, labels: Tensor, score: str) -
     return logits if head.bias is None else logits + head.bias[labels].float()
 
 
-def language_head(model: nn.Module) -> nn.Linear:
+def language_head(model: PreTrainedModel) -> nn.Linear:
     """The linear layer from hidden states to logits.
 
     Raises:
@@ -194,7 +199,7 @@ def language_head(model: nn.Module) -> nn.Linear:
     return head
 
 
-def image_token_id(model: nn.Module) -> int:
+def image_token_id(model: PreTrainedModel) -> int:
     """The id that marks the image's columns in `input_ids`.
 
     Raises:

@@ -1,12 +1,14 @@
 """The loss: cross-entropy of the supervised tokens, each weighted (Algorithm 1, step 5)."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from cal_cli.objective.contrast import (
     SCORES,
@@ -17,6 +19,9 @@ from cal_cli.objective.contrast import (
     scores_without_image,
 )
 from cal_cli.objective.weights import check_bounds, clamp_delta, pool_flat, token_weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NORMALIZATIONS = ("batch", "sample")
 POOLINGS = ("answer", "flat")
@@ -69,7 +74,7 @@ class ContrastiveAlignmentLoss:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)}: allowed are {' and '.join(allowed)}")
 
-    def __call__(self, model: nn.Module, batch: Mapping[str, Any]) -> LossOutput:
+    def __call__(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> LossOutput:
         """Compute the loss of a batch.
 
         Args:

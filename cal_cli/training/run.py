@@ -18,20 +18,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from cal_cli.config import build, command_line, typed
 from cal_cli.data.collator import Collator
 from cal_cli.data.conversations import Conversations
-from cal_cli.data.noise import swap_conversations
+from cal_cli.data.noise import NoiseConfig, swap_conversations
 from cal_cli.errors import InputError
 from cal_cli.files import device_name, git_commit, versions, write_whole
+from cal_cli.runs import OPERATIONAL, read_config, summary_of
 from cal_cli.training.callbacks import MetricsWriter, ProgressReporter, StopOnSignal
 from cal_cli.training.trainer import CALTrainer, NonFiniteLoss
-
-# keys that change how a run is carried out and reported, not what it computes
-OPERATIONAL = ("resume", "force", "workers", "keep_checkpoints", "save_steps", "logging_steps")
-
-
-@dataclass
-class NoiseConfig:
-    ratio: float
-    seed: int
 
 
 @dataclass
@@ -173,11 +165,10 @@ def completed(folder: Path, config: DictConfig) -> bool:
     Raises:
         InputError: it holds a run of another config, completed or not.
     """
-    written = folder / "config.yaml"
-    if not written.exists():
+    before = read_config(folder)
+    if not before:
         return False
-    before = OmegaConf.to_container(OmegaConf.load(written))
-    now = OmegaConf.to_container(config)
+    now: Any = OmegaConf.to_container(config)
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     differing = [key for key in differing if key not in OPERATIONAL]
     if differing:
@@ -185,8 +176,7 @@ def completed(folder: Path, config: DictConfig) -> bool:
             f"{folder} holds a run of another config (other values for {', '.join(differing)}): "
             "give another name=..., or force=true to replace it"
         )
-    summary = folder / "summary.json"
-    return summary.exists() and json.loads(summary.read_text())["status"] == "completed"
+    return summary_of(folder).get("status") == "completed"
 
 
 def forget(folder: Path) -> None:
@@ -234,7 +224,8 @@ def summarize(
     settings: TrainConfig, trainer: CALTrainer, data: Conversations, status: str, seconds: float
 ) -> dict[str, Any]:
     """The contents of `summary.json`; seconds and memory are those of this process."""
-    state, parameters = trainer.state, list(trainer.model.parameters())
+    model: Any = trainer.model
+    state, parameters = trainer.state, list(model.parameters())
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     cuda = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -242,7 +233,7 @@ def summarize(
         "status": status,
         "name": settings.name,
         "objective": HydraConfig.get().runtime.choices["objective"],
-        "noise": dict(settings.noise),
+        "noise": {"ratio": settings.noise.ratio, "seed": settings.noise.seed},
         "seed": settings.seed,
         "steps": state.global_step,
         "final_loss": losses[-1] if losses else None,

@@ -43,7 +43,7 @@ class CALTrainer(Trainer):
 
     def __init__(self, *args: Any, objective: ContrastiveAlignmentLoss | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.objective = objective or ContrastiveAlignmentLoss(normalization="sample")
+        self.objective: ContrastiveAlignmentLoss = objective or ContrastiveAlignmentLoss(normalization="sample")
         # the loss is a mean over the batch: the Trainer must divide it by the number of accumulated batches
         self.model_accepts_loss_kwargs = False
         self._sums: dict[str, Tensor] = {}
@@ -78,7 +78,7 @@ class CALTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
 
-def _route_objective_through_forward(model: nn.Module) -> None:
+def _route_objective_through_forward(model: Any) -> None:
     """Let `model(objective=..., batch=...)` compute the objective; any other call stays the model's own."""
     plain_forward = model.forward
 

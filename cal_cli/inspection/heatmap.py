@@ -1,0 +1,47 @@
+"""Figure 2a of the paper: the picture beside its text, each token coloured by how much it looks at the image."""
+
+import base64
+from dataclasses import dataclass
+from io import BytesIO
+
+from jinja2 import Environment, PackageLoader
+from PIL import Image
+
+from cal_cli.inspection.tokens import Piece
+
+SCALE = 5.0  # the paper's: full colour at a delta of 5; below 0, where the image speaks against a token, in blue
+SEEN, CONTRADICTED = (230, 97, 1), (50, 100, 220)
+
+
+@dataclass
+class HeatmapSample:
+    """One sample of the page."""
+
+    id: str
+    image: Image.Image | None
+    pieces: list[Piece]
+    is_noise: bool | None
+
+
+def heatmap_html(samples: list[HeatmapSample], title: str, score: str) -> str:
+    """The page as one string of HTML that needs no network; text from the data is escaped."""
+    environment = Environment(loader=PackageLoader("cal_cli", "assets"), autoescape=True)
+    environment.globals.update(colour=colour, data_uri=data_uri)
+    template = environment.get_template("heatmap.html.jinja")
+    return template.render(samples=samples, title=title, score=score, scale=SCALE)
+
+
+def colour(delta: float) -> str:
+    """CSS colour of a delta: white at 0, orange towards +5, blue towards -5."""
+    strength = min(abs(delta) / SCALE, 1.0)
+    red, green, blue = SEEN if delta > 0 else CONTRADICTED
+    return f"rgba({red}, {green}, {blue}, {strength:.3f})"
+
+
+def data_uri(image: Image.Image) -> str:
+    """The picture as a PNG within the page, at most 512 pixels wide or high."""
+    image = image.copy()
+    image.thumbnail((512, 512))
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,37 @@
+"""Figure 4 of the paper: how delta is distributed over tokens, with the share at or below 5 marked."""
+
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def delta_histogram(delta: np.ndarray, is_noise: np.ndarray | None, title: str, bound: float = 5.0) -> bytes:
+    """Draw the distribution of delta as a PNG.
+
+    Args:
+        delta: float [tokens].
+        is_noise: bool [tokens], tokens of exchanged captions, drawn apart; None where that is not known.
+        title: what was measured.
+        bound: the value at or below which the share is written; the paper's upper clamp bound.
+
+    Returns:
+        The bytes of the PNG.
+    """
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    low, high = np.floor(delta.min()), np.ceil(delta.max())
+    bins: Any = np.linspace(low, max(high, low + 1), 61)
+    if is_noise is None:
+        axes.hist(delta, bins, color="tab:blue")
+    else:
+        axes.hist(delta[~is_noise], bins, color="tab:blue", alpha=0.6, label=f"own caption ({(~is_noise).sum():,})")
+        axes.hist(delta[is_noise], bins, color="tab:red", alpha=0.6, label=f"another's caption ({is_noise.sum():,})")
+    share = float((delta <= bound).mean())
+    axes.axvline(bound, color="black", linestyle="--", label=f"{share:.1%} at or below {bound:g}")
+    axes.set(xlabel="delta (with image minus without)", ylabel="tokens", yscale="log", title=title)
+    axes.legend()
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()

@@ -1,0 +1,93 @@
+"""Read finished runs and group them by objective and noise ratio."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from cal_cli.errors import InputError
+from cal_cli.runs import OPERATIONAL, completed_runs, read_config, summary_of
+
+# what may differ between the runs of one comparison
+APART = ("name", "seed", "noise", "objective", *OPERATIONAL)
+
+
+@dataclass
+class Result:
+    """One finished and evaluated run."""
+
+    run: Path
+    objective: str
+    noise_ratio: float
+    seed: int
+    metrics: dict[str, float]
+    settings: dict  # the config less what may differ
+
+
+def collect(folders: list[str], benchmark: str) -> tuple[list[Result], list[Path]]:
+    """Read every completed run in or below the folders.
+
+    Returns:
+        The evaluated runs, and the runs that have no results on the benchmark.
+
+    Raises:
+        InputError: a folder is missing, nothing is evaluated, or runs cannot be compared: they differ in more than
+            objective, noise and seed, or two of them agree in all three.
+    """
+    results, unevaluated = [], []
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise InputError(f"runs={folder}: there is no such folder")
+        for run in completed_runs(Path(folder)):
+            path = run / "eval" / benchmark / "results.json"
+            if not path.is_file():
+                unevaluated.append(run)
+                continue
+            summary = summary_of(run)
+            metrics = {name: metric["value"] for name, metric in json.loads(path.read_text())["metrics"].items()}
+            ratio = summary["noise"]["ratio"]
+            settings = comparable(read_config(run))
+            results.append(Result(run, summary["objective"], ratio, summary["seed"], metrics, settings))
+    if not results:
+        raise InputError(
+            f"runs={','.join(folders)}: no completed run with results on {benchmark}; "
+            f"run cal eval benchmark={benchmark} checkpoint={folders[0]} first"
+        )
+    check_comparable(results)
+    return results, unevaluated
+
+
+def comparable(config: dict) -> dict:
+    """What must be the same in all runs of one comparison."""
+    kept = {key: value for key, value in config.items() if key not in APART}
+    if kept["data"].get("seed") == config["seed"]:  # the default: the data follow the run's seed
+        kept["data"] = {**kept["data"], "seed": "as the run"}
+    return kept
+
+
+def check_comparable(results: list[Result]) -> None:
+    """Raise InputError unless the runs differ in objective, noise ratio and seed alone, and in one of them."""
+    first = results[0]
+    places: dict[tuple[str, float, int], Path] = {}
+    for result in results:
+        differing = [key for key in first.settings if result.settings.get(key) != first.settings[key]]
+        if differing:
+            raise InputError(
+                f"{result.run} and {first.run} differ in {', '.join(differing)}, not in objective, noise and seed "
+                "alone: give runs=... folders that can be compared"
+            )
+        place = (result.objective, result.noise_ratio, result.seed)
+        if place in places:
+            raise InputError(
+                f"{result.run} and {places[place]} have the same objective, noise ratio and seed: "
+                "keep what differs between them in folders of their own (name=...)"
+            )
+        places[place] = result.run
+
+
+def group(results: list[Result], metric: str) -> dict[str, dict[float, dict[int, float]]]:
+    """A metric by objective, noise ratio and seed; `ce` first, the rest by name."""
+    grouped: dict[str, dict[float, dict[int, float]]] = {}
+    for result in sorted(results, key=lambda r: (r.objective != "ce", r.objective, r.noise_ratio, r.seed)):
+        by_ratio = grouped.setdefault(result.objective, {})
+        by_ratio.setdefault(result.noise_ratio, {})[result.seed] = result.metrics[metric]
+    return grouped

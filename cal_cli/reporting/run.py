@@ -1,0 +1,148 @@
+"""`cal report`: finished runs side by side, with intervals over seeds and paired differences to CE."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+from rich.console import Console
+from rich.table import Table
+
+from cal_cli.config import typed
+from cal_cli.errors import InputError
+from cal_cli.files import write_whole
+from cal_cli.reporting.collect import collect, group
+from cal_cli.reporting.figure import noise_figure
+from cal_cli.reporting.statistics import mean_over_seeds, paired_difference
+from cal_cli.runs import summary_of
+
+
+@dataclass
+class ReportConfig:
+    """The types of `conf/report.yaml`; what each key means stands there."""
+
+    runs: Any
+    benchmark: str
+    metrics: list[str]
+    baseline: str
+    output: str | None
+
+
+def report(config: DictConfig) -> None:
+    """Print the table and write `report.md`, `report.json` and one figure a metric.
+
+    Raises:
+        InputError: a wrong value, nothing to report, or runs that cannot be compared.
+    """
+    settings = typed(config, ReportConfig)
+    folders = [str(run) for run in settings.runs] if isinstance(settings.runs, ListConfig) else [str(settings.runs)]
+    results, unevaluated = collect(folders, settings.benchmark)
+    known = sorted(set.intersection(*(set(result.metrics) for result in results)))
+    for metric in settings.metrics:
+        if metric not in known:
+            raise InputError(f"metrics={metric}: not among the results; there are {', '.join(known)}")
+    output = Path(settings.output) if settings.output else Path("runs/report") / Path(folders[0]).name
+    rows = [row for metric in settings.metrics for row in rows_of(group(results, metric), metric, settings.baseline)]
+    console = Console(soft_wrap=True, highlight=False)
+    notes = notes_of(rows, settings.baseline, [str(run) for run in unevaluated])
+    console.print(rich_table(rows, settings))
+    for note in notes:
+        console.print(note)
+    commands = sorted(summary_of(result.run)["command"] for result in results)
+    summary = summary_of(results[0].run)
+    for metric in settings.metrics:
+        write_whole(output / f"figure3_{metric}.png", noise_figure(group(results, metric), metric))
+    document = {
+        "benchmark": settings.benchmark,
+        "baseline": settings.baseline,
+        "rows": rows,
+        "notes": notes,
+        "commands": commands,
+        "device": summary["device"],
+        "versions": summary["versions"],
+    }
+    write_whole(output / "report.json", json.dumps(document, indent=2) + "\n")
+    write_whole(output / "report.md", markdown(document, settings.metrics))
+    console.print(f"{output}: report.md, report.json, " + ", ".join(f"figure3_{m}.png" for m in settings.metrics))
+
+
+def rows_of(grouped: dict[str, dict[float, dict[int, float]]], metric: str, baseline: str) -> list[dict]:
+    """One row for each noise ratio and objective: mean over seeds and paired difference to the baseline."""
+    rows = []
+    for ratio in sorted({ratio for by_ratio in grouped.values() for ratio in by_ratio}):
+        for objective, by_ratio in grouped.items():
+            if ratio not in by_ratio:
+                continue
+            base = grouped.get(baseline, {}).get(ratio, {})
+            rows.append(
+                {
+                    "metric": metric,
+                    "noise_ratio": ratio,
+                    "objective": objective,
+                    "seeds": sorted(by_ratio[ratio]),
+                    "values": [by_ratio[ratio][seed] for seed in sorted(by_ratio[ratio])],
+                    "mean": mean_over_seeds(list(by_ratio[ratio].values())),
+                    "difference": None if objective == baseline else paired_difference(by_ratio[ratio], base),
+                }
+            )
+    return rows
+
+
+def notes_of(rows: list[dict], baseline: str, unevaluated: list[str]) -> list[str]:
+    """What a reader must know beside the numbers."""
+    notes = []
+    if any(row["mean"]["n"] == 1 for row in rows):
+        notes.append("One seed has no interval over seeds: run more (-m seed=0,1,2) before believing a difference.")
+    if any(row["mean"]["n"] > 1 for row in rows):
+        notes.append(f"Intervals: 95 %, Student's t over seeds; differences to {baseline} are paired by seed.")
+    if unevaluated:
+        notes.append(f"Left out, completed but not evaluated: {', '.join(unevaluated)}.")
+    return notes
+
+
+def cell(value: dict | None, signed: bool = False) -> str:
+    """A mean and its interval as text."""
+    if value is None:
+        return "-"
+    number = f"{{:{'+' if signed else ''}.3f}}"
+    text = number.format(value["value"])
+    if value["ci95"]:
+        text += f" ({number.format(value['ci95'][0])} to {number.format(value['ci95'][1])})"
+    return text
+
+
+def cells_of(row: dict) -> list[str]:
+    """A row of the table as text."""
+    metric, ratio, seeds = row["metric"].replace("_", " "), f"{row['noise_ratio']:g}", str(len(row["seeds"]))
+    return [metric, ratio, row["objective"], seeds, cell(row["mean"]), cell(row["difference"], signed=True)]
+
+
+def headings(baseline: str) -> list[str]:
+    """The table's columns."""
+    return ["metric", "noise", "objective", "seeds", "mean", f"minus {baseline}"]
+
+
+def rich_table(rows: list[dict], settings: ReportConfig) -> Table:
+    """The table for the terminal, a line between noise ratios."""
+    table = Table(*headings(settings.baseline), title=f"{settings.benchmark}, by objective and noise ratio")
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        last = following is None or (row["metric"], row["noise_ratio"]) != (
+            following["metric"],
+            following["noise_ratio"],
+        )
+        table.add_row(*cells_of(row), end_section=last)
+    return table
+
+
+def markdown(document: dict, metrics: list[str]) -> str:
+    """The report as Markdown: table, notes, figures and the commands that regenerate each run."""
+    columns = headings(document["baseline"])
+    lines = [f"# {document['benchmark']}, by objective and noise ratio", "", "| " + " | ".join(columns) + " |"]
+    lines.append("|" + "---|" * len(columns))
+    lines += ["| " + " | ".join(cells_of(row)) + " |" for row in document["rows"]]
+    lines += ["", *document["notes"], ""]
+    lines += [f"![{metric} by noise ratio](figure3_{metric}.png)" for metric in metrics]
+    versions = ", ".join(f"{package} {number}" for package, number in document["versions"].items())
+    lines += ["", f"Device: {document['device']}. Versions: {versions}.", "", "Each run again:", "```"]
+    return "\n".join([*lines, *document["commands"], "```"]) + "\n"
