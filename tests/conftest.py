@@ -1,0 +1,49 @@
+"""What many tests share: a model of random weights, its processor, and batches of the shipped world."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import pytest
+import torch
+
+from cal_cli.data.collator import Collator
+from cal_cli.data.scenes import scenes
+from cal_cli.models.tiny import tiny_from_scratch
+
+
+@pytest.fixture(scope="session")
+def random_model():
+    """The tiny architecture with weights large enough that its logits and deltas are far from 0, and its processor."""
+    model, processor = tiny_from_scratch(seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model, processor
+
+
+@pytest.fixture
+def model(random_model):
+    """The random model with clean gradients."""
+    random_model[0].zero_grad()
+    return random_model[0]
+
+
+@pytest.fixture(scope="session")
+def processor(random_model):
+    return random_model[1]
+
+
+@pytest.fixture(scope="session")
+def world():
+    """Twelve samples of the shipped world: with and without a picture, captions and questions."""
+    return scenes(n=12, seed=3, text_only_share=0.3, question_share=0.5)
+
+
+@pytest.fixture
+def batch(world, processor):
+    """The twelve samples as one padded batch of unequal lengths."""
+    return Collator(processor)([world[index] for index in range(len(world))])
