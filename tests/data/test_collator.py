@@ -1,0 +1,73 @@
+"""Masks: only the assistant's text and its end token are supervised, shown token by token."""
+
+import pytest
+import torch
+from PIL import Image
+
+from cal_cli.data.collator import IGNORED, Collator
+from cal_cli.errors import InputError
+
+
+def sample(*values, image=False, identity="s"):
+    turns = [{"from": ("human", "gpt")[number % 2], "value": value} for number, value in enumerate(values)]
+    return {"id": identity, "image": Image.new("RGB", (48, 48)) if image else None, "conversations": turns}
+
+
+def told(processor, batch, row=0):
+    """Each token of a row as text with whether it is supervised, image and padding left out."""
+    pairs = zip(batch["input_ids"][row].tolist(), batch["labels"][row].tolist(), strict=True)
+    hidden = (processor.image_token_id, processor.tokenizer.pad_token_id)
+    return [(processor.tokenizer.decode([token]), label != IGNORED) for token, label in pairs if token not in hidden]
+
+
+def test_two_turns_token_by_token(processor):
+    batch = Collator(processor)([sample("<image>\ndescribe the picture.", "a red ring.", "which?", "a", image=True)])
+    prompt = ["<s>", "USER", ":", " ", "\n", "describe", " the", " picture", ".", " ASSISTANT", ":"]
+    answer = [" a", " red", " ring", ".", "</s>"]
+    assert told(processor, batch)[: len(prompt) + len(answer)] == [(t, False) for t in prompt] + [
+        (t, True) for t in answer
+    ]
+    rest = told(processor, batch)[len(prompt) + len(answer) :]
+    assert [token for token, supervised in rest if supervised] == [" a", "</s>"]
+    assert "".join(token for token, supervised in rest if not supervised) == "USER: which? ASSISTANT:"
+
+
+def test_labels_repeat_the_tokens_and_padding_is_never_supervised(processor):
+    batch = Collator(processor)([sample("hi", "yes"), sample("hello there", "a much longer answer than the other")])
+    supervised = batch["labels"] != IGNORED
+    assert torch.equal(batch["labels"][supervised], batch["input_ids"][supervised])
+    assert not supervised[batch["attention_mask"] == 0].any()
+    assert "pixel_values" not in batch
+
+
+@pytest.mark.parametrize(
+    "text", ["naïve café 日本", "  spaces   kept ", "tabs\tand\nlines", "ends in USER: x ASSISTANT:", "x"]
+)
+def test_any_text_survives_the_round_trip(processor, text):
+    batch = Collator(processor)([sample("what?", text)])
+    ids = batch["labels"][0][batch["labels"][0] != IGNORED]
+    assert processor.tokenizer.decode(ids, skip_special_tokens=True) == " " + text
+    assert ids[-1] == processor.tokenizer.eos_token_id
+
+
+def test_nine_image_tokens_a_picture(processor):
+    batch = Collator(processor)([sample("<image>\nx", "y", image=True), sample("x", "y")])
+    assert (batch["input_ids"] == processor.image_token_id).sum(1).tolist() == [9, 0]
+    assert batch["pixel_values"].shape == (1, 3, 48, 48)
+
+
+def test_max_length_cuts_an_answer_but_neither_all_of_it_nor_the_image(processor):
+    long = sample("<image>\nx", "a red ring in the top left and more", image=True, identity="long")
+    whole = Collator(processor)([long])
+    cut = Collator(processor, max_length=whole["input_ids"].shape[1] - 4)([long])
+    assert torch.equal(cut["labels"], whole["labels"][:, :-4])
+    with pytest.raises(InputError, match=r"'long' has no supervised token at max_length=16"):
+        Collator(processor, max_length=16)([long])
+    with pytest.raises(InputError, match=r"'long' is cut within its image at max_length=6"):
+        Collator(processor, max_length=6)([long])
+
+
+def test_ids_are_kept_on_demand(processor):
+    samples = [sample("x", "y", identity="one"), sample("x", "y", identity="two")]
+    assert Collator(processor, keep_ids=True)(samples)["id"] == ["one", "two"]
+    assert "id" not in Collator(processor)(samples)
