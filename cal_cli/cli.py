@@ -89,6 +89,10 @@ def run(config_name: str, path: str, words: list[str]) -> None:
 
 def run_task(config: DictConfig, path: str, full_error: bool) -> None:
     """The task that Hydra runs, here or in a worker of one of its launchers."""
+    import transformers  # here, so that `cal --help` need not wait for it
+
+    # the library's own bars, one for each loading and saving, would break ours
+    transformers.utils.logging.disable_progress_bar()
     try:
         get_method(path)(OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
     except InputError as error:

@@ -1,5 +1,6 @@
 """`transformers.Trainer` with the contrastive alignment loss."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +34,7 @@ class CALTrainer(Trainer):
     tokens since the log before.
 
     Args:
-        objective: the loss; None means CAL as the paper has it, see `ContrastiveAlignmentLoss`.
+        objective: the loss; None means CAL with the paper's settings, see `ContrastiveAlignmentLoss`.
         *args, **kwargs: as `transformers.Trainer` takes them. A batch may hold `id`, a list of names of its
             samples for error messages.
 
@@ -43,7 +44,7 @@ class CALTrainer(Trainer):
 
     def __init__(self, *args: Any, objective: ContrastiveAlignmentLoss | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.objective: ContrastiveAlignmentLoss = objective or ContrastiveAlignmentLoss(normalization="sample")
+        self.objective: ContrastiveAlignmentLoss = objective or ContrastiveAlignmentLoss()
         # the loss is a mean over the batch: the Trainer must divide it by the number of accumulated batches
         self.model_accepts_loss_kwargs = False
         self._sums: dict[str, Tensor] = {}
@@ -82,6 +83,7 @@ def _route_objective_through_forward(model: Any) -> None:
     """Let `model(objective=..., batch=...)` compute the objective; any other call stays the model's own."""
     plain_forward = model.forward
 
+    @functools.wraps(plain_forward)  # `generate` reads the signature to know what the model takes
     def forward(*args: Any, objective: Any = None, batch: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
         if objective is None:
             return plain_forward(*args, **kwargs)

@@ -1,0 +1,128 @@
+"""`CALTrainer` by itself: the library's own training loop with another loss."""
+
+import copy
+import math
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from cal_cli import CALTrainer, ContrastiveAlignmentLoss
+from cal_cli.data.collator import Collator
+from cal_cli.training.trainer import NonFiniteLoss
+
+
+def arguments(folder, **options):
+    options = {"max_steps": 3, "per_device_train_batch_size": 4, "logging_steps": 1, "seed": 0} | options
+    return TrainingArguments(
+        str(folder), report_to="none", disable_tqdm=True, save_strategy="no", remove_unused_columns=False, **options
+    )
+
+
+def trained(kind, model, processor, data, folder, objective=None, **options):
+    """Weights after training a copy of the model, and the logged losses."""
+    more = {"objective": objective} if objective else {}
+    trainer = kind(
+        model=copy.deepcopy(model),
+        args=arguments(folder, **options),
+        train_dataset=data,
+        data_collator=Collator(processor),
+        **more,
+    )
+    trainer.train()
+    return trainer, [log["loss"] for log in trainer.state.log_history if "loss" in log]
+
+
+def test_equal_bounds_train_as_the_library_s_trainer_does(model, processor, world, tmp_path):
+    plain, losses = trained(Trainer, model, processor, world, tmp_path)
+    ours, our_losses = trained(CALTrainer, model, processor, world, tmp_path, ContrastiveAlignmentLoss(alpha=1, beta=1))
+    assert our_losses == pytest.approx(losses, abs=1e-4)
+    for one, other in zip(plain.model.parameters(), ours.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+def test_one_step_is_the_loss_s_gradient_step(model, processor, world, tmp_path):
+    objective = ContrastiveAlignmentLoss(normalization="sample")
+    trainer, losses = trained(
+        CALTrainer,
+        model,
+        processor,
+        world,
+        tmp_path,
+        objective,
+        max_steps=1,
+        optim="sgd",
+        learning_rate=0.5,
+        per_device_train_batch_size=12,
+        max_grad_norm=0.0,
+    )
+    expected = copy.deepcopy(model)
+    expected.train()
+    loss = objective(expected, Collator(processor)([world[i] for i in range(12)])).loss
+    loss.backward()
+    torch.optim.SGD(expected.parameters(), lr=0.5).step()
+    assert losses[0] == pytest.approx(loss.item(), abs=1e-4)
+    for one, other in zip(expected.parameters(), trainer.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+def test_accumulation_of_samples_equals_one_batch(model, processor, world, tmp_path):
+    objective = ContrastiveAlignmentLoss(normalization="sample")
+    options = {"max_steps": 1, "optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0}
+    whole, _ = trained(
+        CALTrainer, model, processor, world, tmp_path, objective, per_device_train_batch_size=12, **options
+    )
+    parts, _ = trained(
+        CALTrainer,
+        model,
+        processor,
+        world,
+        tmp_path,
+        objective,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=3,
+        **options,
+    )
+    for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_logs_tell_the_weights_and_deltas_of_their_steps(model, processor, world, tmp_path):
+    objective = ContrastiveAlignmentLoss()
+    trainer, _ = trained(
+        CALTrainer, model, processor, world, tmp_path, objective, max_steps=1, per_device_train_batch_size=12
+    )
+    output = objective(model, Collator(processor)([world[i] for i in range(12)]))
+    log = trainer.state.log_history[0]
+    assert log["weight_mean"] == pytest.approx(output.weights.mean().item(), abs=1e-4)
+    assert log["delta_mean"] == pytest.approx(output.delta.mean().item(), abs=1e-4)
+    assert log["share_at_alpha"] == pytest.approx((output.delta <= 1).float().mean().item(), abs=1e-4)
+    assert log["share_at_beta"] == pytest.approx((output.delta >= 5).float().mean().item(), abs=1e-4)
+
+
+def test_the_default_objective_is_the_paper_s(model, tmp_path):
+    objective = CALTrainer(model=copy.deepcopy(model), args=arguments(tmp_path)).objective
+    assert objective == ContrastiveAlignmentLoss("logit", 1.0, 5.0, 3, "batch", "answer")
+
+
+def test_the_model_still_generates_and_computes_its_own_loss(model, processor, world, batch, tmp_path):
+    trainer, _ = trained(CALTrainer, model, processor, world, tmp_path, ContrastiveAlignmentLoss(), max_steps=1)
+    assert math.isfinite(trainer.model(**batch).loss.item())
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    assert trainer.model.generate(**inputs, max_new_tokens=2).shape[1] == batch["input_ids"].shape[1] + 2
+
+
+def test_a_non_finite_loss_names_step_and_samples_and_touches_no_weight(model, processor, world, tmp_path):
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.lm_head.weight[5] = float("nan")
+    before = broken.model.vision_tower.embeddings.patch_embedding.weight.clone()
+    trainer = CALTrainer(
+        model=broken, args=arguments(tmp_path), train_dataset=world, data_collator=Collator(processor, keep_ids=True)
+    )
+    with pytest.raises(NonFiniteLoss) as raised:
+        trainer.train()
+    assert raised.value.step == 0
+    assert len(raised.value.samples) == 4
+    assert set(raised.value.samples) <= {entry["id"] for entry in world.entries}
+    assert torch.equal(before, broken.model.vision_tower.embeddings.patch_embedding.weight)
