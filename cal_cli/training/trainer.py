@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from cal_cli.objective import ContrastiveAlignmentLoss, LossOutput
 
@@ -60,6 +60,19 @@ class CALTrainer(Trainer):
         if model.training:
             self._count(output)
         return (output.loss, {"loss": output.loss}) if return_outputs else output.loss
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load a checkpoint's weights into the model, as `from_pretrained` does.
+
+        `save_pretrained` writes LLaVA's weights under the names of the hub's format. The library's own method looks
+        for the model's present names, finds none and, not being strict, leaves the weights as they were.
+        """
+        model = self.model if model is None else model
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or not isinstance(model, PreTrainedModel):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())
 
     def _count(self, output: LossOutput) -> None:
         """Add a batch's weights and deltas to the running sums, on the device, without waiting for it."""

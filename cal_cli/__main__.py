@@ -1,0 +1,5 @@
+"""`python -m cal_cli` is `cal`."""
+
+from cal_cli.cli import main
+
+main()

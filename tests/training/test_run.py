@@ -1,0 +1,192 @@
+"""`cal train` as typed: run folders, resuming after every kind of end, and the same bits each time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+SMALL = [
+    "model.from_scratch=true",
+    "data.n=96",
+    "batch_size=8",
+    "logging_steps=2",
+    "save_steps=4",
+    "name=t",
+    "noise.ratio=0.5",
+]
+
+
+def cal(*words, folder, check=True, **environment):
+    """Run `cal` in a folder as a process of its own."""
+    result = subprocess.run(
+        [sys.executable, "-m", "cal_cli", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
+    )
+    if check:
+        assert result.returncode == 0, result.stderr + result.stdout
+    return result
+
+
+def run_folder(folder):
+    (run,) = (path.parent for path in Path(folder).glob("runs/train/*/*/config.yaml"))
+    return run
+
+
+def weights(run):
+    return load_file(run / "checkpoint" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    cal("train", *SMALL, folder=folder)
+    return run_folder(folder)
+
+
+def same_weights(one, other):
+    return all(torch.equal(value, other[name]) for name, value in one.items()) and one.keys() == other.keys()
+
+
+def test_the_run_folder_holds_what_it_promises(uninterrupted):
+    summary = json.loads((uninterrupted / "summary.json").read_text())
+    assert summary["status"] == "completed"
+    assert summary["steps"] == 12
+    assert summary["samples_seen"] == 96
+    assert (
+        summary["parameters"]
+        == summary["trainable_parameters"]
+        == sum(w.numel() for w in weights(uninterrupted).values())
+    )
+    assert summary["command"] == "cal train " + " ".join(SMALL)
+    assert (uninterrupted / ".hydra" / "overrides.yaml").exists()
+    lines = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+    assert set(lines[0]) == {
+        "step",
+        "epoch",
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "weight_mean",
+        "delta_mean",
+        "share_at_alpha",
+        "share_at_beta",
+        "tokens_per_second",
+    }
+    assert all(value is not None for line in lines for value in line.values())
+    names = {path.name for path in (uninterrupted / "checkpoint").iterdir()}
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
+
+
+def test_the_checkpoint_loads_without_this_package(uninterrupted):
+    code = (
+        "import sys; from transformers import AutoModelForImageTextToText, AutoProcessor;"
+        f"AutoModelForImageTextToText.from_pretrained({str(uninterrupted / 'checkpoint')!r});"
+        f"AutoProcessor.from_pretrained({str(uninterrupted / 'checkpoint')!r});"
+        "assert 'cal_cli' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    model = AutoModelForImageTextToText.from_pretrained(uninterrupted / "checkpoint")
+    assert model.dtype == torch.float32
+    assert AutoProcessor.from_pretrained(uninterrupted / "checkpoint").image_token_id == model.config.image_token_id
+
+
+def test_the_same_command_writes_the_same_bits_and_a_completed_run_is_not_repeated(uninterrupted, tmp_path):
+    cal("train", *SMALL, folder=tmp_path)
+    run = run_folder(tmp_path)
+    assert (run / "checkpoint/model.safetensors").read_bytes() == (
+        uninterrupted / "checkpoint/model.safetensors"
+    ).read_bytes()
+    before = (run / "summary.json").stat().st_mtime_ns
+    assert "already completed" in cal("train", *SMALL, folder=tmp_path).stdout
+    assert (run / "summary.json").stat().st_mtime_ns == before
+    cal("train", *SMALL, "force=true", folder=tmp_path)
+    assert (run / "summary.json").stat().st_mtime_ns != before
+
+
+def start(folder):
+    return subprocess.Popen(
+        [sys.executable, "-m", "cal_cli", "train", *SMALL],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def wait_for(pattern, folder, process):
+    while not list(Path(folder).glob(pattern)):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+
+
+def test_a_killed_run_continues_to_the_same_weights(uninterrupted, tmp_path):
+    process = start(tmp_path)
+    wait_for("runs/train/t/*/checkpoints/checkpoint-8/trainer_state.json", tmp_path, process)
+    process.kill()
+    process.wait()
+    run = run_folder(tmp_path)
+    assert not (run / "summary.json").exists()
+    (run / "checkpoints/checkpoint-10").mkdir()  # as a kill in the middle of saving leaves it
+    (run / "checkpoints/checkpoint-10/model.safetensors").write_bytes(b"half")
+    assert "continuing from checkpoint-8" in cal("train", *SMALL, folder=tmp_path).stdout
+    assert same_weights(weights(run), weights(uninterrupted))
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6, 8, 10, 12]
+
+
+def test_ctrl_c_saves_and_the_same_command_continues_to_the_same_weights(uninterrupted, tmp_path):
+    process = start(tmp_path)
+    wait_for("runs/train/t/*/checkpoints/checkpoint-4/trainer_state.json", tmp_path, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate()
+    run = run_folder(tmp_path)
+    assert process.returncode == 130, output
+    assert "The same command continues it" in output
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert 4 <= summary["steps"] < 12
+    assert f"checkpoint-{summary['steps']}" in {path.name for path in (run / "checkpoints").iterdir()}
+    cal("train", *SMALL, folder=tmp_path)
+    assert same_weights(weights(run), weights(uninterrupted))
+
+
+def test_another_config_in_the_same_folder_is_refused(uninterrupted, tmp_path):
+    cal("train", *SMALL, folder=tmp_path)
+    run = run_folder(tmp_path)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002"))
+    result = cal("train", *SMALL, folder=tmp_path, check=False)
+    assert result.returncode == 2
+    assert "learning_rate" in result.stderr
+
+
+def test_a_non_finite_loss_ends_with_step_samples_and_last_checkpoint(tmp_path):
+    result = cal("train", *SMALL, "learning_rate=1e30", "max_grad_norm=0", "save_steps=1", folder=tmp_path, check=False)
+    assert result.returncode == 1
+    assert "the loss is nan after step" in result.stdout or "the loss is inf after step" in result.stdout
+    assert "train-0-0000" in result.stdout
+    assert "last good checkpoint" in result.stdout
+    assert json.loads((run_folder(tmp_path) / "summary.json").read_text())["status"] == "failed"
+
+
+def test_the_world_on_disk_with_noise_trains_to_the_same_weights(uninterrupted, tmp_path):
+    """noise-inject writes exactly what train noise.ratio sees, PNGs and JSON included."""
+    cal("noise-inject", "data.n=96", "ratio=0.5", "seed=0", "output=world", folder=tmp_path)
+    words = [word for word in SMALL if word not in ("data.n=96", "noise.ratio=0.5")]
+    on_disk = ["data=llava_json", "data.path=world/data.json", "data.image_folder=world/images"]
+    cal("train", *words, *on_disk, folder=tmp_path)
+    assert same_weights(weights(run_folder(tmp_path)), weights(uninterrupted))
