@@ -1,0 +1,82 @@
+"""Reports over run folders that the test writes: means, intervals and pairs by hand."""
+
+import json
+
+import pytest
+import yaml
+
+from cal_cli.errors import InputError
+from cal_cli.reporting.collect import collect, group
+from cal_cli.reporting.run import rows_of
+from cal_cli.reporting.statistics import mean_over_seeds, paired_difference
+
+
+def write_run(folder, objective, ratio, seed, value, status="completed", evaluated=True, **config):
+    run = folder / f"{objective}-{ratio}-{seed}"
+    run.mkdir(parents=True)
+    config = {"name": "t", "seed": seed, "data": {"n": 9, "seed": seed}, "objective": {}, "noise": {}} | config
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    summary = {"status": status, "objective": objective, "noise": {"ratio": ratio}, "seed": seed, "command": "cal"}
+    (run / "summary.json").write_text(json.dumps(summary | {"device": "d", "versions": {}}))
+    if evaluated:
+        (run / "eval/scenes").mkdir(parents=True)
+        (run / "eval/scenes/results.json").write_text(json.dumps({"metrics": {"scene_accuracy": {"value": value}}}))
+    return run
+
+
+def test_the_mean_of_three_seeds_has_student_s_interval():
+    """0.51, 0.508, 0.596 minus 0.43, 0.453, 0.537: +0.0647 and 4.302653 (t at 0.975, 2 d.f.) x 0.00775 about it."""
+    ce, cal = {0: 0.430, 1: 0.453, 2: 0.537}, {0: 0.510, 1: 0.508, 2: 0.596}
+    difference = paired_difference(cal, ce)
+    assert difference["value"] == pytest.approx(0.0647, abs=1e-4)
+    assert difference["ci95"] == pytest.approx([0.0313, 0.0980], abs=1e-4)
+    assert difference["n"] == 3
+
+
+def test_one_seed_has_no_interval():
+    assert mean_over_seeds([0.5]) == {"value": 0.5, "ci95": None, "n": 1}
+    assert paired_difference({0: 0.5}, {0: 0.25, 1: 0.1}) == {"value": 0.25, "ci95": None, "n": 1}
+    assert paired_difference({0: 0.5}, {1: 0.25}) is None
+
+
+def test_rows_pair_by_noise_and_seed(tmp_path):
+    for ratio in (0.0, 0.5):
+        for seed in (0, 1):
+            write_run(tmp_path, "ce", ratio, seed, 0.5 - ratio / 2 + seed / 10)
+            write_run(tmp_path, "cal", ratio, seed, 0.6 - ratio / 2 + seed / 5)
+    results, unevaluated = collect([str(tmp_path)], "scenes")
+    rows = {(row["noise_ratio"], row["objective"]): row for row in rows_of(group(results, "scene_accuracy"), "m", "ce")}
+    assert not unevaluated
+    assert list(rows) == [(0.0, "ce"), (0.0, "cal"), (0.5, "ce"), (0.5, "cal")]
+    assert rows[0.0, "ce"]["mean"]["value"] == pytest.approx(0.55)
+    assert rows[0.0, "ce"]["difference"] is None
+    assert rows[0.5, "cal"]["difference"]["value"] == pytest.approx((0.1 + 0.2) / 2)
+
+
+def test_unfinished_and_unevaluated_runs_are_left_out(tmp_path):
+    write_run(tmp_path, "ce", 0.0, 0, 0.5)
+    write_run(tmp_path, "cal", 0.0, 0, 0.5, status="interrupted")
+    late = write_run(tmp_path, "pmi", 0.0, 0, 0.5, evaluated=False)
+    results, unevaluated = collect([str(tmp_path)], "scenes")
+    assert [result.objective for result in results] == ["ce"]
+    assert unevaluated == [late]
+
+
+def test_runs_that_cannot_be_compared_are_refused(tmp_path):
+    write_run(tmp_path / "a", "ce", 0.0, 0, 0.5)
+    write_run(tmp_path / "b", "cal", 0.0, 0, 0.5, learning_rate=1)
+    write_run(tmp_path / "c", "ce", 0.0, 0, 0.6)
+    write_run(tmp_path / "d", "ce", 0.0, 1, 0.5, evaluated=False)
+    with pytest.raises(InputError, match="no such folder"):
+        collect([str(tmp_path / "none")], "scenes")
+    with pytest.raises(InputError, match="same objective, noise ratio and seed"):
+        collect([str(tmp_path / "a"), str(tmp_path / "c")], "scenes")
+    with pytest.raises(InputError, match="run cal eval"):
+        collect([str(tmp_path / "d")], "scenes")
+
+
+def test_runs_of_other_settings_are_named(tmp_path):
+    write_run(tmp_path, "ce", 0.0, 0, 0.5, learning_rate=1)
+    write_run(tmp_path, "cal", 0.0, 0, 0.5, learning_rate=2)
+    with pytest.raises(InputError, match="differ in learning_rate"):
+        collect([str(tmp_path)], "scenes")
