@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import inspect
+import re
 import shlex
 from typing import Any, TypeVar
 
@@ -17,8 +18,8 @@ T = TypeVar("T")
 
 
 def folder_name(overrides: str) -> str:
-    """A run's folder from its overrides: without path separators, at most 120 characters, `default` for none."""
-    name = overrides.replace("/", "_").replace(" ", "_") or "default"
+    """A run's folder from its overrides, `default` for none: characters that need no quotes, at most 120 of them."""
+    name = re.sub(r"[^\w.+-]+", "_", overrides) or "default"
     return name if len(name) <= 120 else f"{name[:111]}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
 
 

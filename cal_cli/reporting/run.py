@@ -23,7 +23,7 @@ class ReportConfig:
     """The types of `conf/report.yaml`; what each key means stands there."""
 
     runs: Any
-    benchmark: str
+    results: str
     metrics: list[str]
     baseline: str
     output: str | None
@@ -37,7 +37,7 @@ def report(config: DictConfig) -> None:
     """
     settings = typed(config, ReportConfig)
     folders = [str(run) for run in settings.runs] if isinstance(settings.runs, ListConfig) else [str(settings.runs)]
-    results, unevaluated = collect(folders, settings.benchmark)
+    results, unevaluated = collect(folders, settings.results)
     known = sorted(set.intersection(*(set(result.metrics) for result in results)))
     for metric in settings.metrics:
         if metric not in known:
@@ -54,7 +54,7 @@ def report(config: DictConfig) -> None:
     for metric in settings.metrics:
         write_whole(output / f"figure3_{metric}.png", noise_figure(group(results, metric), metric))
     document = {
-        "benchmark": settings.benchmark,
+        "benchmark": settings.results,
         "baseline": settings.baseline,
         "rows": rows,
         "notes": notes,
@@ -125,7 +125,7 @@ def headings(baseline: str) -> list[str]:
 
 def rich_table(rows: list[dict], settings: ReportConfig) -> Table:
     """The table for the terminal, a line between noise ratios."""
-    table = Table(*headings(settings.baseline), title=f"{settings.benchmark}, by objective and noise ratio")
+    table = Table(*headings(settings.baseline), title=f"{settings.results}, by objective and noise ratio")
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         last = following is None or (row["metric"], row["noise_ratio"]) != (
             following["metric"],

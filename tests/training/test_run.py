@@ -1,7 +1,6 @@
 """`cal train` as typed: run folders, resuming after every kind of end, and the same bits each time."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from tests.cal import ENVIRONMENT, cal
+
 SMALL = [
     "model.from_scratch=true",
     "data.n=96",
@@ -22,20 +23,6 @@ SMALL = [
     "name=t",
     "noise.ratio=0.5",
 ]
-
-
-def cal(*words, folder, check=True, **environment):
-    """Run `cal` in a folder as a process of its own."""
-    result = subprocess.run(
-        [sys.executable, "-m", "cal_cli", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
-    )
-    if check:
-        assert result.returncode == 0, result.stderr + result.stdout
-    return result
 
 
 def run_folder(folder):
@@ -123,7 +110,7 @@ def start(folder):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env=ENVIRONMENT,
     )
 
 

@@ -1,0 +1,100 @@
+"""The command line: help that names what there is, and one sentence with exit code 2 for anything wrong."""
+
+import re
+
+import pytest
+import yaml
+
+from tests.cal import cal
+
+COMMANDS = ("train", "eval", "noise-inject", "token-weight-dump", "report")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_choices_keys_and_an_example(command, tmp_path):
+    text = cal(command, "--help", folder=tmp_path).stdout
+    assert "Choices (group=choice)" in text
+    assert f"  cal {command}" in text
+    assert len(re.findall(r"^  [\w.]+=", text, re.MULTILINE)) >= 5
+    if command == "train":
+        assert "objective: cal, cal_released, ce, pmi" in text
+        assert len(re.findall(r"^  [\w.]+=", text, re.MULTILINE)) == 10
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_key_that_help_names_exists(command, tmp_path):
+    text = cal(command, "--help", folder=tmp_path).stdout
+    keys = re.findall(r"^  ([\w.]+=[^\s]+)", text, re.MULTILINE)
+    of_a_file = [key for key in keys if key.startswith(("data.path", "data.image_folder"))]
+    needed = ["output=x"] if command == "noise-inject" else []
+    for words in ([key for key in keys if key not in of_a_file], of_a_file and ["data=llava_json", *of_a_file]):
+        cal(command, "--cfg", "job", *needed, *words, folder=tmp_path)
+
+
+def test_every_word_reaches_hydra(tmp_path):
+    mine = tmp_path / "mine" / "objective"
+    mine.mkdir(parents=True)
+    (mine / "steep.yaml").write_text("_target_: cal_cli.objective.ContrastiveAlignmentLoss\nbeta: 9.0\n")
+    words = ("--config-dir", str(tmp_path / "mine"), "objective=steep", "noise.ratio=0.3", "+extra.key='a b'")
+    config = yaml.safe_load(cal("train", *words, "--cfg", "job", folder=tmp_path).stdout)
+    assert config["objective"]["beta"] == 9.0
+    assert config["noise"]["ratio"] == 0.3
+    assert config["extra"]["key"] == "a b"
+    assert "hydra:" in cal("train", "--cfg", "hydra", folder=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train sed=1", "sed: there is no such key; did you mean seed?"),
+        ("train noise.ration=1", "did you mean noise.ratio?"),
+        ("train ratio=0.3", "did you mean noise.ratio?"),
+        ("train data=llava_json data.pth=x", "did you mean data.path?"),
+        ("train objective=calm", "objective=calm: there is no such choice; did you mean cal?"),
+        ("train objctive=cal", "did you mean objective?"),
+        ("train seed=abc", "seed has the wrong type: Value 'abc' of type 'str' could not be converted to Integer"),
+        ("train data.n=abc", "data.n has the wrong type"),
+        ("train noise.ratio=abc", "noise.ratio has the wrong type"),
+        ("train noise.ratio=1.5", "1.5: allowed is a number from 0 to 1"),
+        ("train objective.score=prob", "allowed are logit and logprob"),
+        ("train objective.window=4", "positive odd number"),
+        ("train batch_size=0", "must be at least 1"),
+        ("train model.path=nowhere", "no config.json there"),
+        ("train data=llava_json", "data.path has no value"),
+        ("train data=llava_json data.path=nowhere.json", "there is no such file"),
+        ("train seed=[1", "cannot be read as key=value"),
+        ("train --config-dir nowhere", "nowhere' not found"),
+        ("train --bogus", "unrecognized arguments: --bogus"),
+        ("train -m seed=a,b", "seed has the wrong type"),
+        ("trian", "No such command 'trian'"),
+        ("eval checkpoint=nowhere", "there is no such folder"),
+        ("eval", "no completed run"),
+        ("eval benchmark=scene", "did you mean scenes?"),
+        ("eval checkpoint=tiny benchmark.n=0", "must be at least 1"),
+        ("noise-inject ratio=0.5", "output has no value"),
+        ("noise-inject ratio=2 output=x", "allowed is a number from 0 to 1"),
+        ("noise-inject data.n=1 data.text_only_share=0 ratio=1 output=x", "at least 2"),
+        ("token-weight-dump manifest=nowhere", "there is no such file"),
+        ("report runs=nowhere", "there is no such folder"),
+        ("report runs=.", "no completed run"),
+    ],
+)
+def test_anything_wrong_is_one_sentence_and_exit_code_2(words, said, tmp_path):
+    result = cal(*words.split(), folder=tmp_path, check=False)
+    assert result.returncode == 2
+    assert said in re.sub(r"\s+", " ", result.stderr)
+    assert "Traceback" not in result.stderr
+    if result.stderr.startswith("cal: "):
+        assert result.stderr.count("\n") == 1
+
+
+def test_the_whole_traceback_comes_on_demand(tmp_path):
+    result = cal("train", "seed=abc", folder=tmp_path, check=False, HYDRA_FULL_ERROR="1")
+    assert result.returncode != 0
+    assert "Traceback" in result.stderr
+
+
+def test_help_and_version(tmp_path):
+    text = cal("--help", folder=tmp_path).stdout
+    assert all(command in text for command in COMMANDS)
+    assert re.fullmatch(r"cal_cli \d+\.\d+\.\d+\n", cal("--version", folder=tmp_path).stdout)
