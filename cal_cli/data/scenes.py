@@ -20,14 +20,10 @@ COLOURS = {
     "green": (44, 160, 44),
     "blue": (31, 90, 200),
     "yellow": (235, 200, 30),
-    "purple": (130, 50, 170),
-    "black": (20, 20, 20),
-    "orange": (255, 127, 14),
-    "pink": (245, 130, 190),
-    "brown": (120, 70, 30),
-    "cyan": (60, 200, 215),
+    "purple": (140, 60, 180),
+    "black": (30, 30, 30),
 }
-SHAPES = ("square", "disc", "ring", "triangle", "cross", "diamond", "bar", "pillar")
+SHAPES = ("square", "disc", "ring", "triangle", "cross")
 PLACES = tuple(f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "centre", "right"))
 NUMBERS = ("none", "one", "two")
 OBJECTS = 3
@@ -72,12 +68,6 @@ def draw_picture(scene: Scene, seed: str) -> Image.Image:
             draw.ellipse((x, y, end_x, end_y), outline=fill, width=2)
         elif shape == "triangle":
             draw.polygon(((x, end_y), (end_x, end_y), (x + 4, y)), fill=fill)
-        elif shape == "diamond":
-            draw.polygon(((x + 4, y), (end_x, y + 4), (x + 5, end_y), (x, y + 5)), fill=fill)
-        elif shape == "bar":
-            draw.rectangle((x, y + 3, end_x, y + 6), fill=fill)
-        elif shape == "pillar":
-            draw.rectangle((x + 3, y, x + 6, end_y), fill=fill)
         else:
             draw.line((x, y, end_x, end_y), fill=fill, width=3)
             draw.line((x, end_y, end_x, y), fill=fill, width=3)

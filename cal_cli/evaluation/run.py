@@ -42,7 +42,13 @@ def evaluate(config: DictConfig) -> None:
     checkpoints = find_checkpoints(settings.checkpoint)
     benchmark: Benchmark = build(config, "benchmark")
     console = Console(soft_wrap=True, highlight=False)
-    table = Table("checkpoint", title=f"{benchmark.name}, {benchmark.n} pictures of the {benchmark.split} split")
+    table = Table(
+        "checkpoint",
+        "metric",
+        "value",
+        "95 % interval",
+        title=f"{benchmark.name}, {benchmark.n} pictures of the {benchmark.split} split",
+    )
     for checkpoint in checkpoints:
         folder = result_folder(checkpoint, "eval", benchmark.name)
         known = read_results(folder, config)
@@ -50,12 +56,13 @@ def evaluate(config: DictConfig) -> None:
             console.print(f"{folder}: already evaluated; force=true repeats it")
         else:
             known = evaluate_checkpoint(checkpoint, benchmark, settings.batch_size, folder, config, console)
-        if not table.rows:
-            for name in known["metrics"]:
-                table.add_column(name.replace("_", " "), justify="right")
-        cells = [f"{m['value']:.3f} ({m['ci95'][0]:.3f} to {m['ci95'][1]:.3f})" for m in known["metrics"].values()]
-        table.add_row(checkpoint.parent.name if checkpoint.name == "checkpoint" else checkpoint.name, *cells)
-    table.caption = "with 95 % intervals over the pictures"
+        name = checkpoint.parent.name if checkpoint.name == "checkpoint" else checkpoint.name
+        for metric, found in known["metrics"].items():
+            low, high = found["ci95"]
+            table.add_row(name, metric.replace("_", " "), f"{found['value']:.3f}", f"{low:.3f} to {high:.3f}")
+            name = ""
+        table.add_section()
+    table.caption = "intervals over the pictures"
     console.print(table)
 
 

@@ -77,7 +77,8 @@ def token_weight_dump(config: DictConfig) -> None:
         for index in range(min(settings.heatmap_samples, len(data)))
         for sample in [data[index]]
     ]
-    title = f"Which tokens look at the image? {checkpoints[0]}"
+    name = checkpoints[0].parent.name if checkpoints[0].name == "checkpoint" else checkpoints[0].name
+    title = f"Which tokens look at the image? {name}"
     write_whole(folder / "heatmap.html", heatmap_html(shown, title, objective.score))
 
     with_image = {entry["id"] for entry in data.entries if "image" in entry}

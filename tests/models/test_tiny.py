@@ -1,0 +1,68 @@
+"""The shipped model: small, readable by the library alone, aligned."""
+
+import pytest
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from cal_cli.data.scenes import COLOURS, PLACES, SHAPES
+from cal_cli.errors import InputError
+from cal_cli.evaluation.benchmark import scenes_benchmark
+from cal_cli.evaluation.generation import generate_answers
+from cal_cli.models.load import TINY_BASE, load_model
+from cal_cli.models.tiny import tiny_from_scratch
+
+
+@pytest.fixture(scope="module")
+def base():
+    return AutoModelForImageTextToText.from_pretrained(TINY_BASE).eval(), AutoProcessor.from_pretrained(TINY_BASE)
+
+
+def test_it_is_small_and_in_safetensors():
+    assert sum(path.stat().st_size for path in TINY_BASE.iterdir()) < 8e6
+    assert (TINY_BASE / "model.safetensors").exists()
+    assert not [path for path in TINY_BASE.iterdir() if path.suffix in (".bin", ".pt", ".pth")]
+
+
+def test_at_most_three_million_parameters(base):
+    assert type(base[0]).__name__ == "LlavaForConditionalGeneration"
+    assert sum(p.numel() for p in base[0].parameters()) <= 3e6
+
+
+def test_the_shipped_base_has_the_architecture_and_tokenizer_of_its_recipe(base):
+    model, processor = tiny_from_scratch(seed=0)
+    assert {name: p.shape for name, p in base[0].named_parameters()} == {
+        name: p.shape for name, p in model.named_parameters()
+    }
+    assert base[1].tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    assert base[1].chat_template == processor.chat_template
+
+
+def test_each_word_of_the_world_is_one_token(base):
+    words = {*COLOURS, *SHAPES, *(word for place in PLACES for word in place.split())}
+    assert all(len(base[1].tokenizer(f" {word}", add_special_tokens=False).input_ids) == 1 for word in words)
+
+
+def test_the_base_sees_more_than_chance_on_scenes_it_never_saw(base):
+    """A caption's first object is right far more often than the 1 in 30 that guessing colour and shape gives."""
+    asked = [question for question in scenes_benchmark(n=64).questions if question.kind == "caption"]
+    answers = generate_answers(*base, [{"image": q.image, "question": q.question} for q in asked], 64, 40)
+    right = sum(a.split(" in ")[0] == q.answers[0].split(" in ")[0] for a, q in zip(answers, asked, strict=True))
+    assert right > 64 / 3
+
+
+def test_from_scratch_is_fixed_by_the_seed():
+    one, other, third = (tiny_from_scratch(seed)[0].lm_head.weight for seed in (0, 0, 1))
+    assert one.equal(other)
+    assert not one.equal(third)
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"no config\.json there"):
+        load_model(str(tmp_path))
+    with pytest.raises(InputError, match="exclude each other"):
+        load_model(str(tmp_path), from_scratch=True)
+
+
+def test_a_user_s_words_fit(base):
+    text = "Ein Gürteltier, 3½ € teuer!"
+    tokenizer = base[1].tokenizer
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text

@@ -1,0 +1,27 @@
+"""The snippet of the README runs as it is printed there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cal import ENVIRONMENT
+
+README = Path(__file__).parent.parent / "README.md"
+SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+def test_the_snippet_runs(number, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", SNIPPETS[number]], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_there_is_a_snippet_for_each_way_in():
+    text = "".join(SNIPPETS)
+    assert "CALTrainer(" in text
+    assert ".loss.backward()" in text
