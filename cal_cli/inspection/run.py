@@ -32,6 +32,7 @@ class TokenWeightDumpConfig:
     seed: int
     checkpoint: str | None
     data: Any
+    samples: int | None
     objective: Any
     noise: NoiseConfig
     manifest: str | None
@@ -47,8 +48,9 @@ def token_weight_dump(config: DictConfig) -> None:
         InputError: a wrong value, malformed data, or a manifest of other data.
     """
     settings = typed(config, TokenWeightDumpConfig)
-    if settings.batch_size < 1:
-        raise InputError(f"batch_size={settings.batch_size}: must be at least 1")
+    for key in ("batch_size", "samples"):
+        if (value := getattr(settings, key)) is not None and value < 1:
+            raise InputError(f"{key}={value}: must be at least 1")
     checkpoints = find_checkpoints(settings.checkpoint)
     if len(checkpoints) > 1:
         names = ", ".join(str(checkpoint.parent) for checkpoint in checkpoints)
@@ -60,7 +62,8 @@ def token_weight_dump(config: DictConfig) -> None:
         if settings.noise.ratio:
             raise InputError("manifest and noise.ratio exclude each other: give one of them")
         noisy = noisy_samples(Path(settings.manifest), data)
-    elif settings.noise.ratio:
+    data.entries = data.entries[: settings.samples]
+    if settings.noise.ratio:
         data.entries, changed = swap_conversations(data.entries, settings.noise.ratio, settings.noise.seed)
         noisy = {exchange.index for exchange in changed}
     model, processor = load_model(str(checkpoints[0]))
