@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import BatchFeature
 
 from cal_cli.errors import InputError
@@ -47,16 +49,14 @@ class Collator:
     keep_ids: bool = False
 
     def __call__(self, samples: list[dict]) -> BatchFeature:
+        messages = [to_messages(sample["conversations"], sample["image"]) for sample in samples]
         batch = self.processor.apply_chat_template(
-            [to_messages(sample["conversations"], sample["image"]) for sample in samples],
+            messages,
             tokenize=True,
             return_dict=True,
-            return_assistant_tokens_mask=True,
-            return_tensors=None,  # as lists: the library finds the assistant's tokens one by one
-            processor_kwargs={"padding": True, "padding_side": "right"},
-        ).convert_to_tensors("pt")
-        supervised = batch.pop("assistant_masks").bool()
-        batch["labels"] = batch["input_ids"].masked_fill(~supervised, IGNORED)
+            processor_kwargs={"padding": True, "padding_side": "right", "return_tensors": "pt"},
+        )
+        batch["labels"] = batch["input_ids"].masked_fill(~self._supervised(messages, batch), IGNORED)
         if self.max_length is not None:
             beyond = batch["input_ids"][:, self.max_length :] == self.processor.image_token_id
             self._refuse(samples, beyond.any(dim=1), "is cut within its image")
@@ -68,13 +68,40 @@ class Collator:
             batch["id"] = [sample["id"] for sample in samples]
         return batch
 
+    def _supervised(self, messages: list[list[dict]], batch: BatchFeature) -> Tensor:
+        """Which tokens are the assistant's, bool [batch, length].
+
+        The tokenizer finds them in the text as the template renders it, where an image is one token; the mask of the
+        text's tokens is then carried over to the batch, where it is many. (The processor's own mask is not used:
+        before it learnt to count them, in transformers 5.17, it was off by the length of the image.)
+        """
+        rendered = self.processor.tokenizer.apply_chat_template(
+            messages,
+            chat_template=self.processor.chat_template,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        is_text = batch["attention_mask"].bool() & (batch["input_ids"] != self.processor.image_token_id)
+        supervised = torch.zeros_like(is_text)
+        for row, (ids, mask) in enumerate(zip(rendered["input_ids"], rendered["assistant_masks"], strict=True)):
+            pairs = zip(ids, mask, strict=True)
+            text = [(token, bool(kept)) for token, kept in pairs if token != self.processor.image_token_id]
+            columns = is_text[row].nonzero()[:, 0][-len(text) :]  # the processor may put a token before the text
+            if batch["input_ids"][row, columns].tolist() != [token for token, _ in text]:
+                raise InputError(
+                    "the processor changes the text beside its image: no mask of the assistant can be found"
+                )
+            supervised[row, columns] = torch.tensor([kept for _, kept in text])
+        return supervised
+
     def _refuse(self, samples: list[dict], wrong: Any, problem: str) -> None:
         """Raise InputError that names the samples for which `wrong` (bool [batch]) is true."""
         names = [repr(sample["id"]) for sample, refused in zip(samples, wrong.tolist(), strict=True) if refused]
         if names:
             cause = (
-                f"at max_length={self.max_length}: give a larger one or shorten the sample"
+                f" at max_length={self.max_length}: give a larger one or shorten the sample"
                 if self.max_length is not None
-                else "give each answer a text, and use a chat template that marks it with {% generation %}"
+                else ": give each answer a text, and use a chat template that marks it with {% generation %}"
             )
-            raise InputError(f"sample {', '.join(names)} {problem} {cause}")
+            raise InputError(f"sample {', '.join(names)} {problem}{cause}")
