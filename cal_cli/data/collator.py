@@ -89,9 +89,7 @@ class Collator:
             text = [(token, bool(kept)) for token, kept in pairs if token != self.processor.image_token_id]
             columns = is_text[row].nonzero()[:, 0][-len(text) :]  # the processor may put a token before the text
             if batch["input_ids"][row, columns].tolist() != [token for token, _ in text]:
-                raise InputError(
-                    "the processor changes the text beside its image: no mask of the assistant can be found"
-                )
+                raise InputError("the processor changes the text beside its image: the answers cannot be found")
             supervised[row, columns] = torch.tensor([kept for _, kept in text])
         return supervised
 

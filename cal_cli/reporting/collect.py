@@ -16,10 +16,11 @@ class Result:
     """One finished and evaluated run."""
 
     run: Path
-    objective: str
+    objective: str  # its choice, and what tells it from others of that choice: `pmi window=9`
     noise_ratio: float
     seed: int
     metrics: dict[str, float]
+    options: dict  # of the objective
     settings: dict  # the config less what may differ
 
 
@@ -46,12 +47,14 @@ def collect(folders: list[str], benchmark: str) -> tuple[list[Result], list[Path
             metrics = {name: metric["value"] for name, metric in json.loads(path.read_text())["metrics"].items()}
             ratio = summary["noise"]["ratio"]
             settings = comparable(read_config(run))
-            results.append(Result(run, summary["objective"], ratio, summary["seed"], metrics, settings))
+            options = read_config(run)["objective"]
+            results.append(Result(run, summary["objective"], ratio, summary["seed"], metrics, options, settings))
     if not results:
         raise InputError(
             f"runs={','.join(folders)}: no completed run with results on {benchmark}; "
             f"run cal eval benchmark={benchmark} checkpoint={folders[0]} first"
         )
+    tell_apart(results)
     check_comparable(results)
     return results, unevaluated
 
@@ -62,6 +65,17 @@ def comparable(config: dict) -> dict:
     if kept["data"].get("seed") == config["seed"]:  # the default: the data follow the run's seed
         kept["data"] = {**kept["data"], "seed": "as the run"}
     return kept
+
+
+def tell_apart(results: list[Result]) -> None:
+    """Add to an objective's name the options in which runs of the same choice differ."""
+    by_choice: dict[str, list[dict]] = {}
+    for result in results:
+        by_choice.setdefault(result.objective, []).append(result.options)
+    for result in results:
+        same = by_choice[result.objective]
+        told = [f"{key}={value}" for key, value in result.options.items() if any(o.get(key) != value for o in same)]
+        result.objective = " ".join([result.objective, *told])
 
 
 def check_comparable(results: list[Result]) -> None:

@@ -53,6 +53,14 @@ def test_rows_pair_by_noise_and_seed(tmp_path):
     assert rows[0.5, "cal"]["difference"]["value"] == pytest.approx((0.1 + 0.2) / 2)
 
 
+def test_variants_of_an_objective_are_told_apart(tmp_path):
+    write_run(tmp_path / "a", "pmi", 0.0, 0, 0.5, objective={"window": 3, "alpha": 0})
+    write_run(tmp_path / "b", "pmi", 0.0, 0, 0.6, objective={"window": 9, "alpha": 0})
+    write_run(tmp_path / "b", "ce", 0.0, 0, 0.6, objective={"window": 1, "alpha": 1})
+    results, _ = collect([str(tmp_path)], "scenes")
+    assert {result.objective for result in results} == {"pmi window=3", "pmi window=9", "ce"}
+
+
 def test_unfinished_and_unevaluated_runs_are_left_out(tmp_path):
     write_run(tmp_path, "ce", 0.0, 0, 0.5)
     write_run(tmp_path, "cal", 0.0, 0, 0.5, status="interrupted")
