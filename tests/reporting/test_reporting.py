@@ -11,10 +11,16 @@ from cal_cli.reporting.run import rows_of
 from cal_cli.reporting.statistics import mean_over_seeds, paired_difference
 
 
-def write_run(folder, objective, ratio, seed, value, status="completed", evaluated=True, **config):
+def write_run(folder, objective, ratio, seed, value, status="completed", evaluated=True, options=None, **config):
     run = folder / f"{objective}-{ratio}-{seed}"
     run.mkdir(parents=True)
-    config = {"name": "t", "seed": seed, "data": {"n": 9, "seed": seed}, "objective": {}, "noise": {}} | config
+    config = {
+        "name": "t",
+        "seed": seed,
+        "data": {"n": 9, "seed": seed},
+        "objective": options or {},
+        "noise": {},
+    } | config
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     summary = {"status": status, "objective": objective, "noise": {"ratio": ratio}, "seed": seed, "command": "cal"}
     (run / "summary.json").write_text(json.dumps(summary | {"device": "d", "versions": {}}))
@@ -54,9 +60,9 @@ def test_rows_pair_by_noise_and_seed(tmp_path):
 
 
 def test_variants_of_an_objective_are_told_apart(tmp_path):
-    write_run(tmp_path / "a", "pmi", 0.0, 0, 0.5, objective={"window": 3, "alpha": 0})
-    write_run(tmp_path / "b", "pmi", 0.0, 0, 0.6, objective={"window": 9, "alpha": 0})
-    write_run(tmp_path / "b", "ce", 0.0, 0, 0.6, objective={"window": 1, "alpha": 1})
+    write_run(tmp_path / "a", "pmi", 0.0, 0, 0.5, options={"window": 3, "alpha": 0})
+    write_run(tmp_path / "b", "pmi", 0.0, 0, 0.6, options={"window": 9, "alpha": 0})
+    write_run(tmp_path / "b", "ce", 0.0, 0, 0.6, options={"window": 1, "alpha": 1})
     results, _ = collect([str(tmp_path)], "scenes")
     assert {result.objective for result in results} == {"pmi window=3", "pmi window=9", "ce"}
 
