@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cal_cli.objective.contrast import (
     SCORES,
+    Positions,
     forward_with_image,
     label_scores,
     language_head,
@@ -85,37 +86,42 @@ class ContrastiveAlignmentLoss:
         Raises:
             ValueError: no supervised token, or a model without image token or language head.
         """
-        contrasted = self.alpha < self.beta
-        reach = self.window // 2 if contrasted and self.pooling == "flat" else 0
+        # flat pooling also reads the neighbours of supervised positions
+        reach = self.window // 2 if self.contrasts and self.pooling == "flat" else 0
         positions = scored_positions(model, batch, reach)
         supervised = positions.supervised
         hidden, decoder_inputs = forward_with_image(model, batch)
         hidden = hidden[positions.rows, positions.columns]
         logits = language_head(model)(hidden[supervised]).float()
         cross_entropy = F.cross_entropy(logits, positions.labels[supervised], reduction="none")
-        sample_index = positions.rows[supervised]
 
-        if not contrasted:
-            weights, delta = torch.full_like(cross_entropy, self.alpha, requires_grad=False), None
-        else:
+        delta = None
+        weights = torch.where(positions.has_image[supervised], self.alpha, 1.0)
+        if self.contrasts:
             with torch.no_grad():
                 if self.score == "logprob" and not reach:
-                    with_image = -cross_entropy.detach()
+                    with_image = -cross_entropy  # known already
                 else:
                     with_image = label_scores(model, hidden, positions.labels, self.score)
                 without_image = scores_without_image(model, batch, decoder_inputs, positions, with_image, self.score)
                 delta = with_image - without_image
-                if self.pooling == "answer":
-                    weights = token_weights(
-                        delta, sample_index, self.alpha, self.beta, self.window, positions.has_image
-                    )
-                else:
-                    rows, columns = batch["labels"].shape[0], batch["labels"].shape[1] - 1
-                    clamped = clamp_delta(delta, self.alpha, self.beta, positions.has_image)
-                    flat_index = positions.rows * columns + positions.columns
-                    weights = pool_flat(clamped, flat_index, rows * columns, self.window)
-                    weights, delta = weights[supervised], delta[supervised]
-        return LossOutput(self._normalize(cross_entropy, weights, sample_index), cross_entropy, weights, delta)
+                weights = self._weigh(delta, positions, batch["labels"].shape)[supervised]
+                delta = delta[supervised]
+        loss = self._normalize(cross_entropy, weights, positions.rows[supervised])
+        return LossOutput(loss, cross_entropy, weights, delta)
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether the weights depend on the image at all."""
+        return self.alpha < self.beta
+
+    def _weigh(self, delta: Tensor, positions: Positions, shape: torch.Size) -> Tensor:
+        """Clamp and pool: float32 [positions]; `shape` is that of the labels, (batch, length)."""
+        if self.pooling == "answer":
+            return token_weights(delta, positions.rows, self.alpha, self.beta, self.window, positions.has_image)
+        rows, columns = shape[0], shape[1] - 1  # the first label has nothing before it
+        clamped = clamp_delta(delta, self.alpha, self.beta, positions.has_image)
+        return pool_flat(clamped, positions.rows * columns + positions.columns, rows * columns, self.window)
 
     def _normalize(self, cross_entropy: Tensor, weights: Tensor, sample_index: Tensor) -> Tensor:
         """The weighted mean over the batch, or the mean over samples of each sample's weighted mean."""
