@@ -87,8 +87,6 @@ def pool_flat(weights: Tensor, flat_index: Tensor, size: int, window: int) -> Te
 def check_bounds(alpha: float, beta: float, window: int) -> None:
     """Raise ValueError unless 0 <= alpha <= beta, beta is above 0 and the window is a positive odd number."""
     if not 0 <= alpha <= beta or not 0 < beta < math.inf:
-        raise ValueError(
-            f"alpha={alpha}, beta={beta}: the bounds must satisfy 0 <= alpha <= beta, 0 < beta"
-        )
+        raise ValueError(f"alpha={alpha}, beta={beta}: the bounds must satisfy 0 <= alpha <= beta, 0 < beta")
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window={window}: the pooling window must be a positive odd number (1 pools nothing)")

@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -46,7 +48,9 @@ def report(config: DictConfig) -> None:
     rows = [row for metric in settings.metrics for row in rows_of(group(results, metric), metric, settings.baseline)]
     console = Console(soft_wrap=True, highlight=False)
     notes = notes_of(rows, settings.baseline, [str(run) for run in unevaluated])
-    console.print(rich_table(rows, settings))
+    console.print(f"{settings.results}, by objective and noise ratio")
+    for table in rich_tables(rows, settings.baseline):
+        console.print(table)
     for note in notes:
         console.print(note)
     commands = sorted(summary_of(result.run)["command"] for result in results)
@@ -63,7 +67,7 @@ def report(config: DictConfig) -> None:
         "versions": summary["versions"],
     }
     write_whole(output / "report.json", json.dumps(document, indent=2) + "\n")
-    write_whole(output / "report.md", markdown(document, settings.metrics))
+    write_whole(output / "report.md", markdown(document))
     console.print(f"{output}: report.md, report.json, " + ", ".join(f"figure3_{m}.png" for m in settings.metrics))
 
 
@@ -108,41 +112,49 @@ def cell(value: dict | None, signed: bool = False) -> str:
     number = f"{{:{'+' if signed else ''}.3f}}"
     text = number.format(value["value"])
     if value["ci95"]:
-        text += f" ({number.format(value['ci95'][0])} to {number.format(value['ci95'][1])})"
+        text += f" [{number.format(value['ci95'][0])}, {number.format(value['ci95'][1])}]"
     return text
 
 
 def cells_of(row: dict) -> list[str]:
     """A row of the table as text."""
-    metric, ratio, seeds = row["metric"].replace("_", " "), f"{row['noise_ratio']:g}", str(len(row["seeds"]))
-    return [metric, ratio, row["objective"], seeds, cell(row["mean"]), cell(row["difference"], signed=True)]
+    difference = cell(row["difference"], signed=True)
+    return [f"{row['noise_ratio']:g}", row["objective"], str(len(row["seeds"])), cell(row["mean"]), difference]
 
 
 def headings(baseline: str) -> list[str]:
-    """The table's columns."""
-    return ["metric", "noise", "objective", "seeds", "mean", f"minus {baseline}"]
+    """The columns of a table."""
+    return ["noise", "objective", "seeds", "mean", f"minus {baseline}"]
 
 
-def rich_table(rows: list[dict], settings: ReportConfig) -> Table:
-    """The table for the terminal, a line between noise ratios."""
-    table = Table(*headings(settings.baseline), title=f"{settings.results}, by objective and noise ratio")
-    for row, following in zip(rows, [*rows[1:], None], strict=True):
-        last = following is None or (row["metric"], row["noise_ratio"]) != (
-            following["metric"],
-            following["noise_ratio"],
-        )
-        table.add_row(*cells_of(row), end_section=last)
-    return table
+def rich_tables(rows: list[dict], baseline: str) -> list[Table]:
+    """A table for each metric, a line between noise ratios."""
+    tables = []
+    for metric, of_metric in groupby(rows, key=lambda row: row["metric"]):
+        table = Table(*headings(baseline), title=metric.replace("_", " "), box=SIMPLE_HEAD, pad_edge=False)
+        for _, section in groupby(of_metric, key=lambda row: row["noise_ratio"]):
+            for row in section:
+                table.add_row(*cells_of(row))
+            table.add_section()
+        tables.append(table)
+    return tables
 
 
-def markdown(document: dict, metrics: list[str]) -> str:
-    """The report as Markdown: table, notes, figures and the commands that regenerate each run."""
+def markdown(document: dict) -> str:
+    """The report as Markdown: tables, figures, notes and the commands that regenerate each run."""
     columns = headings(document["baseline"])
-    lines = [f"# {document['benchmark']}, by objective and noise ratio", "", "| " + " | ".join(columns) + " |"]
-    lines.append("|" + "---|" * len(columns))
-    lines += ["| " + " | ".join(cells_of(row)) + " |" for row in document["rows"]]
-    lines += ["", *document["notes"], ""]
-    lines += [f"![{metric} by noise ratio](figure3_{metric}.png)" for metric in metrics]
+    lines = [f"# {document['benchmark']}, by objective and noise ratio", ""]
+    for metric, rows in groupby(document["rows"], key=lambda row: row["metric"]):
+        lines += [f"## {metric.replace('_', ' ')}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+        lines += ["| " + " | ".join(cells_of(row)) + " |" for row in rows]
+        lines += ["", f"![{metric} by noise ratio](figure3_{metric}.png)", ""]
     versions = ", ".join(f"{package} {number}" for package, number in document["versions"].items())
-    lines += ["", f"Device: {document['device']}. Versions: {versions}.", "", "Each run again:", "```"]
+    lines += [
+        *document["notes"],
+        "",
+        f"Device: {document['device']}. Versions: {versions}.",
+        "",
+        "Each run again:",
+        "```",
+    ]
     return "\n".join([*lines, *document["commands"], "```"]) + "\n"
