@@ -59,6 +59,8 @@ def test_every_word_reaches_hydra(tmp_path):
         ("train objective.score=prob", "allowed are logit and logprob"),
         ("train objective.window=4", "positive odd number"),
         ("train batch_size=0", "must be at least 1"),
+        ("train learning_rate=-1", "must be at least 0"),
+        ("train warmup_ratio=3", "from 0 to below 1"),
         ("train model.path=nowhere", "no config.json there"),
         ("train data=llava_json", "data.path has no value"),
         ("train data=llava_json data.path=nowhere.json", "there is no such file"),

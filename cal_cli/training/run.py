@@ -65,21 +65,24 @@ def train(config: DictConfig) -> None:
     for key in ("batch_size", "gradient_accumulation_steps", "logging_steps", "save_steps", "keep_checkpoints"):
         if getattr(settings, key) < 1:
             raise InputError(f"{key}={getattr(settings, key)}: must be at least 1")
+    for key in ("learning_rate", "weight_decay", "max_grad_norm", "workers"):
+        if getattr(settings, key) < 0:
+            raise InputError(f"{key}={getattr(settings, key)}: must be at least 0")
+    if not 0 <= settings.warmup_ratio < 1:
+        raise InputError(f"warmup_ratio={settings.warmup_ratio}: allowed is a share of the steps from 0 to below 1")
     if settings.epochs <= 0 and settings.max_steps <= 0:
         raise InputError(f"epochs={settings.epochs}: must be above 0 where max_steps is not given")
     console = Console(soft_wrap=True, highlight=False)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if settings.force:
-        forget(folder)
-    elif completed(folder, config):
+    if not settings.force and completed(folder, config):
         console.print(f"{folder}: already completed; force=true repeats it")
         return
-    elif not settings.resume:
-        forget(folder)
     objective = build(config, "objective")
     data = build(config, "data")
     data.entries, _ = swap_conversations(data.entries, settings.noise.ratio, settings.noise.seed)
     model, processor = build(config, "model", seed=settings.seed)
+    if settings.force or not settings.resume:  # only now: a wrong value must not cost an earlier run
+        forget(folder)
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
     set_seed(settings.seed)
     metrics = MetricsWriter(folder / "metrics.jsonl")
@@ -226,7 +229,8 @@ def summarize(
     """The contents of `summary.json`; seconds and memory are those of this process."""
     model: Any = trainer.model
     state, parameters = trainer.state, list(model.parameters())
-    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    # a run too short for a log has only the mean over its steps, which the library logs at the end
+    losses = [entry[name] for name in ("train_loss", "loss") for entry in state.log_history if name in entry]
     cuda = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {

@@ -161,6 +161,16 @@ def test_another_config_in_the_same_folder_is_refused(uninterrupted, tmp_path):
     assert "learning_rate" in result.stderr
 
 
+def test_force_with_a_wrong_value_keeps_the_earlier_run(tmp_path):
+    words = ("train", "data.n=8", "batch_size=4", "name=kept")
+    assert "completed, 2 steps, loss" in cal(*words, folder=tmp_path).stdout  # too short for a log
+    (run,) = (tmp_path / "runs/train/kept").iterdir()
+    result = cal(*words, "force=true", "objective.window=2", f"hydra.run.dir={run}", folder=tmp_path, check=False)
+    assert result.returncode == 2
+    assert (run / "checkpoint/model.safetensors").exists()
+    assert (run / "summary.json").exists()
+
+
 def test_a_non_finite_loss_ends_with_step_samples_and_last_checkpoint(tmp_path):
     result = cal("train", *SMALL, "learning_rate=1e30", "max_grad_norm=0", "save_steps=1", folder=tmp_path, check=False)
     assert result.returncode == 1
