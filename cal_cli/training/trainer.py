@@ -28,10 +28,10 @@ class CALTrainer(Trainer):
     """A `Trainer` whose loss is an objective of this package; everything else is the library's.
 
     The objective runs inside the model's own `forward`, so that autocast and wrappers around the model see its two
-    passes as one call; several processes are not tested yet. Under gradient accumulation the micro-batches' losses are averaged. Beside the
-    library's values, each log has `weight_mean`, and where the objective contrasts `delta_mean`, `share_at_alpha`
-    and `share_at_beta` (the shares of supervised tokens whose delta is at or beyond a bound), over the supervised
-    tokens since the log before.
+    passes as one call; several processes are not tested yet. Under gradient accumulation the micro-batches' losses
+    are averaged. Beside the library's values, each log has `weight_mean`, and where the objective contrasts
+    `delta_mean`, `share_at_alpha` and `share_at_beta` (the shares of supervised tokens whose delta is at or beyond a
+    bound), over the supervised tokens since the log before.
 
     Args:
         objective: the loss; None means CAL with the paper's settings, see `ContrastiveAlignmentLoss`.
