@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from cal_cli.data.collator import Collator
@@ -172,7 +173,10 @@ def test_no_gradient_flows_through_the_weights(model, batch):
     """The gradient is that of a weighted sum whose weights are constants."""
     objective = ContrastiveAlignmentLoss()
     output = objective(model, batch)
-    (output.weights * output.cross_entropy).sum().div(output.weights.sum() + 1e-6).backward()
+    logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits[:, :-1]
+    cross_entropy = F.cross_entropy(logits.transpose(1, 2), batch["labels"][:, 1:], reduction="none")
+    weighted = output.weights * cross_entropy[batch["labels"][:, 1:] != -100]
+    weighted.sum().div(output.weights.sum() + 1e-6).backward()
     expected = model.lm_head.weight.grad.clone()
     model.zero_grad()
     objective(model, batch).loss.backward()
@@ -189,7 +193,7 @@ def test_no_gradient_flows_through_the_weights(model, batch):
         ({"alpha": 0.0, "beta": 0.0}, "0 < beta"),
         ({"window": 2}, "odd"),
         ({"window": 0}, "odd"),
-        ({"normalization": "token"}, "batch and sample"),
+        ({"normalization": "token"}, "batch, sample and length"),
         ({"pooling": "row"}, "answer and flat"),
     ],
 )

@@ -1,0 +1,269 @@
+"""The language head, met only where a label is supervised, and never with the whole vocabulary at once.
+
+A batch of LLaVA-1.5 has 776 positions a sample, of which some 120 are supervised, and 32,000 words: the library's
+own loss holds a logit for each pair. Here the head sees supervised positions alone, a chunk at a time, and a raw
+logit of a label is one dot product with the label's row of the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+LOGITS_HELD = {"cpu": 2**22, "cuda": 2**26}  # positions x vocabulary in memory at a time: 16 and 256 MiB of float32
+PROBE = 40.0  # size of the largest logit when a head is checked: far beyond the linear range of a soft cap of 30
+
+
+@dataclass(frozen=True)
+class LanguageHead:
+    """The layer from hidden states to logits, and what the model does to its logits afterwards.
+
+    logits = softcap * tanh(scale * module(hidden) / softcap); without the soft cap, scale * module(hidden).
+    """
+
+    module: Any  # an nn.Linear, or what adapters and quantisation make of one
+    scale: float = 1.0  # Cohere multiplies its logits by one, Granite divides by one
+    softcap: float | None = None  # Gemma 2 and 3n
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the logits are a plain product with `module.weight`: not so for LoRA or quantised heads."""
+        return isinstance(self.module, nn.Linear) and self.module.weight.is_floating_point()
+
+    def finish(self, logits: Tensor) -> Tensor:
+        """Scale and cap float32 logits."""
+        if self.scale != 1:
+            logits = logits * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def label_logits(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """The raw logit of each label, float32 [positions], without gradient.
+
+        Taken in float32: in bf16 the difference of two large logits would lose most of its digits.
+
+        Args:
+            hidden: [positions, hidden], the last hidden states.
+            labels: int64 [positions].
+        """
+
+        def dot_product(plain_forward: Callable, hidden: Tensor, labels: Tensor) -> Tensor:
+            logits = (hidden.float() * self.module.weight[labels].float()).sum(dim=-1)
+            return logits if self.module.bias is None else logits + self.module.bias[labels].float()
+
+        with torch.no_grad():
+            if self.is_linear:
+                return self.finish(within(self.module, dot_product, hidden, labels))
+            return self._in_chunks(hidden, labels, lambda logits, label: logits.gather(1, label[:, None])[:, 0])
+
+    def label_logprobs(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """The log-probability of each label, float32 [positions], without gradient; arguments as `label_logits`."""
+        with torch.no_grad():
+            return self._in_chunks(
+                hidden, labels, lambda logits, label: -F.cross_entropy(logits, label, reduction="none")
+            )
+
+    def weighted_cross_entropy(self, hidden: Tensor, labels: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum over positions of coefficient x cross-entropy.
+
+        Each chunk's gradient is taken in the forward pass, where its logits are at hand, so that none is kept or
+        computed twice; a second derivative is not supported.
+
+        Args:
+            hidden: [positions, hidden], with gradient where enabled.
+            labels: int64 [positions].
+            coefficients: float32 [positions], constants.
+
+        Returns:
+            The sum, a float32 scalar with gradient, and each position's cross-entropy, float32 without gradient.
+        """
+
+        def linear(plain_forward: Callable, hidden: Tensor, labels: Tensor, coefficients: Tensor) -> Any:
+            weight, bias = self.module.weight, self.module.bias
+            if not torch.is_grad_enabled():  # a function of torch's is not told so
+                hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
+            return _WeightedCrossEntropy.apply(hidden, weight, bias, labels, coefficients, self.scale, self.softcap)
+
+        def any_head(plain_forward: Callable, hidden: Tensor, labels: Tensor, coefficients: Tensor) -> Any:
+            def chunk(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+                hidden, labels, coefficients = tensors
+                logits = self.finish(plain_forward(hidden).float())
+                cross_entropy = F.cross_entropy(logits, labels, reduction="none")
+                return (coefficients * cross_entropy).sum(), cross_entropy.detach()
+
+            size = chunk_size(hidden, self.vocabulary)
+            parts = zip(hidden.split(size), labels.split(size), coefficients.split(size), strict=True)
+            sums, cross_entropies = zip(*(checkpoint(chunk, *part, use_reentrant=False) for part in parts), strict=True)
+            return torch.stack(sums).sum(), torch.cat(cross_entropies)
+
+        return within(self.module, linear if self.is_linear else any_head, hidden, labels, coefficients)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of logits a position."""
+        return int(self.module.out_features)  # type: ignore[arg-type]
+
+    def _in_chunks(self, hidden: Tensor, labels: Tensor, read: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        def chunks(plain_forward: Callable, hidden: Tensor, labels: Tensor) -> Tensor:
+            size = chunk_size(hidden, self.vocabulary)
+            parts = zip(hidden.split(size), labels.split(size), strict=True)
+            return torch.cat([read(self.finish(plain_forward(part).float()), label) for part, label in parts])
+
+        return within(self.module, chunks, hidden, labels)
+
+
+class _WeightedCrossEntropy(torch.autograd.Function):
+    """sum(coefficients * cross_entropy(finish(hidden @ weight.T + bias), labels)) for a linear head, in chunks."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        coefficients: Tensor,
+        scale: float,
+        softcap: float | None,
+    ) -> tuple[Tensor, Tensor]:
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        states, matrix = hidden.to(dtype), weight.to(dtype)
+        for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
+        hidden_grad = torch.empty_like(hidden) if for_hidden else None
+        # float32: sums over chunks would lose digits in bf16
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if for_weight else None
+        bias_grad = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and for_bias else None
+        cross_entropy = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
+        head = LanguageHead(nn.Identity(), scale, softcap)
+        for rows in slices(len(labels), chunk_size(hidden, len(weight))):
+            logits = head.finish(F.linear(states[rows], matrix, None if bias is None else bias.to(dtype)).float())
+            log_sum = logits.logsumexp(dim=1, keepdim=True)
+            label = labels[rows, None]
+            cross_entropy[rows] = (log_sum - logits.gather(1, label))[:, 0]
+            if not (for_hidden or for_weight or for_bias):
+                continue
+            slope = coefficients[rows, None] * scale  # of the loss by a logit, but for what differs between words
+            grad = torch.exp(logits - log_sum)
+            grad.scatter_add_(1, label, torch.full_like(log_sum, -1.0)).mul_(slope)
+            if softcap is not None:
+                grad.mul_(1 - (logits / softcap) ** 2)
+            if bias_grad is not None:
+                bias_grad += grad.sum(dim=0)
+            del logits
+            grad = grad.to(dtype)
+            if hidden_grad is not None:
+                hidden_grad[rows] = (grad @ matrix).to(hidden.dtype)
+            if weight_grad is not None and dtype == torch.float32:
+                weight_grad.addmm_(grad.T, states[rows])
+            elif weight_grad is not None:
+                weight_grad += grad.T @ states[rows]
+        ctx.save_for_backward(
+            hidden_grad,
+            None if weight_grad is None else weight_grad.to(weight.dtype),
+            None if bias_grad is None or bias is None else bias_grad.to(bias.dtype),
+        )
+        ctx.mark_non_differentiable(cross_entropy)
+        return (coefficients * cross_entropy).sum(), cross_entropy
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        gradients = [None if grad is None else grad * upstream.to(grad.dtype) for grad in ctx.saved_tensors]
+        return *gradients, None, None, None, None
+
+
+def chunk_size(hidden: Tensor, vocabulary: int) -> int:
+    """Positions whose logits are held at a time."""
+    return max(LOGITS_HELD.get(hidden.device.type, LOGITS_HELD["cuda"]) // vocabulary, 1)
+
+
+def slices(length: int, size: int) -> Iterator[slice]:
+    """`range(length)` cut into slices of at most `size`."""
+    return (slice(start, start + size) for start in range(0, length, size))
+
+
+def within(module: nn.Module, function: Callable[..., Any], *tensors: Tensor) -> Any:
+    """Call `function(plain_forward, *tensors)` as the module's forward.
+
+    What shards a model's weights (FSDP, ZeRO-3) gathers them around a module's call: so they are gathered once,
+    however often `function` uses them.
+    """
+    plain_forward = module.forward
+    own = module.__dict__.get("forward")
+    module.forward = lambda *tensors: function(plain_forward, *tensors)  # type: ignore[method-assign]
+    try:
+        return module(*tensors)
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own  # type: ignore[method-assign]
+
+
+_FINISHES: WeakKeyDictionary[nn.Module, tuple[float, float | None]] = WeakKeyDictionary()
+
+
+def language_head(model: PreTrainedModel, inputs: Mapping[str, Any], outputs: Any) -> LanguageHead:
+    """Find a model's head and what the model does to its logits, held against the model's own logits once.
+
+    Args:
+        model: a model with a language head.
+        inputs: what the model was given, without labels.
+        outputs: what its base model returned for them.
+
+    Raises:
+        ValueError: the model's logits are not those of its head, scaled and capped.
+    """
+    module = model.get_output_embeddings()
+    if model not in _FINISHES:
+        with torch.no_grad():
+            own, bare = _own_logits(model, module, inputs, outputs)
+        for scale, softcap in _announced(model.config.get_text_config()):
+            expected = LanguageHead(module, scale, softcap).finish(bare)
+            if torch.allclose(own, expected, atol=2e-2 * PROBE * min(scale, 1.0), rtol=1e-4):
+                _FINISHES[model] = scale, softcap
+                break
+        else:
+            raise ValueError(
+                f"{type(model).__name__} changes its logits after the language head in a way that is not supported"
+            )
+    return LanguageHead(module, *_FINISHES[model])
+
+
+def _announced(config: Any) -> Iterator[tuple[float, float | None]]:
+    """What a config says of the logits, and last that nothing is done: some families ignore their text model's."""
+    scales = [1.0]
+    for name in ("logit_scale", "logits_scaling"):
+        if value := getattr(config, name, None):
+            scales = [value, 1 / value, *scales]
+    softcap = getattr(config, "final_logit_softcapping", None)
+    for scale in scales:
+        yield from ((scale, softcap), (scale, None)) if softcap else ((scale, None),)
+
+
+def _own_logits(model: Any, module: nn.Module, inputs: Mapping[str, Any], outputs: Any) -> tuple[Tensor, Tensor]:
+    """The model's logits and its head's, float32 [batch, vocabulary], for a last hidden state made large."""
+    hidden = outputs.last_hidden_state
+    bare = module(hidden[:, -1:])
+    factor = PROBE / bare.abs().max().clamp_min(1e-6)
+    enlarged = type(outputs)(**{**outputs, "last_hidden_state": hidden * factor})
+    base, own = model.base_model, model.base_model.__dict__.get("forward")
+    base.forward = lambda *args, **kwargs: enlarged
+    try:
+        logits = type(model).forward(model, **inputs, logits_to_keep=1, use_cache=False).logits
+    finally:
+        if own is None:
+            del base.forward
+        else:
+            base.forward = own
+    return logits[:, -1].float(), module(enlarged.last_hidden_state[:, -1:])[:, -1].float()
