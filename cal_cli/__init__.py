@@ -7,15 +7,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cal_cli.objective import ContrastiveAlignmentLoss, contrast_logits, token_weights
-    from cal_cli.training.trainer import CALTrainer
+    from cal_cli.objective import ContrastiveAlignmentLoss, PriorLoss, accept_objective, contrast_logits, token_weights
+    from cal_cli.training.trainer import CALMixin, CALTrainer
 
-__all__ = ["CALTrainer", "ContrastiveAlignmentLoss", "contrast_logits", "token_weights"]
+__all__ = [
+    "CALMixin",
+    "CALTrainer",
+    "ContrastiveAlignmentLoss",
+    "PriorLoss",
+    "accept_objective",
+    "contrast_logits",
+    "token_weights",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "CALTrainer":
-        return import_module("cal_cli.training.trainer").CALTrainer
-    if name in __all__:
-        return getattr(import_module("cal_cli.objective"), name)
-    raise AttributeError(f"module 'cal_cli' has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module 'cal_cli' has no attribute {name!r}")
+    trainers = name in ("CALMixin", "CALTrainer")
+    return getattr(import_module("cal_cli.training.trainer" if trainers else "cal_cli.objective"), name)

@@ -153,6 +153,11 @@ def image_columns(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     return torch.isin(input_ids, torch.tensor([i for i in ids if i is not None], device=input_ids.device))
 
 
+def unwrapped(model: Any) -> Any:
+    """The `transformers` model in what PEFT wraps around it; LoRA's layers sit inside."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     """What of a batch the model below its head takes."""
     return {name: value for name, value in batch.items() if name not in ("labels", CACHED_SCORES)}
@@ -164,10 +169,9 @@ def forward_with_image(model: PreTrainedModel, batch: Mapping[str, Any]) -> Firs
     Raises:
         ValueError: a model without language head, or with a decoder that cannot run alone.
     """
-    if hasattr(model, "get_base_model"):  # LoRA's layers sit inside the model that PEFT wraps
-        model = model.get_base_model()
+    model = unwrapped(model)
     inputs = model_inputs(batch)
-    decoder: Any = model.get_decoder()
+    decoder = model.get_decoder()
     if model.get_output_embeddings() is None:
         raise ValueError(f"{type(model).__name__} has no language head: give an image-text-to-text model with one")
     if model.base_model is model or decoder is None or model.config.is_encoder_decoder:

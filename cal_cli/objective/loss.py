@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers.utils import ModelOutput
 
 from cal_cli.objective.conditions import CONTRASTS, scores_to_contrast
 from cal_cli.objective.contrast import (
@@ -34,7 +35,12 @@ class NonFiniteLoss(FloatingPointError):
     Attributes:
         loss: its value.
         rows: rows of the batch in which a token's cross-entropy or weight is not finite.
+        step: in a trainer, the optimizer steps completed before it.
+        samples: in a trainer, the ids of the samples in these rows; empty if the collator names none.
     """
+
+    step: int | None = None
+    samples: Sequence[str] = ()
 
     def __init__(self, loss: float, rows: list[int]) -> None:
         super().__init__(
@@ -45,13 +51,16 @@ class NonFiniteLoss(FloatingPointError):
 
 
 @dataclass
-class LossOutput:
-    """What one call of the loss computed; the vectors are float32 [supervised tokens], in reading order."""
+class LossOutput(ModelOutput):
+    """What one call of the loss computed; the vectors are float32 [supervised tokens], in reading order.
 
-    loss: Tensor  # scalar, differentiable
-    cross_entropy: Tensor  # without gradient
-    weights: Tensor
-    delta: Tensor | None  # None where the weights do not depend on it (alpha equal to beta)
+    One of the library's outputs, so that what wraps a model (DDP, FSDP) finds the tensors in it.
+    """
+
+    loss: Tensor = None  # type: ignore[assignment]  # scalar, differentiable
+    cross_entropy: Tensor = None  # type: ignore[assignment]  # without gradient
+    weights: Tensor = None  # type: ignore[assignment]
+    delta: Tensor | None = None  # None where the weights do not depend on it (alpha equal to beta)
 
 
 class WeightedLoss:

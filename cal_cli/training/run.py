@@ -21,9 +21,10 @@ from cal_cli.data.conversations import Conversations
 from cal_cli.data.noise import NoiseConfig, swap_conversations
 from cal_cli.errors import InputError
 from cal_cli.files import device_name, git_commit, versions, write_whole
+from cal_cli.objective import NonFiniteLoss
 from cal_cli.runs import OPERATIONAL, read_config, summary_of
 from cal_cli.training.callbacks import MetricsWriter, ProgressReporter, StopOnSignal
-from cal_cli.training.trainer import CALTrainer, NonFiniteLoss
+from cal_cli.training.trainer import CALTrainer
 
 
 @dataclass
@@ -120,7 +121,8 @@ def train(config: DictConfig) -> None:
     if problem:
         last = last_checkpoint(folder)
         console.print(
-            f"{folder}: {problem}; its samples: {', '.join(problem.samples)}. "
+            f"{folder}: the loss is {problem.loss} after step {problem.step}, from the samples "
+            f"{', '.join(problem.samples)}: look at their images and at the learning rate. "
             + (f"The last good checkpoint is {last}." if last else "No checkpoint had been saved yet.")
         )
         raise SystemExit(1)

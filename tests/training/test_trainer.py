@@ -9,7 +9,7 @@ from transformers import Trainer, TrainingArguments
 
 from cal_cli import CALTrainer, ContrastiveAlignmentLoss
 from cal_cli.data.collator import Collator
-from cal_cli.training.trainer import NonFiniteLoss
+from cal_cli.objective import NonFiniteLoss
 
 
 def arguments(folder, **options):
@@ -123,6 +123,6 @@ def test_a_non_finite_loss_names_step_and_samples_and_touches_no_weight(model, p
     with pytest.raises(NonFiniteLoss) as raised:
         trainer.train()
     assert raised.value.step == 0
-    assert len(raised.value.samples) == 4
+    assert 0 < len(raised.value.samples) <= 4
     assert set(raised.value.samples) <= {entry["id"] for entry in world.entries}
     assert torch.equal(before, broken.model.vision_tower.embeddings.patch_embedding.weight)
