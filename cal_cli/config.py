@@ -58,7 +58,7 @@ def build(config: DictConfig, key: str, **more: Any) -> Any:
     """
     node = {name: config[key]._get_node(name) for name in config[key] if name != "_target_"}
     target = get_object(config[key]["_target_"])
-    annotations = {p.name: p.annotation for p in inspect.signature(target).parameters.values()}
+    annotations = {p.name: p.annotation for p in inspect.signature(target, eval_str=True).parameters.values()}
     unknown = sorted(set(node) - set(annotations))
     if unknown:
         raise InputError(f"{key}.{unknown[0]} is not an option of {key}; its options are {', '.join(annotations)}")

@@ -33,7 +33,8 @@ class Collator:
 
     Returns `input_ids`, `attention_mask` (int64 [batch, length]), `pixel_values` (where a sample has an image) and
     `labels` (int64 [batch, length]): the token itself where the assistant speaks, its end token included, and -100
-    elsewhere. The mask is the chat template's own, found by the tokenizer's offsets, never by tokenizing pieces.
+    elsewhere; and `scores_without_image` (float32 [batch, length]) where the samples have them. The mask is the chat
+    template's own, found by the tokenizer's offsets, never by tokenizing pieces.
 
     Args:
         processor: a processor whose chat template marks the assistant's text with `{% generation %}`.
@@ -62,6 +63,8 @@ class Collator:
             self._refuse(samples, beyond.any(dim=1), "is cut within its image")
             for name in ("input_ids", "attention_mask", "labels"):
                 batch[name] = batch[name][:, : self.max_length]
+        if "scores_without_image" in samples[0]:
+            batch["scores_without_image"] = self._at_labels(samples, batch["labels"])
         unsupervised = (batch["labels"][:, 1:] == IGNORED).all(dim=1)
         self._refuse(samples, unsupervised, "has no supervised token")
         if self.keep_ids:
@@ -92,6 +95,15 @@ class Collator:
                 raise InputError("the processor changes the text beside its image: the answers cannot be found")
             supervised[row, columns] = torch.tensor([kept for _, kept in text])
         return supervised
+
+    def _at_labels(self, samples: list[dict], labels: Tensor) -> Tensor:
+        """Each sample's scores at the places of its supervised labels: float32 [batch, length], nan elsewhere."""
+        scores = torch.full(labels.shape, torch.nan)
+        for row, sample in enumerate(samples):
+            supervised = labels[row] != IGNORED
+            supervised[0] = False  # nothing predicts the first token
+            scores[row, supervised] = torch.tensor(sample["scores_without_image"])
+        return scores
 
     def _refuse(self, samples: list[dict], wrong: Any, problem: str) -> None:
         """Raise InputError that names the samples for which `wrong` (bool [batch]) is true."""

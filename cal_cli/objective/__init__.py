@@ -5,7 +5,14 @@ Read `contrast.py` (two passes, one number a token), `conditions.py` (what the i
 """
 
 from cal_cli.objective.contrast import Contrast, contrast_logits
-from cal_cli.objective.loss import ContrastiveAlignmentLoss, LossOutput, NonFiniteLoss, PriorLoss, WeightedLoss
+from cal_cli.objective.loss import (
+    ContrastiveAlignmentLoss,
+    LossOutput,
+    NonFiniteLoss,
+    PriorLoss,
+    WeightedLoss,
+    scores_without_image,
+)
 from cal_cli.objective.routing import accept_objective
 from cal_cli.objective.weights import token_weights
 
@@ -18,5 +25,6 @@ __all__ = [
     "WeightedLoss",
     "accept_objective",
     "contrast_logits",
+    "scores_without_image",
     "token_weights",
 ]

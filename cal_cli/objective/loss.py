@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -211,6 +211,34 @@ class PriorLoss(WeightedLoss):
     ) -> tuple[Tensor, Tensor | None]:
         never_predicted = hidden.new_full(hidden.shape[:1], -torch.inf, dtype=torch.float32)  # without image: weight 1
         return 1 - scores_to_contrast(self, first, batch, positions, never_predicted).exp(), None
+
+
+def scores_without_image(objective: WeightedLoss, model: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:
+    """Compute once what `contrast="cached"` reads from its batches afterwards.
+
+    Args:
+        objective: CAL or PRIOR; its `score`, and its `reference` where it has one. Without a reference, CAL's scores
+            are those of the model itself, without the image.
+        model: the model before training.
+        batch: as the objective takes it.
+
+    Returns:
+        float32 [batch, length], at the places of the labels; nan where none is supervised.
+    """
+    options: Any = objective
+    if isinstance(objective, PriorLoss) or options.reference is not None:
+        source = replace(options, contrast="reference")
+    else:
+        source = replace(options, contrast="no_image")
+    with torch.no_grad():
+        positions = scored_positions(model, batch)
+        first = forward_with_image(model, batch)
+        hidden = first.hidden[positions.rows, positions.columns]
+        with_image = label_scores(first.head, hidden, positions.labels, source.score)
+        scores = with_image.new_full(batch["labels"].shape, torch.nan)
+        found = scores_to_contrast(source, first, batch, positions, with_image)
+        scores[positions.rows, positions.columns + 1] = found
+    return scores
 
 
 def shares(weights: Tensor, sample_index: Tensor, normalization: str) -> Tensor:

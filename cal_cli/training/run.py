@@ -24,6 +24,7 @@ from cal_cli.files import device_name, git_commit, versions, write_whole
 from cal_cli.objective import NonFiniteLoss
 from cal_cli.runs import OPERATIONAL, read_config, summary_of
 from cal_cli.training.callbacks import MetricsWriter, ProgressReporter, StopOnSignal
+from cal_cli.training.frozen import with_cached_scores, with_reference
 from cal_cli.training.trainer import CALTrainer
 
 
@@ -82,9 +83,12 @@ def train(config: DictConfig) -> None:
     data = build(config, "data")
     data.entries, _ = swap_conversations(data.entries, settings.noise.ratio, settings.noise.seed)
     model, processor = build(config, "model", seed=settings.seed)
+    objective = with_reference(objective, model, processor)
     if settings.force or not settings.resume:  # only now: a wrong value must not cost an earlier run
         forget(folder)
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
+    collate = Collator(processor, settings.max_length, keep_ids=True)
+    samples = with_cached_scores(objective, model, collate, data, settings.batch_size, console)
     set_seed(settings.seed)
     metrics = MetricsWriter(folder / "metrics.jsonl")
     progress = ProgressReporter(f"{settings.name}/{folder.name}", console)
@@ -93,8 +97,8 @@ def train(config: DictConfig) -> None:
         model=model,
         args=training_arguments(settings, folder),
         objective=objective,
-        train_dataset=data,
-        data_collator=Collator(processor, settings.max_length, keep_ids=True),
+        train_dataset=samples,
+        data_collator=collate,
         processing_class=processor,
         callbacks=[metrics, progress, interrupt],
     )
