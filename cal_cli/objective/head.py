@@ -138,48 +138,50 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         states, matrix = hidden.to(dtype), weight.to(dtype)
+        offset = None if bias is None else bias.to(dtype)
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
         hidden_grad = torch.empty_like(hidden) if for_hidden else None
-        # float32: sums over chunks would lose digits in bf16
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if for_weight else None
-        bias_grad = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and for_bias else None
+        weight_grad, bias_grad = None, None  # in float32: sums over chunks would lose digits in bf16
         cross_entropy = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
-        head = LanguageHead(nn.Identity(), scale, softcap)
+        head = LanguageHead(None, scale, softcap)
         for rows in slices(len(labels), chunk_size(hidden, len(weight))):
-            logits = head.finish(F.linear(states[rows], matrix, None if bias is None else bias.to(dtype)).float())
+            logits = head.finish(F.linear(states[rows], matrix, offset).float())
             log_sum = logits.logsumexp(dim=1, keepdim=True)
             label = labels[rows, None]
             cross_entropy[rows] = (log_sum - logits.gather(1, label))[:, 0]
             if not (for_hidden or for_weight or for_bias):
                 continue
-            slope = coefficients[rows, None] * scale  # of the loss by a logit, but for what differs between words
-            grad = torch.exp(logits - log_sum)
-            grad.scatter_add_(1, label, torch.full_like(log_sum, -1.0)).mul_(slope)
+            slope = coefficients[rows, None] * scale  # of the loss by the bare logits, but for the soft cap's
             if softcap is not None:
-                grad.mul_(1 - (logits / softcap) ** 2)
-            if bias_grad is not None:
-                bias_grad += grad.sum(dim=0)
-            del logits
+                slope = slope * (1 - (logits / softcap) ** 2)
+            grad = logits.sub_(log_sum).exp_()  # memory touched before is worth a second use
+            grad.scatter_add_(1, label, torch.full_like(log_sum, -1.0)).mul_(slope)
+            if for_bias:
+                bias_grad = grad.sum(dim=0) if bias_grad is None else bias_grad.add_(grad.sum(dim=0))
             grad = grad.to(dtype)
             if hidden_grad is not None:
                 hidden_grad[rows] = (grad @ matrix).to(hidden.dtype)
-            if weight_grad is not None and dtype == torch.float32:
+            if for_weight and weight_grad is None:
+                weight_grad = (grad.T @ states[rows]).float()
+            elif weight_grad is not None and dtype == torch.float32:
                 weight_grad.addmm_(grad.T, states[rows])
             elif weight_grad is not None:
                 weight_grad += grad.T @ states[rows]
-        ctx.save_for_backward(
-            hidden_grad,
-            None if weight_grad is None else weight_grad.to(weight.dtype),
-            None if bias_grad is None or bias is None else bias_grad.to(bias.dtype),
-        )
+        dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        ctx.gradients = [
+            None if grad is None else grad.to(dtype)
+            for grad, dtype in zip((hidden_grad, weight_grad, bias_grad), dtypes, strict=True)
+        ]
         ctx.mark_non_differentiable(cross_entropy)
         return (coefficients * cross_entropy).sum(), cross_entropy
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        gradients = [None if grad is None else grad * upstream.to(grad.dtype) for grad in ctx.saved_tensors]
-        return *gradients, None, None, None, None
+        if ctx.gradients is None:
+            raise RuntimeError("the loss was taken backward twice: its gradients are made once and given away")
+        gradients, ctx.gradients = ctx.gradients, None
+        return *(None if grad is None else grad.mul_(upstream) for grad in gradients), None, None, None, None
 
 
 def chunk_size(hidden: Tensor, vocabulary: int) -> int:
