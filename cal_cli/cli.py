@@ -68,6 +68,12 @@ def report(context: typer.Context) -> None:
     run("report", "cal_cli.reporting.run.report", context.args)
 
 
+@app.command(context_settings=to_hydra, add_help_option=False)
+def bench(context: typer.Context) -> None:
+    """Measure what a training step costs, with CE and with CAL."""
+    run("bench", "cal_cli.bench.run.bench", context.args)
+
+
 def run(config_name: str, path: str, words: list[str]) -> None:
     """Hand the words to Hydra and run the task at `path` (package.module.function) with the composed config.
 

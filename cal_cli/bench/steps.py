@@ -91,7 +91,7 @@ def peak_memory(shape: Shape, way: str, dtype: torch.dtype, checkpointing: bool)
 def _peak_memory(shape: Shape, way: str, dtype: torch.dtype, checkpointing: bool) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     before = _resident()
-    model = shape.model(dtype, checkpointing).to(device)
+    model: Any = shape.model(dtype, checkpointing).to(device)
     loss = loss_of(way, model, shape.batch(device, dtype))
     for _ in range(2):
         timed_step(model, loss)

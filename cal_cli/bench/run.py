@@ -1,0 +1,177 @@
+"""`cal bench`: time and memory of a training step as ratios, with intervals, to `bench.json` and the terminal."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from scipy.stats import bootstrap
+
+from cal_cli.bench import steps
+from cal_cli.bench.shapes import Shape
+from cal_cli.bench.trainers import NAMES, trainer_rates
+from cal_cli.config import build, command_line, typed
+from cal_cli.errors import InputError
+from cal_cli.files import device_name, versions, write_whole
+
+CPU_DEPTH, CPU_WIDTH = 4, 8  # LLaVA-7B becomes 8 layers of width 512
+
+
+@dataclass
+class BenchConfig:
+    """The types of `conf/bench.yaml`; what each key means stands there."""
+
+    shape: Any
+    measure: str
+    ways: list[str]
+    repeats: int
+    depth: int | None
+    width: int | None
+    checkpointing: bool | None
+    memory: bool
+    steps: int
+
+
+def bench(config: DictConfig) -> None:
+    """Measure, write `bench.json` into Hydra's output folder, print a table.
+
+    Raises:
+        InputError: a wrong value.
+    """
+    settings = typed(config, BenchConfig)
+    for key in ("repeats", "steps", "depth", "width"):
+        value = getattr(settings, key)
+        if value is not None and value < 1:
+            raise InputError(f"{key}={value}: must be at least 1")
+    if settings.measure not in ("step", "trainer"):
+        raise InputError(f"measure={settings.measure}: allowed are step and trainer")
+    unknown = sorted(set(settings.ways) - set(steps.WAYS))
+    if unknown or not settings.ways:
+        raise InputError(f"ways={','.join(unknown) or '[]'}: allowed are some of {', '.join(steps.WAYS)}")
+    console = Console(soft_wrap=True, highlight=False)
+    result = (bench_trainers if settings.measure == "trainer" else bench_steps)(config, settings, console)
+    told = {"command": command_line("bench"), "device": device_name(), "versions": versions()}
+    path = Path(HydraConfig.get().runtime.output_dir) / "bench.json"
+    write_whole(path, json.dumps(told | result, indent=2) + "\n")
+    console.print(f"{path}")
+
+
+def bench_steps(config: DictConfig, settings: BenchConfig, console: Console) -> dict[str, Any]:
+    """Time a step in each way, in turns, and measure its peak memory; print the table."""
+    cuda = torch.cuda.is_available()
+    full: Shape = build(config, "shape")
+    depth, width = settings.depth or (1 if cuda else CPU_DEPTH), settings.width or (1 if cuda else CPU_WIDTH)
+    if full.heads % width or full.vision_hidden_size // width < 64:
+        raise InputError(f"width={width}: must divide the {full.heads} heads and leave the vision tower 64 wide")
+    shape = full.scaled(depth, width)
+    dtype = torch.bfloat16 if cuda else torch.float32
+    checkpointing = cuda if settings.checkpointing is None else settings.checkpointing
+    model: Any = shape.model(dtype, checkpointing).to("cuda" if cuda else "cpu")
+    batch = shape.batch(model.device, dtype)
+    rounds = list(
+        track(
+            steps.interleaved(model, batch, settings.ways, settings.repeats),
+            "measuring",
+            settings.repeats,
+            console=console,
+            disable=not console.is_terminal,
+        )
+    )
+    tokens = int(batch["attention_mask"].sum())
+    forward_share = steps.decoder_forward_share(model, batch)
+    text_share = shape.text_tokens / (shape.text_tokens + shape.image_tokens)
+    del model, batch
+    memory = {way: steps.peak_memory(shape, way, dtype, checkpointing) for way in settings.ways if settings.memory}
+    seconds = {way: [round_[way] for round_ in rounds] for way in settings.ways}
+    ratios = {
+        f"{way}/{base}": ratio(seconds[way], seconds[base])
+        for way in settings.ways
+        for base in ("ce_library", "ce", "cal_released")
+        if base in seconds and way != base
+    }
+    result = {
+        "measure": "step",
+        "shape": asdict(shape),
+        "depth": depth,
+        "width": width,
+        "image_tokens": shape.image_tokens,
+        "dtype": str(dtype).removeprefix("torch."),
+        "checkpointing": checkpointing,
+        "repeats": settings.repeats,
+        "seconds": seconds,
+        "tokens_per_second": {way: tokens / float(np.median(values)) for way, values in seconds.items()},
+        "ratios": ratios,
+        "peak_memory_bytes": memory,
+        "text_share": text_share,
+        "decoder_forward_share": forward_share,
+        "floor": text_share * forward_share,
+    }
+    console.print(table_of_steps(result, HydraConfig.get().runtime.choices["shape"]))
+    if "cal/ce" in ratios:
+        middle, (low, high) = ratios["cal/ce"]["median"], ratios["cal/ce"]["ci95"]
+        console.print(
+            f"CAL over CE, both ours: {middle - 1:+.1%} [{low - 1:+.1%}, {high - 1:+.1%}]; the floor is "
+            f"{text_share * forward_share:.1%} (text is {text_share:.1%} of the tokens, the decoder's forward pass "
+            f"{forward_share:.1%} of a CE step)"
+        )
+    return result
+
+
+def ratio(values: list[float], base: list[float]) -> dict[str, Any]:
+    """The median over rounds of a ratio, with a 95 % bootstrap interval of that median (None for one round)."""
+    ratios = np.divide(values, base)
+    interval = None
+    if len(ratios) > 1:
+        found = bootstrap((ratios,), np.median, method="percentile", rng=0).confidence_interval
+        interval = [float(found.low), float(found.high)]
+    return {"median": float(np.median(ratios)), "ci95": interval}
+
+
+def told(value: dict[str, Any] | None) -> str:
+    """A ratio with its interval, as the tables print it."""
+    if value is None:
+        return "1"
+    interval = value["ci95"]
+    return f"{value['median']:.2f}" + ("" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]")
+
+
+def table_of_steps(result: dict[str, Any], name: str) -> Table:
+    """One row a way: time as ratios, tokens a second, memory."""
+    scale = (
+        "" if result["depth"] == result["width"] == 1 else f", layers / {result['depth']}, widths / {result['width']}"
+    )
+    table = Table(title=f"{name}{scale}: {result['image_tokens']} + {result['shape']['text_tokens']} tokens a sample")
+    memory = result["peak_memory_bytes"]
+    table.add_column("way", no_wrap=True)
+    for base in ("ce_library", "ce"):
+        if base in result["seconds"]:
+            table.add_column(f"time / {base}", justify="right")
+    table.add_column("tokens/s", justify="right")
+    table.add_column("memory, GB", justify="right")
+    for way in result["seconds"]:
+        row = [way]
+        row += [told(result["ratios"].get(f"{way}/{b}")) for b in ("ce_library", "ce") if b in result["seconds"]]
+        row += [f"{result['tokens_per_second'][way]:,.0f}", f"{memory[way] / 1e9:.2f}" if memory else "-"]
+        table.add_row(*row)
+    return table
+
+
+def bench_trainers(config: DictConfig, settings: BenchConfig, console: Console) -> dict[str, Any]:
+    """Train the tiny model with CE, by our trainer and by TRL's, in turns; print tokens a second."""
+    rates = trainer_rates(settings.steps, settings.repeats, console)
+    ours = {name: ratio(values, rates["trl"]) for name, values in rates.items() if name != "trl"}
+    table = Table(title=f"training the tiny model, {settings.steps} steps a round")
+    table.add_column("trainer")
+    table.add_column("tokens/s", justify="right")
+    table.add_column("rate / trl.SFTTrainer", justify="right")
+    for name, values in rates.items():
+        table.add_row(NAMES[name], f"{np.median(values):,.0f}", told(ours.get(name)))
+    console.print(table)
+    return {"measure": "trainer", "steps": settings.steps, "tokens_per_second": rates, "ratios": ours}

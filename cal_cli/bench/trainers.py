@@ -1,0 +1,119 @@
+"""Tokens a second of whole training loops on the tiny model: `CALTrainer`, and `trl.SFTTrainer` with its collator.
+
+Both read the same captions and PNG files, in batches of 48, with AdamW in float32 and without checkpointing.
+"""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from cal_cli.data.collator import Collator
+from cal_cli.data.llava_json import llava_json
+from cal_cli.data.scenes import scenes
+from cal_cli.errors import InputError
+from cal_cli.files import write_whole
+from cal_cli.models.load import load_model
+from cal_cli.objective import ContrastiveAlignmentLoss
+from cal_cli.training.trainer import CALTrainer
+
+NAMES = {"trl": "trl.SFTTrainer, CE", "ce": "CALTrainer, CE", "cal": "CALTrainer, CAL"}
+BATCH = 48
+
+
+class StepTimes(TrainerCallback):
+    """When each optimizer step ended, in seconds."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self.ends.append(time.perf_counter())
+
+
+def trainer_rates(steps: int, repeats: int, console: Console) -> dict[str, list[float]]:
+    """Tokens a second, padding not counted, of each of `NAMES`, one number a round; the trainers take turns.
+
+    The clock runs from the end of a round's first step to that of its last.
+
+    Raises:
+        InputError: TRL is not installed, or a round has less than two steps.
+    """
+    try:
+        import trl  # noqa: F401
+    except ImportError as error:
+        raise InputError("measure=trainer needs TRL: pip install 'cal_cli[trl]'") from error
+    if steps < 2:
+        raise InputError(f"steps={steps}: a round needs at least 2")
+    rates: dict[str, list[float]] = {name: [] for name in NAMES}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        world = scenes(n=steps * BATCH, text_only_share=0.0, question_share=0.0)
+        for entry in world.entries:
+            (folder / entry["image"]).parent.mkdir(parents=True, exist_ok=True)
+            world.open_image(entry["image"]).save(folder / entry["image"])
+        write_whole(folder / "data.json", json.dumps(world.entries))
+        data = llava_json(str(folder / "data.json"))
+        collate = Collator(load_model()[1])
+        batches = (range(start, start + BATCH) for start in range(0, len(data), BATCH))
+        tokens = sum(int(collate([data[i] for i in batch])["attention_mask"].sum()) for batch in batches)
+        names = list(NAMES)
+        for number in track(range(repeats), "measuring", console=console, disable=not console.is_terminal):
+            for way in names[number % 3 :] + names[: number % 3]:
+                trainer = make_trainer(way, data, folder, steps)
+                times = StepTimes()
+                trainer.add_callback(times)
+                trainer.train()
+                rates[way].append(tokens * (steps - 1) / steps / (times.ends[-1] - times.ends[0]))
+    return rates
+
+
+def make_trainer(way: str, data: Any, folder: Path, steps: int) -> Trainer:
+    """One of `NAMES` on a fresh copy of the shipped base."""
+    model, processor = load_model()
+    arguments: dict[str, Any] = {
+        "output_dir": str(folder / "out"),
+        "max_steps": steps,
+        "per_device_train_batch_size": BATCH,
+        "learning_rate": 1e-3,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+        "bf16": False,
+        "dataloader_pin_memory": False,
+        "remove_unused_columns": False,
+        "include_num_input_tokens_seen": "non_padding",
+    }
+    if way == "trl":
+        from datasets import Dataset, Image
+        from trl import SFTConfig, SFTTrainer
+
+        rows = []
+        for entry in data.entries:
+            question, answer = (turn["value"] for turn in entry["conversations"])
+            rows.append(
+                {
+                    "image": str(folder / entry["image"]),
+                    "prompt": [{"role": "user", "content": question.replace("<image>", "").strip()}],
+                    "completion": [{"role": "assistant", "content": answer}],
+                }
+            )
+        return SFTTrainer(
+            model=model,
+            args=SFTConfig(**arguments, max_length=None, gradient_checkpointing=False),
+            train_dataset=Dataset.from_list(rows).cast_column("image", Image()),
+            processing_class=processor,
+        )
+    return CALTrainer(
+        model=model,
+        args=TrainingArguments(**arguments),
+        objective=ContrastiveAlignmentLoss(alpha=1.0, beta=1.0) if way == "ce" else ContrastiveAlignmentLoss(),
+        train_dataset=data,
+        data_collator=Collator(processor),
+    )
