@@ -10,7 +10,6 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaNextConfig,
-    PreTrainedModel,
 )
 
 PATCH, PICTURE = 14, 336  # of CLIP ViT-L/14-336
@@ -59,7 +58,7 @@ class Shape:
         changed |= {name: max(getattr(self, name) // depth, 1) for name in ("layers", "vision_layers")}
         return replace(self, **changed)
 
-    def model(self, dtype: torch.dtype, checkpointing: bool) -> PreTrainedModel:
+    def model(self, dtype: torch.dtype, checkpointing: bool) -> Any:
         """A LLaVA or LLaVA-NeXT of this shape in training mode, its vision tower frozen."""
         vision = CLIPVisionConfig(
             image_size=PICTURE,

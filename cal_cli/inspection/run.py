@@ -22,6 +22,7 @@ from cal_cli.inspection.heatmap import HeatmapSample, heatmap_html
 from cal_cli.inspection.histogram import delta_histogram
 from cal_cli.inspection.tokens import token_table
 from cal_cli.models.load import load_model, place
+from cal_cli.objective import ContrastiveAlignmentLoss
 from cal_cli.runs import find_checkpoints, result_folder
 
 
@@ -56,6 +57,8 @@ def token_weight_dump(config: DictConfig) -> None:
         names = ", ".join(str(checkpoint.parent) for checkpoint in checkpoints)
         raise InputError(f"checkpoint={settings.checkpoint} holds several runs: give one of {names}")
     objective = build(config, "objective")
+    if not isinstance(objective, ContrastiveAlignmentLoss) or objective.contrast != "no_image":
+        raise InputError("cal token-weight-dump shows contrasts with no image: give objective=cal or pmi, as they are")
     data: Conversations = build(config, "data")
     noisy = None
     if settings.manifest is not None:
