@@ -1,9 +1,9 @@
 """Ways to take one training step, timed in turns: what differs between them is the loss alone."""
 
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,17 +90,18 @@ def peak_memory(shape: Shape, way: str, dtype: torch.dtype, checkpointing: bool)
 
 def _peak_memory(shape: Shape, way: str, dtype: torch.dtype, checkpointing: bool) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    before = _resident()
-    model: Any = shape.model(dtype, checkpointing).to(device)
-    loss = loss_of(way, model, shape.batch(device, dtype))
+    before = _resident("VmRSS")
+    model: Any = shape.model(dtype, checkpointing).to("cuda" if torch.cuda.is_available() else "cpu")
+    loss = loss_of(way, model, shape.batch(model.device, dtype))
     for _ in range(2):
         timed_step(model, loss)
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM") - before
 
 
-def _resident() -> int:
-    """Bytes of the process in memory now."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+def _resident(which: str) -> int:
+    """Bytes of this process in memory: now (`VmRSS`) or at most so far (`VmHWM`).
+
+    From /proc, as `getrusage` hands a parent's maximum on to its children.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))

@@ -60,7 +60,8 @@ def token_weights(
     neighbours = F.pad(weights, (reach, reach)).unfold(0, window, 1)  # [tokens, window]
     owners = F.pad(sample_index, (reach, reach), value=-1).unfold(0, window, 1)
     same_sample = owners == sample_index[:, None]
-    return (neighbours * same_sample).sum(dim=1) / same_sample.sum(dim=1)
+    # not a product: a nan of one sample must not reach the next
+    return torch.where(same_sample, neighbours, 0).sum(dim=1) / same_sample.sum(dim=1)
 
 
 def pool_flat(weights: Tensor, flat_index: Tensor, size: int, window: int) -> Tensor:

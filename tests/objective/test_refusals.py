@@ -1,0 +1,101 @@
+"""What cannot be done right ends with a sentence that says why."""
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, Blip2Config
+
+from cal_cli.objective import ContrastiveAlignmentLoss, NonFiniteLoss, contrast_logits
+from tests.objective.families import gemma3, llava, llava_sliding, make, qwen3_vl
+
+
+def test_pixels_without_an_image_token():
+    model, batch = make(llava)
+    batch["input_ids"] = batch["input_ids"].masked_fill(batch["input_ids"] == model.config.image_token_id, 5)
+    for use in (contrast_logits, ContrastiveAlignmentLoss()):
+        with pytest.raises(ValueError, match="pixel_values but no image token"):
+            use(model, batch)
+
+
+def test_nan_logits():
+    model, batch = make(llava)
+    batch["pixel_values"][1] = torch.nan
+    with pytest.raises(FloatingPointError, match="row 1 of the batch"):
+        contrast_logits(model, batch)
+    with pytest.raises(NonFiniteLoss, match="row 1 of the batch") as raised:
+        ContrastiveAlignmentLoss()(model, batch)
+    assert raised.value.rows == [1]
+
+
+def test_layers_that_carry_what_they_read_along():
+    model, batch = make(llava)
+    model.get_decoder().config.layer_types = ["full_attention", "linear_attention", "full_attention"]
+    with pytest.raises(ValueError, match="linear_attention layers"):
+        contrast_logits(model, batch)
+
+
+def test_something_unknown_of_the_image_for_the_decoder():
+    model, batch = make(llava)
+    plain = model.get_decoder().forward
+    model.get_decoder().forward = lambda *args, tiles=None, **kwargs: plain(*args, **kwargs)
+    given = model.get_decoder().__call__
+    model.model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, {**kwargs, "tiles": torch.zeros(3)}), with_kwargs=True
+    )
+    assert given
+    with pytest.raises(ValueError, match="takes tiles"):
+        contrast_logits(model, batch)
+
+
+def test_flash_kernels_where_they_cannot_mask_so():
+    model, batch = make(llava_sliding)
+    model.get_decoder().config._attn_implementation_internal = "flash_attention_2"
+    from cal_cli.objective.attention import masks_of_columns
+
+    attended = batch["attention_mask"].bool()
+    samples, order = torch.arange(2), torch.arange(attended.shape[1]).expand(2, -1)
+    arguments = (model.get_decoder(), {"attention_mask": None}, attended)
+    with pytest.raises(ValueError, match="columns, with flash"):
+        masks_of_columns(*arguments, attended, attended, samples, order)
+    with pytest.raises(ValueError, match="right behind its image"):
+        masks_of_columns(*arguments, attended, torch.ones_like(attended), samples, order)
+
+
+def test_masks_of_a_kind_that_cannot_be_cut():
+    model, batch = make(gemma3)
+    from cal_cli.objective.attention import masks_of_columns
+
+    attended = batch["attention_mask"].bool()
+    samples, order = torch.arange(2), torch.arange(attended.shape[1]).expand(2, -1)
+    given = {"attention_mask": {"full_attention": "a block mask"}}
+    with pytest.raises(ValueError, match="use attn_implementation"):
+        masks_of_columns(model.get_decoder(), given, attended, attended, attended, samples, order)
+
+
+def test_a_decoder_that_computes_its_positions_itself():
+    config = Blip2Config(
+        vision_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        | {"image_size": 16, "patch_size": 8},
+        qformer_config={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        | {"encoder_hidden_size": 16, "vocab_size": 60},
+        text_config={"model_type": "opt", "hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 1, "vocab_size": 60}
+        | {"num_attention_heads": 2, "word_embed_proj_dim": 16, "max_position_embeddings": 64},
+        num_query_tokens=4,
+        image_token_index=50,
+    )
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    ids = torch.tensor([[50, 50, 50, 50, 2, 7, 8, 9]])
+    batch = {"input_ids": ids, "labels": ids.masked_fill(ids < 8, -100).masked_fill(ids == 50, -100)}
+    batch |= {"attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(1, 3, 16, 16)}
+    with pytest.raises(ValueError, match=r"position_ids|decoder"):
+        contrast_logits(model, batch)
+
+
+def test_position_ids_of_the_batch_are_used():
+    """With M-RoPE three rows: given by hand, the same numbers as computed by the model."""
+    model, batch = make(qwen3_vl)
+    seen = {}
+    hook = model.get_decoder().register_forward_pre_hook(lambda _, __, kw: seen.update(kw), with_kwargs=True)
+    expected = contrast_logits(model, batch)
+    hook.remove()
+    assert seen["position_ids"].shape[-2] == 2 and seen["position_ids"].dim() == 3
+    assert expected.delta.abs().max() > 0.3
