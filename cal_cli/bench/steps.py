@@ -89,7 +89,6 @@ def peak_memory(shape: Shape, way: str, dtype: torch.dtype, checkpointing: bool)
 
 
 def _peak_memory(shape: Shape, way: str, dtype: torch.dtype, checkpointing: bool) -> int:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     before = _resident("VmRSS")
     model: Any = shape.model(dtype, checkpointing).to("cuda" if torch.cuda.is_available() else "cpu")
     loss = loss_of(way, model, shape.batch(model.device, dtype))
