@@ -24,7 +24,10 @@ def test_cached_scores_are_computed_once_and_are_the_reference_s(tmp_path):
     assert "read from" in again.stdout
     (path,) = tmp_path.glob("runs/scores_without_image/*.parquet")
     assert pq.read_table(path).num_rows == 32
-    live, cached = losses(tmp_path, "objective-prior__seed-0"), losses(tmp_path, "n-32__logging_steps-1__objective.contrast-cached")
+    live, cached = (
+        losses(tmp_path, "objective-prior__seed-0"),
+        losses(tmp_path, "n-32__logging_steps-1__objective.contrast-cached"),
+    )
     assert all(abs(one - other) < 1e-3 for one, other in zip(cached, live, strict=True))
 
 
