@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORED = -100
+from cal_cli.objective.contrast import IGNORED
 
 
 def released_loss(model: Any, batch: Mapping[str, Any], alpha: float = 1.0, beta: float = 5.0) -> Tensor:
