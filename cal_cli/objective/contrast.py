@@ -222,7 +222,7 @@ def text_states(first: FirstPass, batch: Mapping[str, Any], positions: Positions
 
     decoder = first.model.get_decoder()
     inputs = {name: _columns(name, value, samples, order, batch) for name, value in given.items() if _is_of_text(name)}
-    position_ids = _position_ids(decoder, given, batch)[..., samples, :]
+    position_ids = decoder_positions(decoder, given, batch)[..., samples, :]
     with torch.no_grad():
         outputs = decoder(
             **inputs,
@@ -248,7 +248,7 @@ def _columns(name: str, value: Any, samples: Tensor, order: Tensor, batch: Mappi
     return value[samples[:, None], order]
 
 
-def _position_ids(decoder: Any, given: Mapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
+def decoder_positions(decoder: Any, given: Mapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
     """int64 [..., batch, length]: those that the decoder was given, or else counted from 0, as it does itself."""
     rows, length = batch["input_ids"].shape
     position_ids = given.get("position_ids")

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, Blip2Config
+from transformers import BartConfig, BartForConditionalGeneration, OPTConfig, OPTModel
 
 from cal_cli.objective import ContrastiveAlignmentLoss, NonFiniteLoss, contrast_logits
 from cal_cli.objective.attention import masks_of_columns
+from cal_cli.objective.contrast import decoder_positions
 from tests.objective.families import gemma3, llava, llava_sliding, make, qwen3_vl
 
 
@@ -65,22 +66,22 @@ def test_masks_of_a_kind_that_cannot_be_cut():
 
 
 def test_a_decoder_that_computes_its_positions_itself():
-    config = Blip2Config(
-        vision_config={"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        | {"image_size": 16, "patch_size": 8},
-        qformer_config={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-        | {"encoder_hidden_size": 16, "vocab_size": 60},
-        text_config={"model_type": "opt", "hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 1, "vocab_size": 60}
-        | {"num_attention_heads": 2, "word_embed_proj_dim": 16, "max_position_embeddings": 64},
-        num_query_tokens=4,
-        image_token_index=50,
-    )
-    model = AutoModelForImageTextToText.from_config(config).eval()
-    ids = torch.tensor([[50, 50, 50, 50, 2, 7, 8, 9]])
-    batch = {"input_ids": ids, "labels": ids.masked_fill(ids < 8, -100).masked_fill(ids == 50, -100)}
-    batch |= {"attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(1, 3, 16, 16)}
-    with pytest.raises(ValueError, match=r"position_ids|decoder"):
-        contrast_logits(model, batch)
+    """OPT counts its attention mask: without the image's columns it would count others."""
+    decoder = OPTModel(OPTConfig(vocab_size=60, hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2))
+    batch = {"input_ids": torch.ones(2, 5, dtype=torch.long)}
+    with pytest.raises(ValueError, match="put position_ids into the batch"):
+        decoder_positions(decoder.decoder, {}, batch)
+    given = torch.arange(5)[None]
+    assert torch.equal(decoder_positions(decoder.decoder, {"position_ids": given}, batch), given.expand(2, -1))
+
+
+def test_an_encoder_decoder_has_no_decoder_that_runs_alone():
+    config = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 60, "model_type": "bart"}
+    model = BartForConditionalGeneration(BartConfig(**config, encoder_attention_heads=2, decoder_attention_heads=2))
+    model.config.image_token_id = 50
+    ids = torch.tensor([[50, 7, 8, 9]])
+    with pytest.raises(ValueError, match="no decoder that can run alone"):
+        contrast_logits(model, {"input_ids": ids, "labels": ids})
 
 
 def test_position_ids_of_the_batch_are_used():
