@@ -13,8 +13,7 @@ from cal_cli.data.scenes import scenes
 from cal_cli.models.tiny import tiny_from_scratch
 
 
-@pytest.fixture(scope="session")
-def random_model():
+def model_with_large_deltas():
     """The tiny architecture with weights large enough that its logits and deltas are far from 0, and its processor."""
     model, processor = tiny_from_scratch(seed=0)
     generator = torch.Generator().manual_seed(1)
@@ -23,6 +22,11 @@ def random_model():
             if parameter.dim() > 1:
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
     return model, processor
+
+
+@pytest.fixture(scope="session")
+def random_model():
+    return model_with_large_deltas()
 
 
 @pytest.fixture

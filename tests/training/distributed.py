@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from cal_cli import CALTrainer, ContrastiveAlignmentLoss, accept_objective
 from cal_cli.data.collator import Collator
 from cal_cli.data.scenes import scenes
-from cal_cli.models.tiny import tiny_from_scratch
+from tests.conftest import model_with_large_deltas
 
 OBJECTIVES = {
     "cal": ContrastiveAlignmentLoss(normalization="sample"),
@@ -25,12 +25,7 @@ OBJECTIVES = {
 
 def model_and_samples():
     """The tiny model with weights that make large deltas, and eight samples: the last four have no image."""
-    model, processor = tiny_from_scratch(seed=0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    model, processor = model_with_large_deltas()
     shown = scenes(n=4, seed=3, text_only_share=0.0, question_share=0.5)
     words = scenes(n=4, seed=4, text_only_share=1.0)
     samples = [shown[i] for i in range(4)] + [words[i] for i in range(4)]
@@ -63,8 +58,7 @@ def main(folder):
     rank = dist.get_rank()
     mesh = init_device_mesh("cpu", (2,))
     model, collate, samples = model_and_samples()
-    mixed = collate(samples[rank::2])  # images on either
-    # FSDP must call the vision layers on either process; the text of one may still hold one image and of the other more
+    mixed = collate(samples[rank::2])  # images on either: FSDP gathers the vision tower's layers on both at once
     for name, objective in OBJECTIVES.items():
         ways = {
             "ddp": (
