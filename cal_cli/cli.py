@@ -71,6 +71,7 @@ def report(context: typer.Context) -> None:
 @app.command(context_settings=to_hydra, add_help_option=False)
 def bench(context: typer.Context) -> None:
     """Measure what a training step costs, with CE and with CAL."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else torch's profiler prints; read when torch is loaded
     run("bench", "cal_cli.bench.run.bench", context.args)
 
 

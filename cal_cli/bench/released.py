@@ -22,6 +22,9 @@ def released_loss(model: Any, batch: Mapping[str, Any], alpha: float = 1.0, beta
         batch: `input_ids`, `attention_mask`, `labels` (int64 [batch, length]), `pixel_values`, ...
         alpha: lower bound of a weight.
         beta: upper bound of a weight.
+
+    Raises:
+        ValueError: the model hands its decoder more than embeddings, mask and positions.
     """
     given: dict[str, Any] = {}
     decoder = model.get_decoder()
@@ -29,6 +32,13 @@ def released_loss(model: Any, batch: Mapping[str, Any], alpha: float = 1.0, beta
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     with_image = model(**inputs, use_cache=False).logits.float()
     hook.remove()
+    known = {"inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache", "cache_position"}
+    beside = sorted(name for name in given.keys() - known if given[name] is not None)
+    if beside or not torch.is_tensor(given["attention_mask"]) or given["attention_mask"].dim() != 2:
+        raise ValueError(
+            f"{type(model).__name__} is not built like LLaVA, of which the released code is: leave cal_released out of "
+            "the ways"
+        )
     with torch.no_grad():
         text = batch["attention_mask"] * (batch["input_ids"] != model.config.image_token_id)
         hidden = decoder(

@@ -9,19 +9,18 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from scipy.stats import bootstrap
 
 from cal_cli.bench import steps
-from cal_cli.bench.shapes import Shape
+from cal_cli.bench.shapes import Checkpoint, Shape
 from cal_cli.bench.trainers import NAMES, trainer_rates
 from cal_cli.config import build, command_line, typed
 from cal_cli.errors import InputError
 from cal_cli.files import device_name, versions, write_whole
-
-CPU_DEPTH, CPU_WIDTH = 4, 8  # LLaVA-7B becomes 8 layers of width 512
 
 
 @dataclass
@@ -66,18 +65,19 @@ def bench(config: DictConfig) -> None:
 def bench_steps(config: DictConfig, settings: BenchConfig, console: Console) -> dict[str, Any]:
     """Time a step in each way, in turns, and measure its peak memory; print the table."""
     cuda = torch.cuda.is_available()
-    full: Shape = build(config, "shape")
-    depth, width = settings.depth or (1 if cuda else CPU_DEPTH), settings.width or (1 if cuda else CPU_WIDTH)
-    if full.heads % width or full.vision_hidden_size // width < 64:
-        raise InputError(f"width={width}: must divide the {full.heads} heads and leave the vision tower 64 wide")
-    shape = full.scaled(depth, width)
+    full: Shape | Checkpoint = build(config, "shape")
+    try:
+        shape = full.scaled(settings.depth, settings.width)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     dtype = torch.bfloat16 if cuda else torch.float32
     checkpointing = cuda if settings.checkpointing is None else settings.checkpointing
     model: Any = shape.model(dtype, checkpointing).to("cuda" if cuda else "cpu")
     batch = shape.batch(model.device, dtype)
+    losses = {way: steps.loss_of(way, model, batch) for way in settings.ways}
     rounds = list(
         track(
-            steps.interleaved(model, batch, settings.ways, settings.repeats),
+            steps.interleaved(model, losses, settings.repeats),
             "measuring",
             settings.repeats,
             console=console,
@@ -87,8 +87,8 @@ def bench_steps(config: DictConfig, settings: BenchConfig, console: Console) -> 
     tokens = int(batch["attention_mask"].sum())
     forward_share = steps.decoder_forward_share(model, batch)
     text_share = shape.text_tokens / (shape.text_tokens + shape.image_tokens)
-    del model, batch
-    memory = {way: steps.peak_memory(shape, way, dtype, checkpointing) for way in settings.ways if settings.memory}
+    memory = {way: steps.peak_memory(model, loss) for way, loss in losses.items() if settings.memory}
+    operations = {way: steps.operations(model, loss) for way, loss in losses.items()}
     seconds = {way: [round_[way] for round_ in rounds] for way in settings.ways}
     ratios = {
         f"{way}/{base}": ratio(seconds[way], seconds[base])
@@ -99,8 +99,6 @@ def bench_steps(config: DictConfig, settings: BenchConfig, console: Console) -> 
     result = {
         "measure": "step",
         "shape": asdict(shape),
-        "depth": depth,
-        "width": width,
         "image_tokens": shape.image_tokens,
         "dtype": str(dtype).removeprefix("torch."),
         "checkpointing": checkpointing,
@@ -108,6 +106,7 @@ def bench_steps(config: DictConfig, settings: BenchConfig, console: Console) -> 
         "seconds": seconds,
         "tokens_per_second": {way: tokens / float(np.median(values)) for way, values in seconds.items()},
         "ratios": ratios,
+        "operations": operations,
         "peak_memory_bytes": memory,
         "text_share": text_share,
         "decoder_forward_share": forward_share,
@@ -144,21 +143,23 @@ def told(value: dict[str, Any] | None) -> str:
 
 def table_of_steps(result: dict[str, Any], name: str) -> Table:
     """One row a way: time as ratios, tokens a second, memory."""
-    scale = (
-        "" if result["depth"] == result["width"] == 1 else f", layers / {result['depth']}, widths / {result['width']}"
-    )
-    table = Table(title=f"{name}{scale}: {result['image_tokens']} + {result['shape']['text_tokens']} tokens a sample")
-    memory = result["peak_memory_bytes"]
+    shape = result["shape"]
+    size = f" of {shape['layers']} layers, width {shape['hidden_size']}" if "layers" in shape else ""
+    tokens = f"{result['image_tokens']} image + {shape['text_tokens']} text tokens a sample"
+    table = Table(title=f"{name}{size}: {tokens}", box=SIMPLE_HEAD, pad_edge=False)
+    memory, operations = result["peak_memory_bytes"], result["operations"]
     table.add_column("way", no_wrap=True)
     for base in ("ce_library", "ce"):
         if base in result["seconds"]:
-            table.add_column(f"time / {base}", justify="right")
-    table.add_column("tokens/s", justify="right")
-    table.add_column("memory, GB", justify="right")
+            table.add_column(f"time\n/ {base}", justify="right", no_wrap=True)
+    table.add_column("tokens/s", justify="right", no_wrap=True)
+    table.add_column("GFLOP", justify="right", no_wrap=True)
+    table.add_column("GB", justify="right")
     for way in result["seconds"]:
         row = [way]
         row += [told(result["ratios"].get(f"{way}/{b}")) for b in ("ce_library", "ce") if b in result["seconds"]]
-        row += [f"{result['tokens_per_second'][way]:,.0f}", f"{memory[way] / 1e9:.2f}" if memory else "-"]
+        row += [f"{result['tokens_per_second'][way]:,.0f}", f"{operations[way] / 1e9:,.0f}"]
+        row += [f"{memory[way] / 1e9:.2f}" if memory else "-"]
         table.add_row(*row)
     return table
 
@@ -167,7 +168,7 @@ def bench_trainers(config: DictConfig, settings: BenchConfig, console: Console) 
     """Train the tiny model with CE, by our trainer and by TRL's, in turns; print tokens a second."""
     rates = trainer_rates(settings.steps, settings.repeats, console)
     ours = {name: ratio(values, rates["trl"]) for name, values in rates.items() if name != "trl"}
-    table = Table(title=f"training the tiny model, {settings.steps} steps a round")
+    table = Table(title=f"training the tiny model, {settings.steps} steps a round", box=SIMPLE_HEAD)
     table.add_column("trainer")
     table.add_column("tokens/s", justify="right")
     table.add_column("rate / trl.SFTTrainer", justify="right")

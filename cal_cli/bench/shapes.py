@@ -1,9 +1,10 @@
-"""Models and batches of a published shape with random weights: only sizes matter to a clock."""
+"""Models and batches to measure: a published shape with random weights (only sizes matter to a clock), or a model."""
 
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import (
     AutoModelForImageTextToText,
     CLIPVisionConfig,
@@ -12,8 +13,11 @@ from transformers import (
     LlavaNextConfig,
 )
 
+from cal_cli.models.load import load_model
+
 PATCH, PICTURE = 14, 336  # of CLIP ViT-L/14-336
 FIRST_WORD = 1000  # the random texts hold no special token
+CPU_DEPTH, CPU_WIDTH = 4, 8  # by default LLaVA-7B becomes 8 layers of width 512 on a CPU
 
 
 @dataclass
@@ -45,14 +49,21 @@ class Shape:
     def __post_init__(self) -> None:
         if self.tiles not in (1, 5):
             raise ValueError(f"shape.tiles={self.tiles}: allowed are 1 (LLaVA-1.5) and 5 (LLaVA-NeXT, 2 x 2 tiles)")
-        if not 0 < self.supervised_tokens < self.text_tokens:
-            raise ValueError(
-                f"shape.supervised_tokens={self.supervised_tokens}: must be above 0 and below shape.text_tokens="
-                f"{self.text_tokens}"
-            )
+        check_tokens(self)
 
-    def scaled(self, depth: int, width: int) -> "Shape":
-        """The shape with `depth` times fewer layers and `width` times narrower; the tokens stay as they are."""
+    def scaled(self, depth: int | None = None, width: int | None = None) -> "Shape":
+        """The shape with `depth` times fewer layers and `width` times narrower; the tokens stay as they are.
+
+        Args:
+            depth, width: None means 1 on a GPU, `CPU_DEPTH` and `CPU_WIDTH` elsewhere.
+
+        Raises:
+            ValueError: `width` does not divide the heads, or leaves the vision tower less than 64 wide.
+        """
+        cuda = torch.cuda.is_available()
+        depth, width = depth or (1 if cuda else CPU_DEPTH), width or (1 if cuda else CPU_WIDTH)
+        if self.heads % width or self.vision_hidden_size // width < 64:
+            raise ValueError(f"width={width}: must divide the {self.heads} heads and leave the vision tower 64 wide")
         narrower = ("hidden_size", "intermediate_size", "heads", "vision_hidden_size")
         changed = {name: getattr(self, name) // width for name in narrower}
         changed |= {name: max(getattr(self, name) // depth, 1) for name in ("layers", "vision_layers")}
@@ -118,3 +129,90 @@ class Shape:
         if self.tiles > 1:
             batch["image_sizes"] = torch.tensor([[2 * PICTURE, 2 * PICTURE]] * self.batch_size)
         return {name: value.to(device) for name, value in batch.items()}
+
+
+@dataclass
+class Checkpoint:
+    """A model with its own weights and processor, and random samples for it.
+
+    Args:
+        path: of the model, as `model.path` of `cal train`; None means the shipped base.
+        picture: side of a sample's square picture in pixels.
+        text_tokens: words a sample, prompt and answer; what the chat template writes comes on top.
+        supervised_tokens: of these, the answer at the end.
+        batch_size: samples a step.
+    """
+
+    path: str | None
+    picture: int
+    text_tokens: int
+    supervised_tokens: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        check_tokens(self)
+        self.loaded, self.processor = load_model(self.path)
+
+    def scaled(self, depth: int | None = None, width: int | None = None) -> "Checkpoint":
+        """The model itself.
+
+        Raises:
+            ValueError: a depth or width is given.
+        """
+        if depth or width:
+            raise ValueError("depth and width are for shapes with random weights: a checkpoint has its own")
+        return self
+
+    def model(self, dtype: torch.dtype, checkpointing: bool) -> Any:
+        """The loaded model in training mode, every part of it trained."""
+        if checkpointing:
+            self.loaded.gradient_checkpointing_enable()
+        return self.loaded.to(dtype).train()  # type: ignore[arg-type]
+
+    @property
+    def image_tokens(self) -> int:
+        """Image tokens a sample."""
+        return int((self._prompt()["input_ids"][0] == self.loaded.config.image_token_id).sum())
+
+    def _prompt(self) -> Any:
+        noise = torch.randint(256, (self.picture, self.picture, 3), generator=torch.Generator().manual_seed(0))
+        content = [{"type": "image", "image": Image.fromarray(noise.byte().numpy())}, {"type": "text", "text": ""}]
+        return self.processor.apply_chat_template(
+            [[{"role": "user", "content": content}]] * self.batch_size,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            processor_kwargs={"return_tensors": "pt"},
+        )
+
+    def batch(self, device: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Samples of a noisy picture and random words behind the template's prompt."""
+        batch = dict(self._prompt())
+        shape = batch["input_ids"].shape
+        size = self.loaded.config.get_text_config().vocab_size
+        special = torch.tensor([i for i in self.processor.tokenizer.all_special_ids if i < size])
+        words = torch.ones(size)
+        words[special] = 0
+        words = words.multinomial(
+            self.batch_size * self.text_tokens, replacement=True, generator=torch.Generator().manual_seed(0)
+        ).view(self.batch_size, -1)
+        for name, value in batch.items():
+            if torch.is_tensor(value) and value.shape == shape:
+                more = {"input_ids": words, "attention_mask": torch.ones_like(words)}
+                batch[name] = torch.cat([value, more.get(name, torch.zeros_like(words))], dim=1)
+            elif torch.is_floating_point(value):
+                batch[name] = value.to(dtype)
+        batch["labels"] = batch["input_ids"].clone()
+        batch["labels"][:, : -self.supervised_tokens] = -100
+        return {name: value.to(device) for name, value in batch.items()}
+
+
+def check_tokens(shape: Any) -> None:
+    """Raise ValueError unless some words are supervised, and some are not."""
+    if not 0 < shape.supervised_tokens < shape.text_tokens:
+        raise ValueError(
+            f"shape.supervised_tokens={shape.supervised_tokens}: must be above 0 and below shape.text_tokens="
+            f"{shape.text_tokens}"
+        )
+    if shape.batch_size < 1:
+        raise ValueError(f"shape.batch_size={shape.batch_size}: must be at least 1")

@@ -1,15 +1,16 @@
 """Ways to take one training step, timed in turns: what differs between them is the loss alone."""
 
-import multiprocessing
+import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from cal_cli.bench.released import released_loss
-from cal_cli.bench.shapes import Shape
 from cal_cli.objective import ContrastiveAlignmentLoss, scores_without_image
 
 WAYS = {
@@ -50,12 +51,12 @@ def timed_step(model: Any, loss: Callable[[], torch.Tensor]) -> float:
     return seconds
 
 
-def interleaved(model: Any, batch: dict, ways: list[str], repeats: int) -> Iterator[dict[str, float]]:
+def interleaved(model: Any, losses: dict[str, Callable[[], torch.Tensor]], repeats: int) -> Iterator[dict[str, float]]:
     """Seconds of a step in each way, round after round, so that what else the machine does meets all alike.
 
     The order turns from round to round; a first round, which is not told, warms up.
     """
-    losses = {way: loss_of(way, model, batch) for way in ways}
+    ways = list(losses)
     for number in range(repeats + 1):
         turn = ways[number % len(ways) :] + ways[: number % len(ways)]
         seconds = {way: timed_step(model, losses[way]) for way in turn}
@@ -81,26 +82,32 @@ def decoder_forward_share(model: Any, batch: dict, repeats: int = 3) -> float:
     return sorted(shares)[len(shares) // 2]
 
 
-def peak_memory(shape: Shape, way: str, dtype: torch.dtype, checkpointing: bool) -> int:
-    """Bytes that a step in one way needs at its peak: weights, gradients, activations; in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_peak_memory, (shape, way, dtype, checkpointing))
+def operations(model: Any, loss: Callable[[], torch.Tensor]) -> int:
+    """Floating-point operations of a step's matrix products, by torch's own count: the same on any machine.
 
-
-def _peak_memory(shape: Shape, way: str, dtype: torch.dtype, checkpointing: bool) -> int:
-    before = _resident("VmRSS")
-    model: Any = shape.model(dtype, checkpointing).to("cuda" if torch.cuda.is_available() else "cpu")
-    loss = loss_of(way, model, shape.batch(model.device, dtype))
-    for _ in range(2):
-        timed_step(model, loss)
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM") - before
-
-
-def _resident(which: str) -> int:
-    """Bytes of this process in memory: now (`VmRSS`) or at most so far (`VmHWM`).
-
-    From /proc, as `getrusage` hands a parent's maximum on to its children.
+    On a CPU torch does not count those within attention.
     """
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))
+    with FlopCounterMode(display=False) as counter:
+        timed_step(model, loss)
+    return counter.get_total_flops()
+
+
+def peak_memory(model: Any, loss: Callable[[], torch.Tensor]) -> int:
+    """Bytes that tensors hold at the peak of a step: weights, activations, gradients.
+
+    What `torch.cuda.max_memory_allocated` counts; on a CPU from the profiler's record of every allocation, so that
+    neither what the C library keeps of freed memory nor what else the process loaded is counted.
+    """
+    timed_step(model, loss)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        timed_step(model, loss)
+        return torch.cuda.max_memory_allocated()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        timed_step(model, loss)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    during = max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]")
+    return during + sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
