@@ -7,7 +7,7 @@ import yaml
 
 from tests.cal import cal
 
-COMMANDS = ("train", "eval", "noise-inject", "token-weight-dump", "report")
+COMMANDS = ("train", "eval", "noise-inject", "token-weight-dump", "report", "bench")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

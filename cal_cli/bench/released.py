@@ -34,7 +34,9 @@ def released_loss(model: Any, batch: Mapping[str, Any], alpha: float = 1.0, beta
     hook.remove()
     known = {"inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache", "cache_position"}
     beside = sorted(name for name in given.keys() - known if given[name] is not None)
-    if beside or not torch.is_tensor(given["attention_mask"]) or given["attention_mask"].dim() != 2:
+    positions = given.get("position_ids")
+    own_positions = positions is not None and positions.dim() != 2
+    if beside or own_positions or not torch.is_tensor(given["attention_mask"]) or given["attention_mask"].dim() != 2:
         raise ValueError(
             f"{type(model).__name__} is not built like LLaVA, of which the released code is: leave cal_released out of "
             "the ways"

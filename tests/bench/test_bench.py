@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from cal_cli.bench.released import released_loss
-from cal_cli.bench.shapes import Shape
-from cal_cli.bench.steps import WAYS, loss_of
+from cal_cli.bench.shapes import Checkpoint, Shape
+from cal_cli.bench.steps import WAYS, loss_of, operations, peak_memory
 from cal_cli.objective import ContrastiveAlignmentLoss
 from tests.cal import cal
+from tests.objective import families
 
 TINY = {"hidden_size": 64, "intermediate_size": 64, "layers": 1, "heads": 2, "vocabulary": 2100}
 TINY |= {"vision_hidden_size": 64, "vision_layers": 1, "text_tokens": 20, "supervised_tokens": 12, "batch_size": 2}
@@ -44,6 +45,41 @@ def test_scaling_divides_depth_and_width_alone():
     assert (small.text_tokens, small.vocabulary, small.image_tokens) == (20, 2100, 576)
 
 
+def test_the_released_way_refuses_what_is_not_built_like_llava():
+    model, batch = families.make(families.qwen2_vl)
+    with pytest.raises(ValueError, match="leave cal_released out"):
+        released_loss(model, batch)
+
+
+def test_a_checkpoint_is_measured_with_its_own_processor():
+    shape = Checkpoint(path=None, picture=48, text_tokens=20, supervised_tokens=12, batch_size=3)
+    model, batch = shape.model(torch.float32, False), shape.batch("cpu", torch.float32)
+    assert shape.image_tokens == 9
+    assert ((batch["labels"] != -100).sum(dim=1) == 12).all()
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == batch["labels"].shape
+    losses = {way: loss_of(way, model, batch)().item() for way in WAYS}
+    assert abs(losses["ce"] - losses["ce_library"]) < 1e-4
+
+
+def test_operations_and_memory_are_those_of_the_logits():
+    """All 596 positions meet the vocabulary in the library's way, the 12 supervised ones of each sample in ours."""
+    found = {}
+    for vocabulary in (2100, 12100):
+        shape = Shape(tiles=1, **{**TINY, "vocabulary": vocabulary})
+        model, batch = shape.model(torch.float32, False), shape.batch("cpu", torch.float32)
+        for way in ("ce_library", "ce"):
+            loss = loss_of(way, model, batch)
+            found[way, vocabulary] = operations(model, loss), peak_memory(model, loss)
+    for way, positions in (("ce_library", 2 * 596), ("ce", 2 * 12)):
+        # logits, and the gradients of hidden states and head: two operations for each of their products
+        grown = found[way, 12100][0] - found[way, 2100][0]
+        assert grown == 3 * 2 * positions * 64 * 10_000
+    weights = 2 * 64 * 10_000 * 4 * 2  # embedding and head, with gradients
+    logits = 2 * 596 * 10_000 * 4
+    assert found["ce_library", 12100][1] - found["ce_library", 2100][1] > 2 * logits
+    assert found["ce", 12100][1] - found["ce", 2100][1] < weights + 0.2 * logits
+
+
 def test_the_command_writes_ratios_with_intervals(tmp_path):
     sizes = [f"shape.{name}={value}" for name, value in TINY.items()]
     result = cal("bench", *sizes, "repeats=2", "depth=1", "width=1", "ways=[ce,cal]", folder=tmp_path)
@@ -62,6 +98,9 @@ def test_wrong_values_are_named(tmp_path):
         ("repeats=0", "at least 1"),
         ("width=5", "must divide"),
         ("shape.tiles=3", "1 (LLaVA-1.5)"),
+        ("shape.batch_size=0", "at least 1"),
+        ("shape=checkpoint depth=2", "a checkpoint has its own"),
+        ("shape=checkpoint shape.path=nowhere", "no config.json there"),
     ):
-        result = cal("bench", word, folder=tmp_path, check=False)
+        result = cal("bench", *word.split(), folder=tmp_path, check=False)
         assert result.returncode == 2 and named in result.stderr, result.stderr
