@@ -1,7 +1,9 @@
 """Read and write LLaVA's conversation JSON, with images in a folder: the path that a user's own data takes."""
 
 import json
+import random
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -13,27 +15,66 @@ SPEAKERS = ("human", "gpt", "system")
 
 
 def llava_json(path: str, image_folder: str | None = None) -> Conversations:
-    """Read a data set: a JSON list of entries, each checked before training starts.
+    """Read a data set: a JSON list of entries, or one entry a line (`.jsonl`), each checked before training starts.
 
     Args:
-        path: the JSON file.
-        image_folder: the folder that the entries' `image` names are relative to; by default that of the JSON file.
+        path: the file.
+        image_folder: the folder that the entries' `image` names are relative to; by default that of the file.
 
     Raises:
         InputError: the file or an image is missing, or an entry is malformed; the message names the entry.
     """
+    entries, folder = read_checked(path, image_folder, "data.path")
+    return Conversations(entries, lambda name: open_image(folder / name))
+
+
+def llava_mixture(sources: list[Any], seed: int = 0) -> Conversations:
+    """Read several data sets as one, in their order.
+
+    Args:
+        sources: each `{path, image_folder, weight}`, the two latter optional. A weight is the share of the source that
+            an epoch sees: 0.5 takes a random half, 2 takes each sample twice. Images are named by their whole path.
+        seed: of the random shares.
+
+    Raises:
+        InputError: as `llava_json`, or a weight that is not above 0.
+    """
+    if not sources:
+        raise InputError("data.sources is empty: give at least one {path: ..., image_folder: ...}")
+    entries: list[Entry] = []
+    for number, source in enumerate(sources):
+        key = f"data.sources[{number}]"
+        unknown = sorted(set(source) - {"path", "image_folder", "weight"})
+        if unknown or "path" not in source:
+            wrong = f"has no {unknown[0]!r}" if unknown else "needs a path"
+            raise InputError(f"{key}: {wrong}; a source takes path, image_folder and weight")
+        weight = source.get("weight", 1.0)
+        if not isinstance(weight, int | float) or weight <= 0:
+            raise InputError(f"{key}.weight={weight}: must be a number above 0")
+        found, folder = read_checked(source["path"], source.get("image_folder"), f"{key}.path")
+        found = [{**e, "image": str(folder / e["image"])} if "image" in e else e for e in found]
+        whole, part = divmod(round(weight * len(found)), len(found))
+        entries += found * whole
+        entries += [found[i] for i in sorted(random.Random(f"{number}-{seed}").sample(range(len(found)), part))]
+    return Conversations(entries, lambda name: open_image(Path(name)))
+
+
+def read_checked(path: str, image_folder: str | None, key: str) -> tuple[list[Entry], Path]:
+    """Entries, each of them checked, and the folder of their images; `key` is the file's in error messages."""
     source = Path(path)
     if not source.is_file():
-        raise InputError(f"data.path={path}: there is no such file; give the path of a LLaVA conversation JSON")
+        raise InputError(f"{key}={path}: there is no such file; give the path of a LLaVA conversation JSON or JSONL")
     try:
-        entries = json.loads(source.read_text(encoding="utf-8"))
+        text = source.read_text(encoding="utf-8")
+        lines = [line for line in text.splitlines() if line.strip()] if source.suffix == ".jsonl" else None
+        entries = json.loads(text) if lines is None else [json.loads(line) for line in lines]
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"data.path={path}: not valid JSON ({error})") from error
+        raise InputError(f"{key}={path}: not valid JSON ({error})") from error
     if not isinstance(entries, list) or not entries:
-        raise InputError(f"data.path={path}: must hold a list with at least one sample")
+        raise InputError(f"{key}={path}: must hold a list with at least one sample")
     folder = source.parent if image_folder is None else Path(image_folder)
     if not folder.is_dir():
-        raise InputError(f"data.image_folder={folder}: there is no such folder")
+        raise InputError(f"{key.removesuffix('path')}image_folder={folder}: there is no such folder")
     present: set[str] = set()
     for number, entry in enumerate(entries):
         problem = problem_of(entry)
@@ -44,8 +85,8 @@ def llava_json(path: str, image_folder: str | None = None) -> Conversations:
                 problem = f"its image {entry['image']} is not in {folder}"
         if problem:
             identity = repr(entry["id"]) if isinstance(entry, dict) and "id" in entry else "without an id"
-            raise InputError(f"data.path={path}: entry {number} ({identity}): {problem}")
-    return Conversations(entries, lambda name: open_image(folder / name))
+            raise InputError(f"{key}={path}: entry {number} ({identity}): {problem}")
+    return entries, folder
 
 
 def problem_of(entry: object) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -25,7 +26,8 @@ from cal_cli.objective import NonFiniteLoss
 from cal_cli.runs import OPERATIONAL, read_config, summary_of
 from cal_cli.training.callbacks import MetricsWriter, ProgressReporter, StopOnSignal
 from cal_cli.training.frozen import with_cached_scores, with_reference
-from cal_cli.training.trainer import CALTrainer
+from cal_cli.training.parts import only_projector, train_parts
+from cal_cli.training.run_trainer import RunTrainer, save_projector
 
 
 @dataclass
@@ -46,6 +48,12 @@ class TrainConfig:
     weight_decay: float
     warmup_ratio: float
     max_grad_norm: float
+    parts: dict[str, float]
+    vision_tower_rate: float
+    group_by_modality_length: bool
+    global_batch_size: int | None
+    gradient_checkpointing: bool
+    report_to: str
     max_length: int | None
     bf16: bool | None
     workers: int
@@ -83,6 +91,7 @@ def train(config: DictConfig) -> None:
     data = build(config, "data")
     data.entries, _ = swap_conversations(data.entries, settings.noise.ratio, settings.noise.seed)
     model, processor = build(config, "model", seed=settings.seed)
+    train_parts(model, settings.parts)
     objective = with_reference(objective, model, processor)
     if settings.force or not settings.resume:  # only now: a wrong value must not cost an earlier run
         forget(folder)
@@ -93,7 +102,9 @@ def train(config: DictConfig) -> None:
     metrics = MetricsWriter(folder / "metrics.jsonl")
     progress = ProgressReporter(f"{settings.name}/{folder.name}", console)
     interrupt = StopOnSignal()
-    trainer = CALTrainer(
+    trainer = RunTrainer(
+        rates=settings.parts,
+        entries=data if settings.group_by_modality_length else None,
         model=model,
         args=training_arguments(settings, folder),
         objective=objective,
@@ -118,7 +129,7 @@ def train(config: DictConfig) -> None:
         progress.close()
     status = "failed" if problem else "interrupted" if interrupt.stopped and not finished(trainer) else "completed"
     if status == "completed":
-        save_whole(trainer, processor, folder / "checkpoint")
+        save_whole(trainer, processor, folder)
     summary = summarize(settings, trainer, data, status, time.perf_counter() - start)
     write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
@@ -148,13 +159,15 @@ def training_arguments(settings: TrainConfig, folder: Path) -> TrainingArguments
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps,
         per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        gradient_accumulation_steps=accumulation(settings),
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         warmup_steps=settings.warmup_ratio,
         lr_scheduler_type="cosine",
         max_grad_norm=settings.max_grad_norm,
         bf16=bf16,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         dataloader_num_workers=settings.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
@@ -164,8 +177,27 @@ def training_arguments(settings: TrainConfig, folder: Path) -> TrainingArguments
         save_steps=settings.save_steps,
         save_total_limit=settings.keep_checkpoints,
         disable_tqdm=True,
-        report_to="none",
+        report_to=settings.report_to,
+        run_name=f"{settings.name}/{folder.name}",
     )
+
+
+def accumulation(settings: TrainConfig) -> int:
+    """Batches between two steps: as given, or as many as make `global_batch_size` samples on all devices.
+
+    Raises:
+        InputError: the samples of a step cannot be shared out.
+    """
+    if settings.global_batch_size is None:
+        return settings.gradient_accumulation_steps
+    devices = PartialState().num_processes
+    together = settings.batch_size * devices
+    if settings.global_batch_size < 1 or settings.global_batch_size % together:
+        raise InputError(
+            f"global_batch_size={settings.global_batch_size}: must be a multiple of batch_size={settings.batch_size} "
+            f"times the {devices} processes"
+        )
+    return settings.global_batch_size // together
 
 
 def completed(folder: Path, config: DictConfig) -> bool:
@@ -192,7 +224,7 @@ def forget(folder: Path) -> None:
     """Remove what an earlier run left in the folder."""
     for name in ("summary.json", "metrics.jsonl", "config.yaml"):
         (folder / name).unlink(missing_ok=True)
-    for name in ("checkpoints", "checkpoint", "eval"):
+    for name in ("checkpoints", "checkpoint", "projector", "eval"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
@@ -214,23 +246,29 @@ def last_checkpoint(folder: Path) -> Path | None:
     return whole[-1] if whole else None
 
 
-def finished(trainer: CALTrainer) -> bool:
+def finished(trainer: RunTrainer) -> bool:
     """Whether every step was taken."""
     return trainer.state.global_step >= trainer.state.max_steps
 
 
-def save_whole(trainer: CALTrainer, processor: Any, folder: Path) -> None:
-    """Write model and processor aside and rename, so that the folder is there whole or not at all."""
+def save_whole(trainer: RunTrainer, processor: Any, run: Path) -> None:
+    """Write `checkpoint/`, or `projector/` where nothing else learnt, aside and rename: it is there whole or not."""
+    folder = run / ("projector" if only_projector(trainer.rates) else "checkpoint")
     aside = folder.with_name(f".{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
-    trainer.accelerator.unwrap_model(trainer.model).save_pretrained(aside)
-    processor.save_pretrained(aside)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if only_projector(trainer.rates):
+        aside.mkdir()
+        save_projector(model, aside)
+    else:
+        model.save_pretrained(aside)
+        processor.save_pretrained(aside)
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
 
 
 def summarize(
-    settings: TrainConfig, trainer: CALTrainer, data: Conversations, status: str, seconds: float
+    settings: TrainConfig, trainer: RunTrainer, data: Conversations, status: str, seconds: float
 ) -> dict[str, Any]:
     """The contents of `summary.json`; seconds and memory are those of this process."""
     model: Any = trainer.model

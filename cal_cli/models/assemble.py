@@ -1,0 +1,183 @@
+"""LLaVA from its parts: a language model, a vision tower, and a projector between them (paper, stage 1).
+
+The parts are the library's: any `AutoModelForCausalLM`, and a vision tower of CLIP's or SigLIP's kind. What joins them
+is `LlavaForConditionalGeneration`, or `LlavaNextForConditionalGeneration` where pictures are cut into tiles (AnyRes).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
+    LlavaProcessor,
+)
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+from cal_cli.errors import InputError
+from cal_cli.models.hub import fetched
+from cal_cli.models.templates import chat_template
+
+ASPECTS = ("square", "pad", "anyres")
+GRID = [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]]  # tiles (rows, columns) that AnyRes chooses from, as LLaVA-NeXT
+ROWS_MULTIPLE = 64  # embeddings are padded to it, as in the converted checkpoints: 32,000 words become 32,064 rows
+PROJECTOR = "projector.safetensors"
+
+
+def assemble(
+    language_model: str,
+    vision_tower: str,
+    projector: str | None = None,
+    image_aspect_ratio: str = "pad",
+    template: str = "v1",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> tuple[Any, Any]:
+    """Join a language model and a vision tower by a projector of two layers.
+
+    Args:
+        language_model: hub id or folder of an `AutoModelForCausalLM` with its tokenizer.
+        vision_tower: hub id or folder of a CLIP or SigLIP model with its image processor.
+        projector: a folder with a `projector.safetensors` of `cal train stage=pretrain`; None means random weights.
+        image_aspect_ratio: `square` (the shorter side fitted, the rest cut off), `pad` (padded to a square) or
+            `anyres` (LLaVA-NeXT: tiles at up to three times the tower's size, and the whole).
+        template: of the conversation, `v1` or `plain`.
+        dtype: of the weights.
+        seed: of the projector's random weights.
+
+    Returns:
+        The model and its processor.
+
+    Raises:
+        InputError: a part cannot be loaded, or does not fit.
+    """
+    text = fetched(AutoModelForCausalLM.from_pretrained, language_model, "model.language_model", dtype=dtype)
+    tokenizer = fetched(AutoTokenizer.from_pretrained, language_model, "model.language_model")
+    vision_config = fetched(AutoConfig.from_pretrained, vision_tower, "model.vision_tower")
+    vision_class: Any = AutoModel._model_mapping[type(getattr(vision_config, "vision_config", vision_config))]
+    vision = fetched(vision_class.from_pretrained, vision_tower, "model.vision_tower", dtype=dtype)
+    statistics = fetched(AutoImageProcessor.from_pretrained, vision_tower, "model.vision_tower")
+
+    add_image_token(tokenizer)
+    text.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=ROWS_MULTIPLE)
+    config: Any = llava_config(text.config, vision.config, tokenizer, image_aspect_ratio)
+    model = empty_llava(config)
+    model.model.language_model = text.get_decoder()
+    model.model.vision_tower = vision
+    model.lm_head = text.get_output_embeddings()
+    torch.manual_seed(seed)
+    width = config.text_config.hidden_size
+    model.model.multi_modal_projector = type(model.model.multi_modal_projector)(config).to(dtype)
+    if image_aspect_ratio == "anyres":
+        model.model.image_newline = nn.Parameter(torch.randn(width, dtype=dtype) * width**-0.5)
+    model.tie_weights()
+    model.generation_config = text.generation_config
+    if projector is not None:
+        load_projector(model, projector)
+    processor = llava_processor(
+        config, tokenizer, image_aspect_ratio, template, statistics.image_mean, statistics.image_std
+    )
+    return model, processor
+
+
+def add_image_token(tokenizer: Any) -> None:
+    """Give a tokenizer the token `<image>`, and one to pad with where it has none."""
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]}, replace_extra_special_tokens=False)
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.padding_side = "right"
+
+
+def llava_config(text: Any, vision: Any, tokenizer: Any, image_aspect_ratio: str) -> LlavaConfig | LlavaNextConfig:
+    """The config of the joint model: patch features of the tower's last layer but one, a projector with GELU.
+
+    Raises:
+        InputError: an unknown aspect ratio.
+    """
+    if image_aspect_ratio not in ASPECTS:
+        raise InputError(f"model.image_aspect_ratio={image_aspect_ratio}: allowed are {', '.join(ASPECTS)}")
+    has_class_token = vision.model_type.startswith("clip")
+    patches = (vision.image_size // vision.patch_size) ** 2
+    options: dict[str, Any] = {
+        "text_config": text,
+        "vision_config": vision,
+        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
+        "image_seq_length": patches,
+        "vision_feature_layer": -2,
+        "tie_word_embeddings": text.tie_word_embeddings,
+        "vision_feature_select_strategy": "default" if has_class_token else "full",
+    }
+    text.pad_token_id = tokenizer.pad_token_id
+    if image_aspect_ratio != "anyres":
+        return LlavaConfig(**options)
+    side = vision.image_size
+    return LlavaNextConfig(**options, image_grid_pinpoints=[[rows * side, columns * side] for rows, columns in GRID])
+
+
+def empty_llava(config: Any) -> Any:
+    """A model of this config on the meta device: shapes without weights."""
+    kind = LlavaNextForConditionalGeneration if isinstance(config, LlavaNextConfig) else LlavaForConditionalGeneration
+    with torch.device("meta"):
+        return kind(config)
+
+
+def llava_processor(
+    config: Any, tokenizer: Any, image_aspect_ratio: str, template: str, mean: list[float], std: list[float]
+) -> Any:
+    """Tokenizer and image processor of a model, with a chat template; pictures by Pillow on any machine."""
+    side = config.vision_config.image_size
+    size: dict[str, Any] = {"image_mean": mean, "image_std": std, "crop_size": {"height": side, "width": side}}
+    size["size"] = {"shortest_edge": side}
+    has_class_token = config.vision_feature_select_strategy == "default"
+    options: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "patch_size": config.vision_config.patch_size,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "num_additional_image_tokens": int(has_class_token),
+        "chat_template": chat_template(template, tokenizer),
+    }
+    if image_aspect_ratio == "anyres":
+        tiles = LlavaNextImageProcessorPil(**size, image_grid_pinpoints=config.image_grid_pinpoints)
+        return LlavaNextProcessor(image_processor=tiles, **options)
+    images = LlavaImageProcessorPil(**size, do_pad=image_aspect_ratio == "pad")
+    return LlavaProcessor(image_processor=images, **options)
+
+
+def projector_of(model: Any) -> dict[str, torch.Tensor]:
+    """The weights between vision tower and language model, by their names in the model."""
+    between = ("multi_modal_projector.", "image_newline")
+    return {name: value for name, value in model.model.state_dict().items() if name.startswith(between)}
+
+
+def load_projector(model: Any, folder: str) -> None:
+    """Load what `cal train stage=pretrain` saved.
+
+    Raises:
+        InputError: there is none, or one of another shape.
+    """
+    path = Path(folder) / PROJECTOR
+    if not path.is_file():
+        raise InputError(
+            f"model.projector={folder}: no {PROJECTOR} there; give projector/ of a run with stage=pretrain"
+        )
+    found, own = load_file(path), projector_of(model)
+    found = {name: value for name, value in found.items() if name != "image_newline" or name in own}
+    for name, value in own.items():
+        if name not in found and name == "image_newline":
+            continue  # a projector that was trained without tiles
+        if name not in found or found[name].shape != value.shape:
+            shape = list(found[name].shape) if name in found else "missing"
+            raise InputError(f"model.projector={folder}: {name} is {shape}, the model needs {list(value.shape)}")
+    model.model.load_state_dict(found, strict=False)

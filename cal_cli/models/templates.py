@@ -1,0 +1,82 @@
+"""LLaVA's conversation templates, as chat templates that mark the assistant's text.
+
+`v1` (fine-tuning): the system sentence, then `USER: ... ASSISTANT: ...</s>`, the image first in its turn. `plain`
+(pre-training of the projector): the image and its caption, nothing else. Formats: LLaVA's `llava/conversation.py` and
+`preprocess_multimodal`, `preprocess_v1`, `preprocess_plain` of its `llava/train/train.py`.
+"""
+
+from typing import Any
+
+from cal_cli.errors import InputError
+
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+# sets `text`, a message's words without their image, and `image`, whether it shows one
+READ_MESSAGE = """\
+{%- set found = namespace(text="", image=false) -%}
+{%- if message.content is string -%}{%- set found.text = message.content -%}{%- else -%}
+  {%- for part in message.content -%}
+    {%- if part.type == "image" -%}{%- set found.image = true -%}
+    {%- else -%}{%- set found.text = found.text + part.text -%}{%- endif -%}
+  {%- endfor -%}
+{%- endif -%}
+"""
+V1 = (
+    """\
+{{- bos_token -}}
+{{- "<space>" + ("" if messages[0].role == "system" else "<system> ") -}}
+{%- for message in messages -%}
+"""
+    + READ_MESSAGE
+    + """\
+  {%- if message.role == "user" -%}
+    {{- "USER: " + (("<image><space>\\n" + found.text | trim) | trim if found.image else found.text) + " " -}}
+  {%- elif message.role == "assistant" -%}
+    {{- "ASSISTANT:" -}}{%- generation -%}{{- " " + found.text + eos_token -}}{%- endgeneration -%}
+  {%- else -%}{{- found.text + " " -}}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- "ASSISTANT:" -}}{%- endif -%}
+"""
+)
+PLAIN = (
+    """\
+{{- bos_token -}}
+{%- for message in messages -%}
+"""
+    + READ_MESSAGE
+    + """\
+  {%- if message.role == "user" and found.image -%}{{- "<image><space>" -}}
+  {%- elif message.role == "assistant" -%}
+    {%- generation -%}{{- found.text + "\\n" -}}{%- endgeneration -%}
+  {%- endif -%}
+{%- endfor -%}
+"""
+)
+TEMPLATES = {"v1": V1, "plain": PLAIN}
+
+
+def chat_template(name: str, tokenizer: Any, image_token: str = "<image>") -> str:
+    """A template for one tokenizer.
+
+    LLaVA cuts a text at its images and tokenizes the pieces, so that with Llama's tokenizer the first words and those
+    after an image begin with the space that this tokenizer puts before any text. Where the tokenizer leaves that
+    space out behind a special token, the template writes it.
+
+    Args:
+        name: `v1` or `plain`.
+        tokenizer: knows `image_token` as one token.
+        image_token: what stands for an image in the text.
+
+    Raises:
+        InputError: another name, or a tokenizer without an end token.
+    """
+    if name not in TEMPLATES:
+        raise InputError(f"model.template={name}: allowed are {' and '.join(TEMPLATES)}, or null for the model's own")
+    if tokenizer.eos_token is None:
+        raise InputError(f"model.template={name}: the tokenizer has no end token, with which each answer must close")
+    behind = tokenizer.tokenize(f"{image_token}a")[1:]
+    space = "" if behind == tokenizer.tokenize("a") else " "
+    text = TEMPLATES[name].replace("<system>", SYSTEM).replace("<space>", space).replace("<image>", image_token)
+    return text if tokenizer.bos_token else text.replace("{{- bos_token -}}\n", "")
