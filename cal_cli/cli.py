@@ -3,6 +3,7 @@
 import functools
 import os
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -81,7 +82,8 @@ def run(config_name: str, path: str, words: list[str]) -> None:
     Exits with 2 and one sentence on the standard error for anything that the user can put right; with
     `HYDRA_FULL_ERROR=1` the whole traceback comes instead.
     """
-    full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    # kept under a name of ours, as processes that this one starts inherit what is set below
+    full_error = os.environ.setdefault("CAL_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting with 1
     sys.argv = [f"cal {config_name.replace('_', '-')}", *words]
     task = functools.partial(run_task, path=path, full_error=full_error)
@@ -109,7 +111,9 @@ def run_task(config: DictConfig, path: str, full_error: bool) -> None:
 
 
 def fail(message: str) -> None:
-    """End with exit code 2 and one sentence."""
+    """End with exit code 2 and one sentence; of several processes of a run the first speaks for all that agree."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(5)  # the first one's end ends this
     typer.echo(f"cal: {message}", err=True)
     raise SystemExit(2)
 

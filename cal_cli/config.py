@@ -26,14 +26,19 @@ def folder_name(overrides: str) -> str:
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 
 
-def command_line(subcommand: str) -> str:
-    """The command that regenerates the running job, from Hydra's record of its overrides."""
+def command_words(subcommand: str) -> list[str]:
+    """The words of the command that regenerates the running job, from Hydra's record of its overrides."""
     job = HydraConfig.get()
     words = ["cal", subcommand]
     for source in job.runtime.config_sources:
         if source.provider == "command-line":
             words += ["--config-dir", source.path]
-    return shlex.join([*words, *job.overrides.task])
+    return [*words, *job.overrides.task]
+
+
+def command_line(subcommand: str) -> str:
+    """The same as one line for a shell."""
+    return shlex.join(command_words(subcommand))
 
 
 def typed(config: DictConfig, schema: type[T]) -> T:

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -24,7 +26,8 @@ class MetricsWriter(TrainerCallback):
     ) -> None:
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         kept = [line for line in lines if (logged := step_of(line)) is not None and logged <= state.global_step]
-        write_whole(self.path, "".join(line + "\n" for line in kept))
+        if state.is_world_process_zero:
+            write_whole(self.path, "".join(line + "\n" for line in kept))
         self.tokens, self.time = state.num_input_tokens_seen, time.perf_counter()
 
     def on_log(
@@ -43,8 +46,9 @@ class MetricsWriter(TrainerCallback):
         names = ("loss", "learning_rate", "grad_norm", "weight_mean", "delta_mean", "share_at_alpha", "share_at_beta")
         line = {"step": state.global_step, "epoch": state.epoch} | {name: logs.get(name) for name in names}
         line["tokens_per_second"] = logs["tokens_per_second"]
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        if state.is_world_process_zero:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 def step_of(line: str) -> int | None:
@@ -133,5 +137,9 @@ class StopOnSignal(TrainerCallback):
         signal.signal(number, self._before[signal.Signals(number)])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if args.world_size > 1:  # all processes stop after the same step
+            told = torch.tensor(int(self.stopped), device=args.device)
+            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+            self.stopped = bool(told)
         if self.stopped and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True

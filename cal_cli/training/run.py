@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -26,6 +25,7 @@ from cal_cli.objective import NonFiniteLoss
 from cal_cli.runs import OPERATIONAL, read_config, summary_of
 from cal_cli.training.callbacks import MetricsWriter, ProgressReporter, StopOnSignal
 from cal_cli.training.frozen import with_cached_scores, with_reference
+from cal_cli.training.launch import LaunchConfig, is_worker, process_state, run_workers, wanted_processes
 from cal_cli.training.parts import only_projector, train_parts
 from cal_cli.training.run_trainer import RunTrainer, save_projector
 
@@ -49,6 +49,7 @@ class TrainConfig:
     warmup_ratio: float
     max_grad_norm: float
     parts: dict[str, float]
+    launch: LaunchConfig
     vision_tower_rate: float
     group_by_modality_length: bool
     global_batch_size: int | None
@@ -87,17 +88,29 @@ def train(config: DictConfig) -> None:
     if not settings.force and completed(folder, config):
         console.print(f"{folder}: already completed; force=true repeats it")
         return
+    processes = wanted_processes(settings.launch)
+    if processes * settings.launch.machines > 1 and not is_worker():
+        run_workers(settings.launch, processes, folder)
+        return
+    state = process_state()
+    console.quiet = not state.is_main_process
     objective = build(config, "objective")
     data = build(config, "data")
     data.entries, _ = swap_conversations(data.entries, settings.noise.ratio, settings.noise.seed)
     model, processor = build(config, "model", seed=settings.seed)
     train_parts(model, settings.parts)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     objective = with_reference(objective, model, processor)
-    if settings.force or not settings.resume:  # only now: a wrong value must not cost an earlier run
-        forget(folder)
-    write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
+    arguments = training_arguments(settings, folder)
+    if state.is_main_process:
+        if settings.force or not settings.resume:  # only now: a wrong value must not cost an earlier run
+            forget(folder)
+        write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
     collate = Collator(processor, settings.max_length, keep_ids=True)
-    samples = with_cached_scores(objective, model, collate, data, settings.batch_size, console)
+    with state.main_process_first():  # the others find what the first has computed
+        samples = with_cached_scores(objective, model, collate, data, settings.batch_size, console)
+        last = last_checkpoint(folder)
     set_seed(settings.seed)
     metrics = MetricsWriter(folder / "metrics.jsonl")
     progress = ProgressReporter(f"{settings.name}/{folder.name}", console)
@@ -106,7 +119,7 @@ def train(config: DictConfig) -> None:
         rates=settings.parts,
         entries=data if settings.group_by_modality_length else None,
         model=model,
-        args=training_arguments(settings, folder),
+        args=arguments,
         objective=objective,
         train_dataset=samples,
         data_collator=collate,
@@ -114,7 +127,6 @@ def train(config: DictConfig) -> None:
         callbacks=[metrics, progress, interrupt],
     )
     trainer.remove_callback(PrinterCallback)
-    last = last_checkpoint(folder)
     if last:
         console.print(f"{folder}: continuing from {last.name}")
 
@@ -131,9 +143,11 @@ def train(config: DictConfig) -> None:
     if status == "completed":
         save_whole(trainer, processor, folder)
     summary = summarize(settings, trainer, data, status, time.perf_counter() - start)
-    write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    if state.is_main_process or problem:
+        write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
     if problem:
+        console.quiet = False  # whichever process met it
         last = last_checkpoint(folder)
         console.print(
             f"{folder}: the loss is {problem.loss} after step {problem.step}, from the samples "
@@ -146,6 +160,7 @@ def train(config: DictConfig) -> None:
             f"{folder}: interrupted and saved after step {trainer.state.global_step} of {trainer.state.max_steps}. "
             f"The same command continues it:\n  {summary['command']}"
         )
+        state.wait_for_everyone()  # the first process that ends ends the others
         raise SystemExit(130)
     console.print(f"{folder}: completed, {trainer.state.global_step} steps, loss {summary['final_loss']:.4f}")
 
@@ -166,8 +181,8 @@ def training_arguments(settings: TrainConfig, folder: Path) -> TrainingArguments
         lr_scheduler_type="cosine",
         max_grad_norm=settings.max_grad_norm,
         bf16=bf16,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=True,  # a batch of text alone leaves the projector out
         dataloader_num_workers=settings.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
@@ -190,7 +205,7 @@ def accumulation(settings: TrainConfig) -> int:
     """
     if settings.global_batch_size is None:
         return settings.gradient_accumulation_steps
-    devices = PartialState().num_processes
+    devices = process_state().num_processes
     together = settings.batch_size * devices
     if settings.global_batch_size < 1 or settings.global_batch_size % together:
         raise InputError(
@@ -256,6 +271,8 @@ def save_whole(trainer: RunTrainer, processor: Any, run: Path) -> None:
     folder = run / ("projector" if only_projector(trainer.rates) else "checkpoint")
     aside = folder.with_name(f".{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
+    if not trainer.is_world_process_zero():
+        return
     model = trainer.accelerator.unwrap_model(trainer.model)
     if only_projector(trainer.rates):
         aside.mkdir()
@@ -287,6 +304,7 @@ def summarize(
         "final_loss": losses[-1] if losses else None,
         "wall_seconds": round(seconds, 1),
         "samples_seen": round(state.epoch * len(data)) if state.epoch else 0,
+        "processes": trainer.args.world_size,
         "tokens_seen": state.num_input_tokens_seen,
         "peak_memory_bytes": peak,
         "parameters": sum(p.numel() for p in parameters),

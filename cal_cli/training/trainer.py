@@ -22,7 +22,7 @@ class CALMixin(Base):
     `normalization="sample"` and micro-batches of equal size that is the loss of the whole batch. Beside the trainer's
     values, each log has `weight_mean`, and where the objective contrasts `delta_mean`, `share_at_alpha` and
     `share_at_beta` (the shares of supervised tokens whose delta is at or beyond a bound), over the supervised tokens
-    of this process since the log before.
+    of all processes since the log before.
 
     Args:
         objective: the loss; None means CAL with the paper's settings, see `ContrastiveAlignmentLoss`.
@@ -71,8 +71,11 @@ class CALMixin(Base):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs and self._sums:
-            tokens = self._sums.pop("tokens").item()
-            logs |= {name: value.item() / tokens for name, value in self._sums.items()}
+            names = sorted(self._sums)
+            sums = self.accelerator.reduce(torch.stack([self._sums[name].float() for name in names]), "sum").tolist()
+            told = dict(zip(names, sums, strict=True))
+            tokens = told.pop("tokens")
+            logs |= {name: value / tokens for name, value in told.items()}
             self._sums = {}
         super().log(logs, *args, **kwargs)
 
