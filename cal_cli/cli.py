@@ -113,7 +113,7 @@ def run_task(config: DictConfig, path: str, full_error: bool) -> None:
 def fail(message: str) -> None:
     """End with exit code 2 and one sentence; of several processes of a run the first speaks for all that agree."""
     if os.environ.get("RANK", "0") != "0":
-        time.sleep(5)  # the first one's end ends this
+        time.sleep(30)  # the first one's end ends this
     typer.echo(f"cal: {message}", err=True)
     raise SystemExit(2)
 

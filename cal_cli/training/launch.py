@@ -18,8 +18,6 @@ from torch import multiprocessing
 from cal_cli.config import command_words
 from cal_cli.errors import InputError
 
-GRACE = 60.0  # seconds that the others have to end after one has failed
-
 
 @dataclass
 class LaunchConfig:
@@ -94,7 +92,7 @@ def run_workers(launch: LaunchConfig, processes: int, folder: Path) -> None:
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        while not context.join(timeout=1.0, grace_period=GRACE):
+        while not context.join(timeout=1.0):
             pass
     except multiprocessing.ProcessExitedException as error:
         if error.signal_name is None:

@@ -88,13 +88,13 @@ def train(config: DictConfig) -> None:
     if not settings.force and completed(folder, config):
         console.print(f"{folder}: already completed; force=true repeats it")
         return
+    objective = build(config, "objective")
     processes = wanted_processes(settings.launch)
     if processes * settings.launch.machines > 1 and not is_worker():
         run_workers(settings.launch, processes, folder)
         return
     state = process_state()
     console.quiet = not state.is_main_process
-    objective = build(config, "objective")
     data = build(config, "data")
     data.entries, _ = swap_conversations(data.entries, settings.noise.ratio, settings.noise.seed)
     model, processor = build(config, "model", seed=settings.seed)

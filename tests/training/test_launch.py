@@ -121,6 +121,7 @@ def test_wrong_values_are_told_once(tmp_path):
         (["launch=ddp", "launch.machines=2", "launch.processes=1"], "launch.port is null"),
         (["launch=ddp", "launch.machine=1"], "allowed are 0 to 0"),
         (["launch=ddp", "launch.processes=2", "objective.window=4"], "positive odd number"),
+        (["launch=ddp", "launch.processes=2", "model.path=nowhere"], "no config.json there"),
         (["launch=dpp"], "did you mean ddp?"),
     ):
         result = cal("train", *words, folder=tmp_path, check=False)
