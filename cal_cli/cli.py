@@ -57,6 +57,12 @@ def noise_inject(context: typer.Context) -> None:
     run("noise_inject", "cal_cli.data.noise_inject.noise_inject", context.args)
 
 
+@app.command("data-check", context_settings=to_hydra, add_help_option=False)
+def data_check(context: typer.Context) -> None:
+    """Read a data set once, as training will, and name all that is bad in it."""
+    run("data_check", "cal_cli.data.check.data_check", context.args)
+
+
 @app.command("token-weight-dump", context_settings=to_hydra, add_help_option=False)
 def token_weight_dump(context: typer.Context) -> None:
     """Show how much each text token looks at the image."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
+from cal_cli.data.conversations import Bad
 from cal_cli.errors import InputError
 
 IGNORED = -100  # the label of an unsupervised position, as everywhere in torch and transformers
@@ -27,6 +28,19 @@ def to_messages(turns: list[dict[str, str]], image: Any) -> list[dict]:
     return messages
 
 
+class BadSamples(InputError):
+    """Samples of a batch cannot be used.
+
+    Attributes:
+        problem: what is wrong with them.
+        wrong: of each sample of the batch, whether it is one of them.
+    """
+
+    def __init__(self, message: str, problem: str, wrong: list[bool]) -> None:
+        super().__init__(message)
+        self.problem, self.wrong = problem, wrong
+
+
 @dataclass
 class Collator:
     """Turn samples into one padded batch.
@@ -40,6 +54,8 @@ class Collator:
         processor: a processor whose chat template marks the assistant's text with `{% generation %}`.
         max_length: tokens after which a sample is cut; None keeps everything.
         keep_ids: also return `id`, the samples' names, as `CALTrainer` takes them for its error messages.
+        leave_out: leave bad samples out of a batch in which another is good. `bad` then lists them, beside those in
+            whose place the data set gave another; it is there where there are any.
 
     Raises:
         InputError: a sample has no supervised token, or is cut within its image.
@@ -48,8 +64,24 @@ class Collator:
     processor: Any
     max_length: int | None = None
     keep_ids: bool = False
+    leave_out: bool = False
 
     def __call__(self, samples: list[dict]) -> BatchFeature:
+        bad = [one for sample in samples for one in sample.get("bad", ())]
+        try:
+            batch = self._batch(samples)
+        except BadSamples as error:
+            kept = [sample for sample, wrong in zip(samples, error.wrong, strict=True) if not wrong]
+            if not self.leave_out or not kept:
+                raise
+            left_out = [sample for sample, wrong in zip(samples, error.wrong, strict=True) if wrong]
+            batch = self([{**sample, "bad": ()} for sample in kept])
+            bad += [Bad(str(sample["id"]), error.problem) for sample in left_out] + batch.pop("bad", [])
+        if bad:
+            batch["bad"] = bad
+        return batch
+
+    def _batch(self, samples: list[dict]) -> BatchFeature:
         messages = [to_messages(sample["conversations"], sample["image"]) for sample in samples]
         batch = self.processor.apply_chat_template(
             messages,
@@ -106,7 +138,7 @@ class Collator:
         return scores
 
     def _refuse(self, samples: list[dict], wrong: Any, problem: str) -> None:
-        """Raise InputError that names the samples for which `wrong` (bool [batch]) is true."""
+        """Raise BadSamples, which names the samples for which `wrong` (bool [batch]) is true."""
         names = [repr(sample["id"]) for sample, refused in zip(samples, wrong.tolist(), strict=True) if refused]
         if names:
             cause = (
@@ -114,4 +146,4 @@ class Collator:
                 if self.max_length is not None
                 else ": give each answer a text, and use a chat template that marks it with {% generation %}"
             )
-            raise InputError(f"sample {', '.join(names)} {problem}{cause}")
+            raise BadSamples(f"sample {', '.join(names)} {problem}{cause}", problem, wrong.tolist())

@@ -2,46 +2,81 @@
 
 import json
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from cal_cli.data.conversations import Conversations, Entry
+from cal_cli.data.conversations import Bad, Conversations, Entry
 from cal_cli.errors import InputError
 from cal_cli.files import write_whole
 
 SPEAKERS = ("human", "gpt", "system")
 
 
-def llava_json(path: str, image_folder: str | None = None) -> Conversations:
+def llava_json(path: str, image_folder: str | None = None, max_bad_fraction: float = 0.001) -> Conversations:
     """Read a data set: a JSON list of entries, or one entry a line (`.jsonl`), each checked before training starts.
 
     Args:
         path: the file.
         image_folder: the folder that the entries' `image` names are relative to; by default that of the file.
+        max_bad_fraction: share of the entries that may be malformed, or lack their image, and are left out.
 
     Raises:
-        InputError: the file or an image is missing, or an entry is malformed; the message names the entry.
+        InputError: there is no such file, or more entries are bad; the message names the first.
     """
-    entries, folder = read_checked(path, image_folder, "data.path")
-    return Conversations(entries, lambda name: open_image(folder / name))
+    source = Source(path, image_folder)
+    entries, bad = read_good({"data.path": source}, max_bad_fraction)
+    return Conversations(entries["data.path"], lambda name: open_image(source.folder / name), bad, max_bad_fraction)
 
 
-def llava_mixture(sources: list[Any], seed: int = 0) -> Conversations:
+def llava_mixture(sources: list[Any], seed: int = 0, max_bad_fraction: float = 0.001) -> Conversations:
     """Read several data sets as one, in their order.
 
     Args:
         sources: each `{path, image_folder, weight}`, the two latter optional. A weight is the share of the source that
             an epoch sees: 0.5 takes a random half, 2 takes each sample twice. Images are named by their whole path.
         seed: of the random shares.
+        max_bad_fraction: see `llava_json`.
 
     Raises:
         InputError: as `llava_json`, or a weight that is not above 0.
     """
+    named = sources_of(sources)
+    good, bad = read_good(named, max_bad_fraction)
+    entries: list[Entry] = []
+    for number, (key, source) in enumerate(named.items()):
+        found = [{**e, "image": str(source.folder / e["image"])} if "image" in e else e for e in good[key]]
+        whole, part = divmod(round(source.weight * len(found)), max(len(found), 1))
+        entries += found * whole
+        entries += [found[i] for i in sorted(random.Random(f"{number}-{seed}").sample(range(len(found)), part))]
+    return Conversations(entries, lambda name: open_image(Path(name)), bad, max_bad_fraction)
+
+
+@dataclass
+class Source:
+    """One file of LLaVA conversations and where its images lie."""
+
+    path: str
+    image_folder: str | None = None
+    weight: float = 1.0
+
+    @property
+    def folder(self) -> Path:
+        """The folder that image names are relative to."""
+        return Path(self.path).parent if self.image_folder is None else Path(self.image_folder)
+
+
+def sources_of(sources: list[Any]) -> dict[str, Source]:
+    """The sources of a mixture, by the key that names each in error messages.
+
+    Raises:
+        InputError: one is malformed.
+    """
     if not sources:
         raise InputError("data.sources is empty: give at least one {path: ..., image_folder: ...}")
-    entries: list[Entry] = []
+    named = {}
     for number, source in enumerate(sources):
         key = f"data.sources[{number}]"
         unknown = sorted(set(source) - {"path", "image_folder", "weight"})
@@ -51,46 +86,95 @@ def llava_mixture(sources: list[Any], seed: int = 0) -> Conversations:
         weight = source.get("weight", 1.0)
         if not isinstance(weight, int | float) or weight <= 0:
             raise InputError(f"{key}.weight={weight}: must be a number above 0")
-        found, folder = read_checked(source["path"], source.get("image_folder"), f"{key}.path")
-        found = [{**e, "image": str(folder / e["image"])} if "image" in e else e for e in found]
-        whole, part = divmod(round(weight * len(found)), len(found))
-        entries += found * whole
-        entries += [found[i] for i in sorted(random.Random(f"{number}-{seed}").sample(range(len(found)), part))]
-    return Conversations(entries, lambda name: open_image(Path(name)))
+        named[f"{key}.path"] = Source(**source)
+    return named
 
 
-def read_checked(path: str, image_folder: str | None, key: str) -> tuple[list[Entry], Path]:
-    """Entries, each of them checked, and the folder of their images; `key` is the file's in error messages."""
-    source = Path(path)
-    if not source.is_file():
+def read_good(sources: dict[str, Source], max_bad_fraction: float) -> tuple[dict[str, list[Entry]], list[Bad]]:
+    """Read and check all sources.
+
+    Returns:
+        The good entries of each, by its key, and the bad ones.
+
+    Raises:
+        InputError: a file is not there or not to be read, or too many entries are bad.
+    """
+    if not 0 <= max_bad_fraction < 1:
+        raise InputError(f"data.max_bad_fraction={max_bad_fraction}: allowed is a share from 0 to below 1")
+    good: dict[str, list[Entry]] = {}
+    bad: list[Bad] = []
+    total, first = 0, ""
+    for key, source in sources.items():
+        entries, good[key] = read_entries(source, key), []
+        present: set[str] = set()
+        for number, entry in enumerate(entries):
+            problem = problem_of(entry) or problem_of_image(entry, source.folder, present)
+            if problem:
+                first = first or f"{key}={source.path}: entry {number} ({name_of(entry)}): {problem}"
+                bad.append(Bad(name_of(entry), problem))
+            else:
+                good[key].append(entry)
+        total += len(entries)
+    if len(bad) > max_bad_fraction * total:
+        more = f"; {len(bad) - 1} more are bad" if len(bad) > 1 else ""
+        raise InputError(f"{first}{more}; cal data-check names all that is bad and writes the rest")
+    return good, bad
+
+
+def read_entries(source: Source, key: str) -> list[Any]:
+    """What a file holds, unchecked; a line of a `.jsonl` that is not JSON comes as the error that it raised.
+
+    Raises:
+        InputError: the file or its folder of images is not there, or it is no list with an entry.
+    """
+    path = Path(source.path)
+    if not path.is_file():
         raise InputError(f"{key}={path}: there is no such file; give the path of a LLaVA conversation JSON or JSONL")
+    if not source.folder.is_dir():
+        raise InputError(f"{key.removesuffix('path')}image_folder={source.folder}: there is no such folder")
     try:
-        text = source.read_text(encoding="utf-8")
-        lines = [line for line in text.splitlines() if line.strip()] if source.suffix == ".jsonl" else None
-        entries = json.loads(text) if lines is None else [json.loads(line) for line in lines]
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            entries = [parsed(line) for line in text.split("\n") if line.strip()]
+        else:
+            entries = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{key}={path}: not valid JSON ({error})") from error
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{key}={path}: must hold a list with at least one sample")
-    folder = source.parent if image_folder is None else Path(image_folder)
-    if not folder.is_dir():
-        raise InputError(f"{key.removesuffix('path')}image_folder={folder}: there is no such folder")
-    present: set[str] = set()
-    for number, entry in enumerate(entries):
-        problem = problem_of(entry)
-        if not problem and "image" in entry and entry["image"] not in present:
-            if (folder / entry["image"]).is_file():
-                present.add(entry["image"])
-            else:
-                problem = f"its image {entry['image']} is not in {folder}"
-        if problem:
-            identity = repr(entry["id"]) if isinstance(entry, dict) and "id" in entry else "without an id"
-            raise InputError(f"{key}={path}: entry {number} ({identity}): {problem}")
-    return entries, folder
+    return entries
+
+
+def parsed(line: str) -> Any:
+    """A line of JSON, or the error of one that is not."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        return error
+
+
+def name_of(entry: object) -> str:
+    """An entry's id as messages name it."""
+    return repr(entry["id"]) if isinstance(entry, dict) and "id" in entry else "without an id"
+
+
+def problem_of_image(entry: Entry, folder: Path, present: set[str]) -> str | None:
+    """Whether an entry's image is missing or lies elsewhere; `present` are the names that were found before."""
+    name = entry.get("image")
+    if name is None or name in present:
+        return None
+    if not (folder / name).resolve().is_relative_to(folder.resolve()):
+        return f"its image {name} leaves the folder {folder}"
+    if not (folder / name).is_file():
+        return f"its image {name} is not in {folder}"
+    present.add(name)
+    return None
 
 
 def problem_of(entry: object) -> str | None:
     """What keeps an entry from being LLaVA conversation JSON, in words; None if nothing does."""
+    if isinstance(entry, json.JSONDecodeError):
+        return f"its line is not valid JSON ({entry})"
     if not isinstance(entry, dict):
         return f"must be an object, not {type(entry).__name__}"
     missing = [key for key in ("id", "conversations") if key not in entry]
@@ -115,17 +199,24 @@ def problem_of(entry: object) -> str | None:
     return None
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Path, max_pixels: int | None = None) -> Image.Image:
     """Read an image file as RGB.
 
+    Args:
+        path: the file.
+        max_pixels: the most that it may have; None means Pillow's own limit, twice `Image.MAX_IMAGE_PIXELS`.
+
     Raises:
-        InputError: it cannot be read as an image.
+        InputError: it cannot be read as an image, or is too large.
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            width, height = image.size
+            if max_pixels is None or width * height <= max_pixels:
+                return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be read as an image ({error})") from error
+    raise InputError(f"{path}: has {width} x {height} pixels, more than {max_pixels}")
 
 
 def write_llava_json(entries: list[Entry], path: Path) -> str:

@@ -23,6 +23,7 @@ from cal_cli.errors import InputError
 from cal_cli.files import device_name, git_commit, versions, write_whole
 from cal_cli.objective import NonFiniteLoss
 from cal_cli.runs import OPERATIONAL, read_config, summary_of
+from cal_cli.training.bad_samples import BadSamples, TooManyBadSamples
 from cal_cli.training.callbacks import MetricsWriter, ProgressReporter, StopOnSignal
 from cal_cli.training.frozen import with_cached_scores, with_reference
 from cal_cli.training.launch import LaunchConfig, is_worker, process_state, run_workers, wanted_processes
@@ -107,7 +108,8 @@ def train(config: DictConfig) -> None:
         if settings.force or not settings.resume:  # only now: a wrong value must not cost an earlier run
             forget(folder)
         write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
-    collate = Collator(processor, settings.max_length, keep_ids=True)
+    collate = Collator(processor, settings.max_length, keep_ids=True, leave_out=data.max_bad > 0)
+    bad_samples = BadSamples(folder / "bad_samples.jsonl", data.max_bad, console)
     with state.main_process_first():  # the others find what the first has computed
         samples = with_cached_scores(objective, model, collate, data, settings.batch_size, console)
         last = last_checkpoint(folder)
@@ -115,8 +117,11 @@ def train(config: DictConfig) -> None:
     metrics = MetricsWriter(folder / "metrics.jsonl")
     progress = ProgressReporter(f"{settings.name}/{folder.name}", console)
     interrupt = StopOnSignal()
+    if state.is_main_process:
+        bad_samples.add(data.bad)
     trainer = RunTrainer(
         rates=settings.parts,
+        bad_samples=bad_samples,
         entries=data if settings.group_by_modality_length else None,
         model=model,
         args=arguments,
@@ -131,11 +136,11 @@ def train(config: DictConfig) -> None:
         console.print(f"{folder}: continuing from {last.name}")
 
     start = time.perf_counter()
-    problem = None
+    problem: NonFiniteLoss | TooManyBadSamples | None = None
     try:
         with interrupt:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
-    except NonFiniteLoss as error:
+    except (NonFiniteLoss, TooManyBadSamples) as error:
         problem = error
     finally:
         progress.close()
@@ -146,6 +151,8 @@ def train(config: DictConfig) -> None:
     if state.is_main_process or problem:
         write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
+    if isinstance(problem, TooManyBadSamples):
+        raise problem
     if problem:
         console.quiet = False  # whichever process met it
         last = last_checkpoint(folder)
@@ -237,7 +244,7 @@ def completed(folder: Path, config: DictConfig) -> bool:
 
 def forget(folder: Path) -> None:
     """Remove what an earlier run left in the folder."""
-    for name in ("summary.json", "metrics.jsonl", "config.yaml"):
+    for name in ("summary.json", "metrics.jsonl", "config.yaml", "bad_samples.jsonl"):
         (folder / name).unlink(missing_ok=True)
     for name in ("checkpoints", "checkpoint", "projector", "eval"):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -303,6 +310,7 @@ def summarize(
         "steps": state.global_step,
         "final_loss": losses[-1] if losses else None,
         "wall_seconds": round(seconds, 1),
+        "bad_samples": trainer.bad_samples.count(),
         "samples_seen": round(state.epoch * len(data)) if state.epoch else 0,
         "processes": trainer.args.world_size,
         "tokens_seen": state.num_input_tokens_seen,

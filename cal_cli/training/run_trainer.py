@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from torch.utils.data import Sampler
 
 from cal_cli.data.conversations import Conversations
 from cal_cli.models.assemble import PROJECTOR, load_projector, projector_of
+from cal_cli.training.bad_samples import BadSamples
 from cal_cli.training.grouping import ModalityLengthSampler, length_of
 from cal_cli.training.parts import only_projector, set_rates
 from cal_cli.training.trainer import CALTrainer
@@ -21,12 +23,24 @@ class RunTrainer(CALTrainer):
     Args:
         rates: by part, its learning rate as a multiple of `args.learning_rate`; see `train_parts`.
         entries: the samples, to group batches by their modality and length; None means plain shuffling.
+        bad_samples: counts what batches name as `bad`.
         **kwargs: as `CALTrainer` takes them.
     """
 
-    def __init__(self, *, rates: Mapping[str, float], entries: Conversations | None = None, **kwargs: Any) -> None:
-        self.rates, self.entries = rates, entries
+    def __init__(
+        self,
+        *,
+        rates: Mapping[str, float],
+        entries: Conversations | None = None,
+        bad_samples: BadSamples,
+        **kwargs: Any,
+    ) -> None:
+        self.rates, self.entries, self.bad_samples = rates, entries, bad_samples
         super().__init__(**kwargs)
+
+    def compute_loss(self, model: nn.Module, inputs: dict, *args: Any, **kwargs: Any) -> Any:
+        self.bad_samples.add(inputs.pop("bad", ()))
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         new = self.optimizer is None

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from cal_cli.data.llava_json import llava_json
+from cal_cli.data.llava_json import llava_json, llava_mixture
 from cal_cli.errors import InputError
 
 GOOD = {"id": "a", "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]}
@@ -85,3 +85,65 @@ def test_a_file_that_is_no_picture_is_named(tmp_path):
     data = llava_json(write(tmp_path, [shown]))
     with pytest.raises(InputError, match=r"p\.png: cannot be read as an image"):
         data[0]
+
+
+def source(folder, name, count, **more):
+    """`count` samples with pictures in a folder of their own, as JSON lines."""
+    images = folder / name
+    images.mkdir()
+    entries = []
+    for number in range(count):
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(images / f"{number}.png")
+        turns = [{"from": "human", "value": "<image>x"}, {"from": "gpt", "value": f"{name} {number}"}]
+        entries.append({"id": f"{name}{number}", "image": f"{number}.png", "conversations": turns})
+    (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(entry) for entry in entries))
+    return {"path": str(folder / f"{name}.jsonl"), "image_folder": str(images), **more}
+
+
+def test_a_mixture_takes_each_source_by_its_weight_with_its_own_images(tmp_path):
+    sources = [source(tmp_path, "a", 10, weight=0.5), source(tmp_path, "b", 4), source(tmp_path, "c", 4, weight=2.5)]
+    data = llava_mixture(sources, seed=1)
+    ids = [entry["id"] for entry in data.entries]
+    assert [sum(i.startswith(name) for i in ids) for name in "abc"] == [5, 4, 10]
+    assert len({i for i in ids if i.startswith("a")}) == 5
+    assert sorted(ids.count(f"c{number}") for number in range(4)) == [2, 2, 3, 3]
+    for index, identity in enumerate(ids):
+        assert data[index]["image"].getpixel((0, 0)) == (int(identity[1:]), 0, 0)
+    assert [entry["id"] for entry in llava_mixture(sources, seed=1).entries] == ids
+    assert [entry["id"] for entry in llava_mixture(sources, seed=2).entries] != ids
+
+
+@pytest.mark.parametrize(
+    ("sources", "said"),
+    [
+        ([], "give at least one"),
+        ([{"image_folder": "x"}], r"sources\[0\]: needs a path"),
+        ([{"path": "x", "wight": 1}], "has no 'wight'"),
+        ([{"path": "x", "weight": 0}], "must be a number above 0"),
+        ([{"path": "none.json"}], r"sources\[0\].path=none.json: there is no such file"),
+    ],
+)
+def test_wrong_sources_are_told(sources, said):
+    with pytest.raises(InputError, match=said):
+        llava_mixture(sources)
+
+
+def test_few_bad_entries_are_left_out_and_named(tmp_path):
+    path = write(tmp_path, [GOOD, {"id": "b"}, *[{**GOOD, "id": f"c{n}"} for n in range(8)]])
+    data = llava_json(path, max_bad_fraction=0.1)
+    assert len(data) == 9 and [bad.id for bad in data.bad] == ["'b'"]
+    with pytest.raises(InputError, match="1 more are bad; cal data-check names all"):
+        llava_json(write(tmp_path, [GOOD, {"id": "b"}, {"id": "c"}]), max_bad_fraction=0.1)
+    with pytest.raises(InputError, match="a share from 0 to below 1"):
+        llava_json(path, max_bad_fraction=1.0)
+
+
+def test_another_sample_with_an_image_takes_the_place_of_one_that_cannot_be_read(tmp_path):
+    given = source(tmp_path, "a", 10)
+    (tmp_path / "a/3.png").write_text("not a picture")
+    data = llava_json(given["path"], given["image_folder"], max_bad_fraction=0.1)
+    assert data[3]["id"] == "a4" and [bad.id for bad in data[3]["bad"]] == ["a3"]
+    assert "bad" not in data[4]
+    (tmp_path / "a/4.png").write_text("not a picture either")
+    with pytest.raises(InputError, match="cannot be read as an image"):
+        data[3]

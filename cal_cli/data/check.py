@@ -1,0 +1,233 @@
+"""`cal data-check`: read a data set once, as training will, name every bad sample and write the good ones."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import DataLoader, Dataset
+
+from cal_cli.config import build, command_line, typed
+from cal_cli.data.collator import IGNORED, Collator
+from cal_cli.data.llava_json import (
+    Source,
+    name_of,
+    open_image,
+    problem_of,
+    problem_of_image,
+    read_entries,
+    sources_of,
+    write_llava_json,
+)
+from cal_cli.errors import InputError
+from cal_cli.files import versions, write_whole
+
+SHOWN = 20  # bad samples on the terminal and in report.md; bad_samples.jsonl has them all
+QUANTILES = (0, 5, 50, 95, 99, 100)
+
+
+@dataclass
+class DataCheckConfig:
+    """The types of `conf/data_check.yaml`; what each key means stands there."""
+
+    model: Any
+    data: Any
+    max_length: int | None
+    max_pixels: int
+    workers: int | None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What one entry turned out to be."""
+
+    problem: str | None
+    tokens: int = 0  # in the model's input, the image's among them
+    supervised: int = 0
+    kind: str = "text"  # text | image
+
+
+class EntryChecks(Dataset):
+    """Each entry as training will read it: its form, its image from the first byte to the last, its tokens."""
+
+    def __init__(self, entries: Sequence[Any], folder: Path, collate: Collator, max_pixels: int) -> None:
+        self.entries, self.folder, self.collate, self.max_pixels = entries, folder, collate, max_pixels
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Checked:
+        entry = self.entries[index]
+        problem = problem_of(entry) or problem_of_image(entry, self.folder, set())
+        if problem:
+            return Checked(problem)
+        kind = "image" if "image" in entry else "text"
+        try:
+            image = open_image(self.folder / entry["image"], self.max_pixels) if kind == "image" else None
+            batch = self.collate([{"id": entry["id"], "image": image, "conversations": entry["conversations"]}])
+        except InputError as error:
+            return Checked(str(error))
+        labels = batch["labels"][0, 1:]
+        return Checked(None, batch["input_ids"].shape[1], int((labels != IGNORED).sum()), kind)
+
+
+def data_check(config: DictConfig) -> None:
+    """Write `report.md`, `report.json`, `bad_samples.jsonl`, `tokens.parquet` and `clean.json` into Hydra's folder.
+
+    `clean.json` holds the good entries, their images named by whole paths; with several sources there is one file
+    each, `clean_<number>.json`.
+
+    Raises:
+        InputError: a wrong value, or a file that cannot be read at all.
+    """
+    settings = typed(config, DataCheckConfig)
+    if settings.max_pixels < 1 or (settings.workers is not None and settings.workers < 0):
+        raise InputError(
+            f"max_pixels={settings.max_pixels}, workers={settings.workers}: must be at least 1, and at least 0"
+        )
+    console = Console(soft_wrap=True, highlight=False)
+    sources = sources_of_config(config.data)
+    _, processor = build(config, "model", seed=0)
+    collate = Collator(processor, settings.max_length)
+    workers = (os.cpu_count() or 1) if settings.workers is None else settings.workers
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    bad: list[dict[str, Any]] = []
+    good: list[Checked] = []
+    read, written = 0, []
+    for number, (key, source) in enumerate(sources.items()):
+        entries = read_entries(source, key)
+        checks = DataLoader(
+            EntryChecks(entries, source.folder, collate, settings.max_pixels),
+            batch_size=None,
+            num_workers=workers,
+            multiprocessing_context="spawn" if workers else None,
+        )
+        steps = track(checks, source.path, len(entries), console=console, disable=not console.is_terminal)
+        clean = []
+        for index, (entry, checked) in enumerate(zip(entries, steps, strict=True)):
+            if checked.problem:
+                bad.append({"source": source.path, "index": index, "id": name_of(entry), "problem": checked.problem})
+                continue
+            good.append(checked)
+            whole = {"image": str((source.folder / entry["image"]).resolve())} if "image" in entry else {}
+            clean.append(entry | whole)
+        read += len(entries)
+        name = folder / ("clean.json" if len(sources) == 1 else f"clean_{number}.json")
+        if clean:
+            write_llava_json(clean, name)
+            written.append(name)
+    write_whole(folder / "bad_samples.jsonl", "".join(json.dumps(one) + "\n" for one in bad))
+    report = {
+        "command": command_line("data-check"),
+        "data": OmegaConf.to_container(config.data),
+        "max_length": settings.max_length,
+        "samples": read,
+        "good": len(good),
+        "bad": len(bad),
+        "with_image": sum(one.kind == "image" for one in good),
+        "problems": dict(Counter(kind_of(one["problem"]) for one in bad).most_common()),
+        "tokens": quantiles([one.tokens for one in good]),
+        "supervised_tokens": quantiles([one.supervised for one in good]),
+        "versions": versions(),
+    }
+    table = pa.Table.from_pylist([{k: v for k, v in asdict(one).items() if k != "problem"} for one in good])
+    pq.write_table(table, folder / "tokens.parquet")
+    write_whole(folder / "report.json", json.dumps(report, indent=2) + "\n")
+    write_whole(folder / "report.md", markdown(report, bad))
+    tell(console, report, bad, folder, written)
+
+
+def sources_of_config(data: DictConfig) -> dict[str, Source]:
+    """The files that a `data` node names, by the key that names each in error messages.
+
+    Raises:
+        InputError: the node names none.
+    """
+    node: Any = OmegaConf.to_container(data)
+    if "sources" in node:
+        return sources_of(node["sources"])
+    if "path" not in node:
+        raise InputError("data: names no file to check; give data=llava_json data.path=..., or another with files")
+    return {"data.path": Source(node["path"], node.get("image_folder"))}
+
+
+def kind_of(problem: str) -> str:
+    """A problem without what is particular to its sample, to count alike ones together."""
+    for mark, kind in (
+        ("cannot be read as an image", "image cannot be read"),
+        ("pixels, more than", "image too large"),
+        ("is not in", "image missing"),
+        ("leaves the folder", "image outside its folder"),
+        ("not valid JSON", "broken JSON"),
+        ("no supervised token", "no supervised token"),
+        ("cut within its image", "cut within its image"),
+        ("turns must go", "turns out of order"),
+        ("stands in its turns", "<image> and images do not match"),
+        ("human turn only", "<image> in an answer"),
+    ):
+        if mark in problem:
+            return kind
+    return "malformed entry"
+
+
+def quantiles(values: list[int]) -> dict[str, float]:
+    """Quantiles and mean of token counts; empty for none."""
+    if not values:
+        return {}
+    found = np.percentile(values, QUANTILES)
+    return {f"p{share}": float(value) for share, value in zip(QUANTILES, found, strict=True)} | {
+        "mean": float(np.mean(values))
+    }
+
+
+def markdown(report: dict[str, Any], bad: list[dict[str, Any]]) -> str:
+    """The report as a page."""
+    lines = ["# Data check", "", f"`{report['command']}`", ""]
+    lines += [f"{report['samples']} samples: {report['good']} good, {report['bad']} bad.", ""]
+    lines += [f"{report['with_image']} of the good ones show an image.", ""]
+    if report["tokens"]:
+        heads = list(report["tokens"])
+        lines += ["| tokens a sample | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+        for name in ("tokens", "supervised_tokens"):
+            values = " | ".join(f"{report[name][head]:.0f}" for head in heads)
+            lines.append(f"| {name.replace('_', ' ')} | {values} |")
+        lines.append("")
+    if bad:
+        lines += ["| problem | samples |", "|---|---|"]
+        lines += [f"| {kind} | {count} |" for kind, count in report["problems"].items()]
+        lines += ["", "| sample | problem |", "|---|---|"]
+        lines += [f"| {one['index']} ({one['id']}) | {one['problem'].replace('|', ' ')} |" for one in bad[:SHOWN]]
+        lines += [f"\n`bad_samples.jsonl` names all {len(bad)}."] if len(bad) > SHOWN else []
+    return "\n".join(lines) + "\n"
+
+
+def tell(
+    console: Console, report: dict[str, Any], bad: list[dict[str, Any]], folder: Path, written: list[Path]
+) -> None:
+    """What was found, in a few lines, and what to type next."""
+    for one in bad[:SHOWN]:
+        console.print(f"bad: {one['source']}[{one['index']}] ({one['id']}): {one['problem']}")
+    if len(bad) > SHOWN:
+        console.print(f"... and {len(bad) - SHOWN} more")
+    console.print(f"{report['samples']} samples: {report['good']} good, {report['bad']} bad")
+    if report["tokens"]:
+        tokens, supervised = report["tokens"], report["supervised_tokens"]
+        console.print(
+            f"tokens a sample: median {tokens['p50']:.0f}, 99 % at most {tokens['p99']:.0f}, longest "
+            f"{tokens['p100']:.0f}; supervised: median {supervised['p50']:.0f}, least {supervised['p0']:.0f}"
+        )
+    console.print(f"{folder}: report.md, report.json, bad_samples.jsonl, tokens.parquet")
+    if len(written) == 1:
+        console.print(f"train on the good ones: cal train data=llava_json data.path={written[0]} data.image_folder=/")
+    elif written:
+        console.print("the good ones: " + ", ".join(str(path) for path in written))
