@@ -48,7 +48,7 @@ def find_checkpoints(given: str | None) -> list[Path]:
         runs = sorted(completed_runs(TRAIN_RUNS), key=lambda run: (run / "summary.json").stat().st_mtime)
         if not runs:
             raise InputError(f"no completed run in {TRAIN_RUNS}: run cal train first, or give checkpoint=...")
-        return [runs[-1] / "checkpoint"]
+        return with_checkpoint(runs[-1:], str(runs[-1]))
     folder = Path(given)
     if not folder.is_dir():
         raise InputError(f"checkpoint={given}: there is no such folder")
@@ -57,7 +57,22 @@ def find_checkpoints(given: str | None) -> list[Path]:
     runs = completed_runs(folder)
     if not runs:
         raise InputError(f"checkpoint={given}: neither a model (config.json) nor a completed run lies there")
-    return [run / "checkpoint" for run in runs]
+    return with_checkpoint(runs, f"checkpoint={given}")
+
+
+def with_checkpoint(runs: list[Path], given: str) -> list[Path]:
+    """The checkpoints of completed runs; those that trained a projector alone have none.
+
+    Raises:
+        InputError: none has one.
+    """
+    found = [run / "checkpoint" for run in runs if (run / "checkpoint").is_dir()]
+    if not found:
+        raise InputError(
+            f"{given}: holds a projector alone, of stage=pretrain; train on with stage=finetune "
+            f"model.projector={runs[-1] / 'projector'}"
+        )
+    return found
 
 
 def result_folder(checkpoint: Path, kind: str, name: str) -> Path:

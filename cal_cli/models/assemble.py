@@ -84,6 +84,9 @@ def assemble(
         model.model.image_newline = nn.Parameter(torch.randn(width, dtype=dtype) * width**-0.5)
     model.tie_weights()
     model.generation_config = text.generation_config
+    for config_of in (model.config, model.generation_config):  # as the trainer would, with a warning
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            setattr(config_of, name, getattr(tokenizer, name))
     if projector is not None:
         load_projector(model, projector)
     processor = llava_processor(

@@ -4,6 +4,7 @@ Each process runs the same command and finds its place in the environment (`RANK
 torchrun. One that ends ends the others; a signal to the command reaches all of them.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -79,6 +80,8 @@ def run_workers(launch: LaunchConfig, processes: int, folder: Path) -> None:
     }
     # before the processes load torch: together they have this machine's cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // processes, 1)))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # what it warns of is told below
     first = launch.machine * processes
     context = multiprocessing.start_processes(
         enter, (first, environment, words), nprocs=processes, join=False, start_method="spawn"

@@ -103,7 +103,7 @@ def train(config: DictConfig) -> None:
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     objective = with_reference(objective, model, processor)
-    arguments = training_arguments(settings, folder)
+    arguments = training_arguments(settings, folder, data)
     if state.is_main_process:
         if settings.force or not settings.resume:  # only now: a wrong value must not cost an earlier run
             forget(folder)
@@ -115,7 +115,8 @@ def train(config: DictConfig) -> None:
         last = last_checkpoint(folder)
     set_seed(settings.seed)
     metrics = MetricsWriter(folder / "metrics.jsonl")
-    progress = ProgressReporter(f"{settings.name}/{folder.name}", console)
+    title = f"{settings.name}/{folder.name}"
+    progress = ProgressReporter(title if len(title) <= 48 else f"{title[:47]}…", console)
     interrupt = StopOnSignal()
     if state.is_main_process:
         bad_samples.add(data.bad)
@@ -172,8 +173,10 @@ def train(config: DictConfig) -> None:
     console.print(f"{folder}: completed, {trainer.state.global_step} steps, loss {summary['final_loss']:.4f}")
 
 
-def training_arguments(settings: TrainConfig, folder: Path) -> TrainingArguments:
+def training_arguments(settings: TrainConfig, folder: Path, data: Conversations) -> TrainingArguments:
     """The library's arguments: AdamW, cosine schedule with warm-up, checkpoints in `<folder>/checkpoints`."""
+    # a batch of text alone leaves the projector out, and the last layer of a vision tower is not read
+    some_unused = settings.parts.get("vision_tower", 1.0) > 0 or any("image" not in entry for entry in data.entries)
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() if settings.bf16 is None else settings.bf16
     return TrainingArguments(
         output_dir=str(folder / "checkpoints"),
@@ -189,7 +192,7 @@ def training_arguments(settings: TrainConfig, folder: Path) -> TrainingArguments
         max_grad_norm=settings.max_grad_norm,
         bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
-        ddp_find_unused_parameters=True,  # a batch of text alone leaves the projector out
+        ddp_find_unused_parameters=some_unused,
         dataloader_num_workers=settings.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
@@ -275,11 +278,11 @@ def finished(trainer: RunTrainer) -> bool:
 
 def save_whole(trainer: RunTrainer, processor: Any, run: Path) -> None:
     """Write `checkpoint/`, or `projector/` where nothing else learnt, aside and rename: it is there whole or not."""
+    if not trainer.is_world_process_zero():
+        return
     folder = run / ("projector" if only_projector(trainer.rates) else "checkpoint")
     aside = folder.with_name(f".{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
-    if not trainer.is_world_process_zero():
-        return
     model = trainer.accelerator.unwrap_model(trainer.model)
     if only_projector(trainer.rates):
         aside.mkdir()
