@@ -11,7 +11,17 @@ from cal_cli.models.load import TINY_BASE
 
 TRAIN_RUNS = Path("runs/train")
 # keys of a run's config that say how it is carried out and reported, not what it computes
-OPERATIONAL = ("resume", "force", "workers", "keep_checkpoints", "save_steps", "logging_steps", "launch", "report_to")
+OPERATIONAL = (
+    "resume",
+    "force",
+    "workers",
+    "keep_checkpoints",
+    "save_steps",
+    "logging_steps",
+    "launch",
+    "report_to",
+    "plan",
+)
 
 
 def summary_of(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from transformers import (
     LlavaNextConfig,
 )
 
-from cal_cli.models.load import load_model
+from cal_cli.models.load import checkpoint_activations, load_model
 
 PATCH, PICTURE = 14, 336  # of CLIP ViT-L/14-336
 FIRST_WORD = 1000  # the random texts hold no special token
@@ -99,7 +99,7 @@ class Shape:
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
         model.model.vision_tower.requires_grad_(False)
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            checkpoint_activations(model)
         return model.train()
 
     @property
@@ -166,7 +166,7 @@ class Checkpoint:
     def model(self, dtype: torch.dtype, checkpointing: bool) -> Any:
         """The loaded model in training mode, every part of it trained."""
         if checkpointing:
-            self.loaded.gradient_checkpointing_enable()
+            checkpoint_activations(self.loaded)
         return self.loaded.to(dtype).train()  # type: ignore[arg-type]
 
     @property

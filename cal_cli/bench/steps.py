@@ -104,11 +104,16 @@ def peak_memory(model: Any, loss: Callable[[], torch.Tensor]) -> int:
         torch.cuda.reset_peak_memory_stats()
         timed_step(model, loss)
         return torch.cuda.max_memory_allocated()
+    during = tensor_bytes_during(lambda: timed_step(model, loss))
+    return during + sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+def tensor_bytes_during(step: Callable[[], Any]) -> int:
+    """Bytes that the tensors made by `step` hold at their peak, on a CPU."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        timed_step(model, loss)
+        step()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profile.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
-    during = max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]")
-    return during + sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    return max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]")

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
-from cal_cli.config import build, command_line, typed
+from cal_cli.config import command_line, typed
 from cal_cli.data.collator import IGNORED, Collator
 from cal_cli.data.llava_json import (
     Source,
@@ -31,6 +31,7 @@ from cal_cli.data.llava_json import (
 )
 from cal_cli.errors import InputError
 from cal_cli.files import versions, write_whole
+from cal_cli.models.pretrained import processor_of
 
 SHOWN = 20  # bad samples on the terminal and in report.md; bad_samples.jsonl has them all
 QUANTILES = (0, 5, 50, 95, 99, 100)
@@ -97,8 +98,7 @@ def data_check(config: DictConfig) -> None:
         )
     console = Console(soft_wrap=True, highlight=False)
     sources = sources_of_config(config.data)
-    _, processor = build(config, "model", seed=0)
-    collate = Collator(processor, settings.max_length)
+    collate = Collator(processor_of(config.model), settings.max_length)
     workers = (os.cpu_count() or 1) if settings.workers is None else settings.workers
     folder = Path(HydraConfig.get().runtime.output_dir)
     bad: list[dict[str, Any]] = []

@@ -64,15 +64,19 @@ def assemble(
         InputError: a part cannot be loaded, or does not fit.
     """
     text = fetched(AutoModelForCausalLM.from_pretrained, language_model, "model.language_model", dtype=dtype)
-    tokenizer = fetched(AutoTokenizer.from_pretrained, language_model, "model.language_model")
+    tokenizer = tokenizer_with_image(language_model)
     vision_config = fetched(AutoConfig.from_pretrained, vision_tower, "model.vision_tower")
     vision_class: Any = AutoModel._model_mapping[type(getattr(vision_config, "vision_config", vision_config))]
     vision = fetched(vision_class.from_pretrained, vision_tower, "model.vision_tower", dtype=dtype)
-    statistics = fetched(AutoImageProcessor.from_pretrained, vision_tower, "model.vision_tower")
 
-    add_image_token(tokenizer)
     text.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=ROWS_MULTIPLE)
-    config: Any = llava_config(text.config, vision.config, tokenizer, image_aspect_ratio)
+    config: Any = llava_config(
+        text.config,
+        vision.config,
+        tokenizer.convert_tokens_to_ids("<image>"),
+        tokenizer.pad_token_id,
+        image_aspect_ratio,
+    )
     model = empty_llava(config)
     model.model.language_model = text.get_decoder()
     model.model.vision_tower = vision
@@ -89,10 +93,18 @@ def assemble(
             setattr(config_of, name, getattr(tokenizer, name))
     if projector is not None:
         load_projector(model, projector)
-    processor = llava_processor(
-        config, tokenizer, image_aspect_ratio, template, statistics.image_mean, statistics.image_std
-    )
-    return model, processor
+    return model, llava_processor(config, tokenizer, vision_tower, image_aspect_ratio, template)
+
+
+def tokenizer_with_image(language_model: str) -> Any:
+    """A language model's tokenizer, with the token `<image>`, and one to pad with where it has none.
+
+    Raises:
+        InputError: there is none.
+    """
+    tokenizer = fetched(AutoTokenizer.from_pretrained, language_model, "model.language_model")
+    add_image_token(tokenizer)
+    return tokenizer
 
 
 def add_image_token(tokenizer: Any) -> None:
@@ -103,7 +115,9 @@ def add_image_token(tokenizer: Any) -> None:
     tokenizer.padding_side = "right"
 
 
-def llava_config(text: Any, vision: Any, tokenizer: Any, image_aspect_ratio: str) -> LlavaConfig | LlavaNextConfig:
+def llava_config(
+    text: Any, vision: Any, image_token_id: int, pad_token_id: int | None, image_aspect_ratio: str
+) -> LlavaConfig | LlavaNextConfig:
     """The config of the joint model: patch features of the tower's last layer but one, a projector with GELU.
 
     Raises:
@@ -116,13 +130,13 @@ def llava_config(text: Any, vision: Any, tokenizer: Any, image_aspect_ratio: str
     options: dict[str, Any] = {
         "text_config": text,
         "vision_config": vision,
-        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
+        "image_token_index": image_token_id,
         "image_seq_length": patches,
         "vision_feature_layer": -2,
         "tie_word_embeddings": text.tie_word_embeddings,
         "vision_feature_select_strategy": "default" if has_class_token else "full",
     }
-    text.pad_token_id = tokenizer.pad_token_id
+    text.pad_token_id = pad_token_id
     if image_aspect_ratio != "anyres":
         return LlavaConfig(**options)
     side = vision.image_size
@@ -136,10 +150,14 @@ def empty_llava(config: Any) -> Any:
         return kind(config)
 
 
-def llava_processor(
-    config: Any, tokenizer: Any, image_aspect_ratio: str, template: str, mean: list[float], std: list[float]
-) -> Any:
-    """Tokenizer and image processor of a model, with a chat template; pictures by Pillow on any machine."""
+def llava_processor(config: Any, tokenizer: Any, vision_tower: str, image_aspect_ratio: str, template: str) -> Any:
+    """Tokenizer and image processor of a model, with a chat template; pictures by Pillow on any machine.
+
+    Raises:
+        InputError: the vision tower has no image processor, or the template is unknown.
+    """
+    images_of = fetched(AutoImageProcessor.from_pretrained, vision_tower, "model.vision_tower")
+    mean, std = images_of.image_mean, images_of.image_std
     side = config.vision_config.image_size
     size: dict[str, Any] = {"image_mean": mean, "image_std": std, "crop_size": {"height": side, "width": side}}
     size["size"] = {"shortest_edge": side}

@@ -34,6 +34,13 @@ def load_model(path: str | None = None, from_scratch: bool = False, seed: int = 
     return model, AutoProcessor.from_pretrained(folder)
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Have a model keep little of its forward pass and compute it again in the backward pass."""
+    # the library has renamed it; the older name warns
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def place(model: Any) -> Any:
     """Move a model to the accelerator, where there is one."""
     return model.to("cuda" if torch.cuda.is_available() else "cpu")

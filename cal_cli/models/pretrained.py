@@ -1,5 +1,6 @@
 """A published model and its processor: a checkpoint to continue from, or parts to assemble."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,8 +9,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from cal_cli.errors import InputError
-from cal_cli.models.assemble import assemble, load_projector
+from cal_cli.models.assemble import assemble, llava_processor, load_projector, tokenizer_with_image
 from cal_cli.models.hub import fetched
+from cal_cli.models.load import load_model
+from cal_cli.models.outline import outline
 from cal_cli.models.templates import chat_template
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -55,14 +58,40 @@ def pretrained(
             seed,
         )
     model = fetched(AutoModelForImageTextToText.from_pretrained, path, "model.path", dtype=DTYPES[dtype])
-    processor = fetched(AutoProcessor.from_pretrained, path, "model.path")
     if projector is not None:
         load_projector(model, projector)
+    return model, checkpoint_processor(path, image_aspect_ratio, template)
+
+
+def checkpoint_processor(path: str, image_aspect_ratio: str | None, template: str | None) -> Any:
+    """A checkpoint's processor, changed as asked for; see `pretrained`.
+
+    Raises:
+        InputError: there is none, or it cannot be changed so.
+    """
+    processor = fetched(AutoProcessor.from_pretrained, path, "model.path")
     if image_aspect_ratio is not None:
         set_aspect_ratio(processor, image_aspect_ratio)
     if template is not None:
         processor.chat_template = chat_template(template, processor.tokenizer, processor.image_token)
-    return model, processor
+    return processor
+
+
+def processor_of(model: Mapping[str, Any]) -> Any:
+    """The processor of the model that a `model` node of a run's config names, its weights not loaded.
+
+    Raises:
+        InputError: a part of it is not to be had.
+    """
+    if "language_model" not in model and "template" not in model:
+        return load_model(**{name: value for name, value in model.items() if name != "_target_"})[1]
+    path, aspect, template = model.get("path"), model.get("image_aspect_ratio"), model.get("template")
+    if path is not None:
+        return checkpoint_processor(path, aspect, template)
+    tokenizer = tokenizer_with_image(model["language_model"])
+    config = outline(dict(model))
+    config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    return llava_processor(config, tokenizer, model["vision_tower"], aspect or "pad", template or "v1")
 
 
 def set_aspect_ratio(processor: Any, image_aspect_ratio: str) -> None:

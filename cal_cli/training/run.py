@@ -21,13 +21,17 @@ from cal_cli.data.conversations import Conversations
 from cal_cli.data.noise import NoiseConfig, swap_conversations
 from cal_cli.errors import InputError
 from cal_cli.files import device_name, git_commit, versions, write_whole
+from cal_cli.models.load import checkpoint_activations
+from cal_cli.models.pretrained import processor_of
 from cal_cli.objective import NonFiniteLoss
 from cal_cli.runs import OPERATIONAL, read_config, summary_of
 from cal_cli.training.bad_samples import BadSamples, TooManyBadSamples
 from cal_cli.training.callbacks import MetricsWriter, ProgressReporter, StopOnSignal
 from cal_cli.training.frozen import with_cached_scores, with_reference
+from cal_cli.training.grouping import length_of
 from cal_cli.training.launch import LaunchConfig, is_worker, process_state, run_workers, wanted_processes
 from cal_cli.training.parts import only_projector, train_parts
+from cal_cli.training.plan import ASSUMED_LENGTH, plan_memory, tell
 from cal_cli.training.run_trainer import RunTrainer, save_projector
 
 
@@ -62,6 +66,7 @@ class TrainConfig:
     logging_steps: int
     save_steps: int
     keep_checkpoints: int
+    plan: bool
     resume: bool
     force: bool
 
@@ -91,6 +96,9 @@ def train(config: DictConfig) -> None:
         return
     objective = build(config, "objective")
     processes = wanted_processes(settings.launch)
+    if settings.plan:
+        print_plan(config, settings, processes * settings.launch.machines, console)
+        return
     if processes * settings.launch.machines > 1 and not is_worker():
         run_workers(settings.launch, processes, folder)
         return
@@ -101,7 +109,7 @@ def train(config: DictConfig) -> None:
     model, processor = build(config, "model", seed=settings.seed)
     train_parts(model, settings.parts)
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
     objective = with_reference(objective, model, processor)
     arguments = training_arguments(settings, folder, data)
     if state.is_main_process:
@@ -184,7 +192,7 @@ def training_arguments(settings: TrainConfig, folder: Path, data: Conversations)
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps,
         per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=accumulation(settings),
+        gradient_accumulation_steps=accumulation(settings, process_state().num_processes),
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         warmup_steps=settings.warmup_ratio,
@@ -207,7 +215,39 @@ def training_arguments(settings: TrainConfig, folder: Path, data: Conversations)
     )
 
 
-def accumulation(settings: TrainConfig) -> int:
+def print_plan(config: DictConfig, settings: TrainConfig, devices: int, console: Console) -> None:
+    """Tell what the run will need, without loading its weights; the data are read where they are here.
+
+    Raises:
+        InputError: a wrong value, or data that are here and cannot be read.
+    """
+    samples, tokens = None, settings.max_length or ASSUMED_LENGTH
+    node: Any = OmegaConf.to_container(config.data)
+    files = [source["path"] for source in node.get("sources", [node]) if "path" in source]
+    if all(Path(path).is_file() for path in files):
+        data = build(config, "data")
+        samples = len(data)
+        longest = sorted(range(samples), key=lambda index: -length_of(data.entries[index]))[: settings.batch_size]
+        collate = Collator(processor_of(config.model), settings.max_length, leave_out=True)
+        tokens = collate([data[index] for index in longest])["input_ids"].shape[1]
+    batches = accumulation(settings, devices)
+    cuda = torch.cuda.is_available()
+    bf16 = cuda and torch.cuda.is_bf16_supported() if settings.bf16 is None else settings.bf16
+    found = plan_memory(
+        OmegaConf.to_container(config.model),  # type: ignore[arg-type]
+        dict(settings.parts),
+        settings.batch_size,
+        tokens,
+        settings.gradient_checkpointing,
+        batches,
+        bf16,
+        "cuda" if cuda else "cpu",
+    )
+    step_samples = settings.batch_size * batches * devices
+    tell(found, samples, settings.epochs, settings.max_steps, step_samples, console)
+
+
+def accumulation(settings: TrainConfig, devices: int) -> int:
     """Batches between two steps: as given, or as many as make `global_batch_size` samples on all devices.
 
     Raises:
@@ -215,7 +255,6 @@ def accumulation(settings: TrainConfig) -> int:
     """
     if settings.global_batch_size is None:
         return settings.gradient_accumulation_steps
-    devices = process_state().num_processes
     together = settings.batch_size * devices
     if settings.global_batch_size < 1 or settings.global_batch_size % together:
         raise InputError(

@@ -23,15 +23,15 @@ def llama_tokenizer():
     return LlamaTokenizer(vocab=learnt["vocab"], merges=list(map(tuple, learnt["merges"])), add_bos_token=True)
 
 
-def save_language_model(folder, tie=False):
-    """A LlamaForCausalLM of width 64 and its tokenizer."""
+def save_language_model(folder, tie=False, width=64, layers=2):
+    """A LlamaForCausalLM and its tokenizer."""
     tokenizer = llama_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
+        hidden_size=width,
+        intermediate_size=3 * width // 2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         tie_word_embeddings=tie,
     )

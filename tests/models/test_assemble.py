@@ -16,9 +16,9 @@ from transformers import (
 
 from cal_cli.data.collator import IGNORED, Collator
 from cal_cli.errors import InputError
-from cal_cli.models.assemble import PROJECTOR, add_image_token, assemble, empty_llava, llava_config, projector_of
+from cal_cli.models.assemble import PROJECTOR, assemble, empty_llava, llava_config, projector_of
 from cal_cli.models.pretrained import pretrained
-from tests.models.parts import llama_tokenizer, save_language_model, save_vision_tower
+from tests.models.parts import save_language_model, save_vision_tower
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +63,7 @@ def test_the_published_models_have_these_shapes(hidden, inner, layers, heads, ll
         image_size=336,
         patch_size=14,
     )
-    tokenizer = llama_tokenizer()
-    add_image_token(tokenizer)
-    model = empty_llava(llava_config(text, vision, tokenizer, aspect))
+    model = empty_llava(llava_config(text, vision, 32000, 32001, aspect))
     projector = 1024 * hidden + hidden + hidden * hidden + hidden + (hidden if aspect == "anyres" else 0)
     found = sum(parameter.numel() for parameter in model.parameters())
     assert found == llama + 2 * 64 * hidden + CLIP_L_336 + projector

@@ -1,0 +1,162 @@
+"""`cal train plan=true`: what a run will need, before the hours are spent; no weights are loaded.
+
+Weights, gradients and AdamW's two moments follow from the parameters. What the backward pass keeps is counted on a
+model of the same shape whose tensors hold no numbers (`FakeTensorMode`), layer for layer as autograd would keep it.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForImageTextToText
+
+from cal_cli.models.load import checkpoint_activations
+from cal_cli.models.outline import outline
+from cal_cli.objective.head import LOGITS_HELD
+from cal_cli.training.parts import parts_of, train_parts
+
+ASSUMED_LENGTH = 2048  # tokens, where neither max_length nor the data tell
+
+
+@dataclass
+class Plan:
+    """What a run needs on each device; memory in bytes."""
+
+    parameters: dict[str, int]  # by part
+    trainable: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int  # of a chunk
+    peak: int
+    tokens: int  # of the longest sample, its image among them
+
+
+def plan_memory(
+    model: dict[str, Any],
+    rates: dict[str, float],
+    batch_size: int,
+    tokens: int,
+    checkpointing: bool,
+    accumulation: int,
+    bf16: bool,
+    device: str,
+) -> Plan:
+    """Plan a step of `batch_size` samples of the same length, one process a device, each with the whole model.
+
+    Args:
+        model: the `model` node of the run's config.
+        rates: see `train_parts`.
+        batch_size: samples a device and batch.
+        tokens: length of each.
+        checkpointing: gradient checkpointing.
+        accumulation: batches a step; above 1 gradients lie in memory while activations do.
+        bf16: activations in bf16 beside weights in their own type, as autocast has them.
+        device: `cpu` or `cuda`, for the size of the loss's chunks.
+
+    Raises:
+        InputError: the model's config is not to be had, or nothing is left to learn.
+    """
+    config = outline(model)
+    dtype = getattr(torch, model.get("dtype") or "float32")
+    held = os.environ.get("TRANSFORMERS_DISABLE_TORCH_CHECK")
+    os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = "1"  # checks of values, of which there are none
+    try:
+        with FakeTensorMode():
+            # kept numbers are of the type that autocast computes in
+            whole = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16 if bf16 else dtype).train()
+            train_parts(whole, rates)
+            parts = parts_of(whole)
+            activations = sum(kept(run, whole) for run in passes(whole, rates, batch_size, tokens))
+            one_layer = 0
+            if checkpointing:  # kept are the layers' inputs; in the backward pass one layer is whole, computed again
+                one_layer = activations // config.get_text_config().num_hidden_layers
+                checkpoint_activations(whole)
+                activations = sum(kept(run, whole) for run in passes(whole, rates, batch_size, tokens))
+    finally:
+        if held is None:
+            del os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"]
+        else:
+            os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = held
+    parameters = {name: sum(p.numel() for p in members) for name, members in parts.items()}
+    trainable = sum(p.numel() for p in whole.parameters() if p.requires_grad)
+    weights = sum(parameters.values()) * dtype.itemsize
+    if bf16 and dtype != torch.bfloat16:  # autocast keeps a copy of what it casts until the backward pass is over
+        activations += trainable * torch.bfloat16.itemsize
+    gradients, optimizer = trainable * dtype.itemsize, 2 * trainable * dtype.itemsize
+    logits = LOGITS_HELD[device] * 4
+    # the loss's logits are gone when the backward pass begins, in which gradients take the place of activations
+    before, new = (0, gradients) if accumulation == 1 else (gradients, 0)
+    peak = weights + optimizer + before + max(activations + logits, max(activations, new) + one_layer)
+    return Plan(parameters, trainable, weights, gradients, optimizer, activations, logits, peak, tokens)
+
+
+def passes(model: Any, rates: dict[str, float], batch_size: int, tokens: int) -> Iterator[Callable[[], Any]]:
+    """The forward passes that a step keeps something of: the decoder's, and the vision tower's where it learns."""
+    decoder, width = model.get_decoder(), model.config.get_text_config().hidden_size
+    kind = next(model.parameters()).dtype
+    learns = any(parameter.requires_grad for parameter in model.parameters())
+    embeddings = torch.empty(batch_size, tokens, width, dtype=kind, requires_grad=learns)
+    mask = torch.ones(batch_size, tokens, dtype=torch.int64)
+    yield lambda: decoder(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).last_hidden_state
+    vision = model.get_encoder(modality="image")
+    side = getattr(getattr(model.config, "vision_config", None), "image_size", None)
+    if vision is model or not isinstance(side, int) or rates.get("vision_tower", 1.0) == 0:
+        return
+    grid = getattr(model.config, "image_grid_pinpoints", None)
+    tiles = 1 + max((rows // side) * (columns // side) for rows, columns in grid) if grid else 1
+    pixels = torch.empty(batch_size * tiles, 3, side, side, dtype=kind)
+    yield lambda: vision(pixels).last_hidden_state
+
+
+def kept(run: Callable[[], Any], model: Any) -> int:
+    """Bytes that autograd keeps of a forward pass, the model's own parameters left out."""
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    storages: dict[int, Any] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            storages[storage._cdata] = storage  # held, so that no other takes its number
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = run()
+    total = sum(storage.nbytes() for storage in storages.values())
+    del result
+    return total
+
+
+def tell(plan: Plan, samples: int | None, epochs: float, max_steps: int, step_samples: int, console: Console) -> None:
+    """Print a plan.
+
+    Args:
+        plan: of one device.
+        samples: of the data; None where it is not here.
+        epochs, max_steps: as in the run's config.
+        step_samples: samples a step on all devices.
+        console: where to.
+    """
+    table = Table(title="what a device needs", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    table.add_column("GB", justify="right")
+    for name in ("weights", "gradients", "optimizer", "activations", "logits", "peak"):
+        table.add_row(name, f"{getattr(plan, name) / 1e9:,.2f}")
+    console.print(table)
+    total = sum(plan.parameters.values())
+    parts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in plan.parameters.items())
+    console.print(f"parameters: {total:,} ({parts}); trainable: {plan.trainable:,}")
+    console.print(f"activations: of samples of {plan.tokens:,} tokens")
+    if samples is None:
+        console.print(f"samples a step: {step_samples}; the data are not here, so steps are not known")
+        return
+    steps = max_steps if max_steps > 0 else math.ceil(samples / step_samples) * epochs
+    console.print(f"samples a step: {step_samples}; steps: {steps:,.0f}; samples: {samples:,} x {epochs:g} epochs")

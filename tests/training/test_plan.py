@@ -1,0 +1,97 @@
+"""The plan of a run against what a run of the same shape really holds, and against known counts."""
+
+import pytest
+import torch
+
+from cal_cli.bench.steps import tensor_bytes_during
+from cal_cli.data.collator import IGNORED
+from cal_cli.models.load import checkpoint_activations
+from cal_cli.models.pretrained import pretrained, processor_of
+from cal_cli.objective import ContrastiveAlignmentLoss
+from cal_cli.training.parts import train_parts
+from cal_cli.training.plan import plan_memory
+from tests.cal import cal
+from tests.models.parts import save_language_model, save_vision_tower
+
+ALL = {"language_model": 1.0, "projector": 1.0, "vision_tower": 1.0}
+FROZEN_TOWER = {**ALL, "vision_tower": 0.0}
+PROJECTOR = {"language_model": 0.0, "projector": 1.0, "vision_tower": 0.0}
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parts")
+    parts = {
+        "language_model": save_language_model(folder / "llama", width=256, layers=6),
+        "vision_tower": save_vision_tower(folder / "clip"),
+    }
+    return {"path": None, **parts, "projector": None, "image_aspect_ratio": "pad", "template": "v1", "dtype": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("rates", "checkpointing", "accumulation"),
+    [(ALL, False, 1), (FROZEN_TOWER, True, 1), (PROJECTOR, False, 2), (ALL, True, 2)],
+    ids=["all", "frozen tower, checkpointing", "projector, accumulation", "all, both"],
+)
+def test_a_plan_is_within_15_percent_of_a_real_step(node, rates, checkpointing, accumulation):
+    batch_size, tokens = 8, 256
+    planned = plan_memory(node, rates, batch_size, tokens, checkpointing, accumulation, False, "cpu")
+
+    model, processor = pretrained(**node)
+    train_parts(model.train(), rates)
+    if checkpointing:
+        checkpoint_activations(model)
+    assert sum(planned.parameters.values()) == sum(p.numel() for p in model.parameters())
+    assert planned.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    ids = torch.randint(300, 500, (batch_size, tokens))
+    ids[:, 3:19] = processor.image_token_id
+    labels = ids.clone()
+    labels[:, :-40] = IGNORED
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    batch["pixel_values"] = torch.randn(batch_size, 3, 28, 28)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], foreach=False)
+    objective = ContrastiveAlignmentLoss()
+
+    def step():
+        for _ in range(accumulation):
+            objective(model, batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()  # makes the optimizer's states
+    states = sum(t.nbytes for state in optimizer.state.values() for t in state.values())
+    assert planned.optimizer == pytest.approx(states, rel=0.01)
+    weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    measured = weights + states + tensor_bytes_during(step)
+    assert planned.peak == pytest.approx(measured, rel=0.15)
+
+
+def test_the_processor_without_the_weights_is_the_model_s(node):
+    _, whole = pretrained(**node)
+    alone = processor_of(node)
+    assert alone.chat_template == whole.chat_template and alone.image_token_id == whole.image_token_id
+    assert alone.image_processor.to_dict() == whole.image_processor.to_dict()
+    assert alone.tokenizer.get_vocab() == whole.tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize(
+    ("experiment", "parameters"),
+    [
+        ("llava15_7b", "7,063,427,072"),
+        ("llava15_13b", "13,351,494,656"),
+        ("llava_next_7b", "7,063,431,168"),
+        ("llava_next_13b", "13,351,499,776"),
+    ],
+)
+def test_the_paper_s_experiments_are_planned_without_weights_data_or_network(experiment, parameters, tmp_path):
+    told = cal("train", f"experiment={experiment}_paper", "plan=true", folder=tmp_path).stdout
+    assert f"parameters: {parameters} (" in told
+    assert "samples a step: 128; the data are not here" in told
+    assert not list(tmp_path.glob("runs/train/*/*/config.yaml"))
+
+
+def test_the_default_is_planned_from_its_data(tmp_path):
+    told = cal("train", "plan=true", "data.n=480", "epochs=2", folder=tmp_path).stdout
+    assert "samples a step: 48; steps: 20; samples: 480 x 2 epochs" in told
+    result = cal("train", "model=hf", "model.path=nobody/nothing", "plan=true", folder=tmp_path, check=False)
+    assert result.returncode == 2 and "run `hf download nobody/nothing`" in result.stderr
