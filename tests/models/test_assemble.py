@@ -9,14 +9,13 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
-    CLIPVisionConfig,
     CLIPVisionModel,
-    LlamaConfig,
 )
 
 from cal_cli.data.collator import IGNORED, Collator
 from cal_cli.errors import InputError
 from cal_cli.models.assemble import PROJECTOR, assemble, empty_llava, llava_config, projector_of
+from cal_cli.models.outline import published
 from cal_cli.models.pretrained import pretrained
 from tests.models.parts import save_language_model, save_vision_tower
 
@@ -43,26 +42,10 @@ LLAMA_7B, LLAMA_13B, CLIP_L_336 = 6_738_415_616, 13_015_864_320, 303_507_456  # 
 
 
 @pytest.mark.parametrize("aspect", ["pad", "anyres"])
-@pytest.mark.parametrize(
-    ("hidden", "inner", "layers", "heads", "llama"),
-    [(4096, 11008, 32, 32, LLAMA_7B), (5120, 13824, 40, 40, LLAMA_13B)],
-)
-def test_the_published_models_have_these_shapes(hidden, inner, layers, heads, llama, aspect):
-    text = LlamaConfig(
-        vocab_size=32064,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-    )
+@pytest.mark.parametrize(("name", "hidden", "llama"), [("vicuna-7b", 4096, LLAMA_7B), ("vicuna-13b", 5120, LLAMA_13B)])
+def test_the_published_models_have_these_shapes(name, hidden, llama, aspect):
+    text, vision = published(f"lmsys/{name}-v1.5"), published("openai/clip-vit-large-patch14-336")
+    text.vocab_size = 32064
     model = empty_llava(llava_config(text, vision, 32000, 32001, aspect))
     projector = 1024 * hidden + hidden + hidden * hidden + hidden + (hidden if aspect == "anyres" else 0)
     found = sum(parameter.numel() for parameter in model.parameters())
