@@ -59,6 +59,7 @@ def test_every_word_reaches_hydra(tmp_path):
         ("train noise.ratio=1.5", "1.5: allowed is a number from 0 to 1"),
         ("train objective.score=prob", "allowed are logit and logprob"),
         ("train objective.window=4", "positive odd number"),
+        ("train report_to=excel", "report_to=excel"),
         ("train batch_size=0", "must be at least 1"),
         ("train learning_rate=-1", "must be at least 0"),
         ("train warmup_ratio=3", "from 0 to below 1"),

@@ -58,7 +58,8 @@ class Collator:
             whose place the data set gave another; it is there where there are any.
 
     Raises:
-        InputError: a sample has no supervised token, or is cut within its image.
+        InputError: a sample has no supervised token, or is cut within its image, or another stands in its place; with
+            `leave_out`, all samples of the batch are bad.
     """
 
     processor: Any
@@ -68,6 +69,8 @@ class Collator:
 
     def __call__(self, samples: list[dict]) -> BatchFeature:
         bad = [one for sample in samples for one in sample.get("bad", ())]
+        if bad and not self.leave_out:
+            raise InputError(f"sample {bad[0].id!r}: {bad[0].problem}")
         try:
             batch = self._batch(samples)
         except BadSamples as error:

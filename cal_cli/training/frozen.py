@@ -101,7 +101,7 @@ def with_cached_scores(
     else:
         console.print(f"scores without images: computing {len(data)} samples once, to {path}")
         training, _ = model.training, place(model).eval()
-        loader = DataLoader(data, batch_size, collate_fn=dataclasses.replace(collate, keep_ids=False))
+        loader = DataLoader(data, batch_size, collate_fn=dataclasses.replace(collate, keep_ids=False, leave_out=False))
         rows = []
         for batch in track(loader, "scores without images", console=console, disable=not console.is_terminal):
             scores = scores_without_image(objective, model, batch.to(model.device))

@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from cal_cli.config import build, command_line, typed
@@ -59,7 +60,7 @@ class TrainConfig:
     group_by_modality_length: bool
     global_batch_size: int | None
     gradient_checkpointing: bool
-    report_to: str
+    report_to: Any  # a name or a list of them
     max_length: int | None
     bf16: bool | None
     workers: int
@@ -210,9 +211,24 @@ def training_arguments(settings: TrainConfig, folder: Path, data: Conversations)
         save_steps=settings.save_steps,
         save_total_limit=settings.keep_checkpoints,
         disable_tqdm=True,
-        report_to=settings.report_to,
+        report_to=reporters(settings.report_to),
         run_name=f"{settings.name}/{folder.name}",
     )
+
+
+def reporters(given: str | list[str]) -> list[str]:
+    """The trackers that a run reports to.
+
+    Raises:
+        InputError: an unknown one, or one that is not installed.
+    """
+    names = [name for name in ([given] if isinstance(given, str) else list(given)) if name != "none"]
+    try:
+        for tracker in get_reporting_integration_callbacks(names):
+            tracker()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise InputError(f"report_to={given}: {error}") from error
+    return names
 
 
 def print_plan(config: DictConfig, settings: TrainConfig, devices: int, console: Console) -> None:

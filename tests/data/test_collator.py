@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from cal_cli.data.collator import IGNORED, Collator
+from cal_cli.data.conversations import Bad
 from cal_cli.errors import InputError
 
 
@@ -71,3 +72,21 @@ def test_ids_are_kept_on_demand(processor):
     samples = [sample("x", "y", identity="one"), sample("x", "y", identity="two")]
     assert Collator(processor, keep_ids=True)(samples)["id"] == ["one", "two"]
     assert "id" not in Collator(processor)(samples)
+
+
+def test_bad_samples_are_left_out_and_named_or_refused(processor):
+    good, silent = sample("x", "yes"), sample("<image>\n" + "x " * 60, "y", image=True, identity="silent")
+    batch = Collator(processor, max_length=40, leave_out=True)([silent, good])
+    assert batch["input_ids"].shape[0] == 1 and "pixel_values" not in batch
+    assert [(bad.id, bad.problem) for bad in batch["bad"]] == [("silent", "has no supervised token")]
+    assert "bad" not in Collator(processor, max_length=40, leave_out=True)([good])
+    for collate, samples in (
+        (Collator(processor, max_length=40), [silent, good]),
+        (Collator(processor, max_length=40, leave_out=True), [silent]),
+    ):
+        with pytest.raises(InputError, match="sample 'silent' has no supervised token at max_length=40"):
+            collate(samples)
+    stand_in = {**good, "bad": [Bad("gone", "no image")]}
+    assert Collator(processor, leave_out=True)([stand_in, good])["bad"] == [Bad("gone", "no image")]
+    with pytest.raises(InputError, match="'gone': no image"):
+        Collator(processor)([stand_in, good])
