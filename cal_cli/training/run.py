@@ -4,6 +4,7 @@ import json
 import resource
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from cal_cli.models.load import checkpoint_activations
 from cal_cli.models.pretrained import processor_of
 from cal_cli.objective import NonFiniteLoss
 from cal_cli.runs import OPERATIONAL, read_config, summary_of
+from cal_cli.training.adapters import AdapterConfig, with_adapters
 from cal_cli.training.bad_samples import BadSamples, TooManyBadSamples
 from cal_cli.training.callbacks import MetricsWriter, ProgressReporter, StopOnSignal
 from cal_cli.training.frozen import with_cached_scores, with_reference
@@ -56,6 +58,7 @@ class TrainConfig:
     max_grad_norm: float
     parts: dict[str, float]
     launch: LaunchConfig
+    peft: AdapterConfig | None
     vision_tower_rate: float
     group_by_modality_length: bool
     global_batch_size: int | None
@@ -112,6 +115,8 @@ def train(config: DictConfig) -> None:
     if settings.gradient_checkpointing:
         checkpoint_activations(model)
     objective = with_reference(objective, model, processor)
+    if settings.peft is not None:
+        model = with_adapters(model, settings.peft, settings.parts)
     arguments = training_arguments(settings, folder, data)
     if state.is_main_process:
         if settings.force or not settings.resume:  # only now: a wrong value must not cost an earlier run
@@ -155,9 +160,9 @@ def train(config: DictConfig) -> None:
     finally:
         progress.close()
     status = "failed" if problem else "interrupted" if interrupt.stopped and not finished(trainer) else "completed"
+    summary = summarize(settings, trainer, data, status, time.perf_counter() - start)
     if status == "completed":
         save_whole(trainer, processor, folder)
-    summary = summarize(settings, trainer, data, status, time.perf_counter() - start)
     if state.is_main_process or problem:
         write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
@@ -237,6 +242,8 @@ def print_plan(config: DictConfig, settings: TrainConfig, devices: int, console:
     Raises:
         InputError: a wrong value, or data that are here and cannot be read.
     """
+    if settings.peft is not None:
+        raise InputError("plan=true does not count adapters: without peft=... it tells an upper bound")
     samples, tokens = None, settings.max_length or ASSUMED_LENGTH
     node: Any = OmegaConf.to_container(config.data)
     files = [source["path"] for source in node.get("sources", [node]) if "path" in source]
@@ -304,7 +311,7 @@ def forget(folder: Path) -> None:
     """Remove what an earlier run left in the folder."""
     for name in ("summary.json", "metrics.jsonl", "config.yaml", "bad_samples.jsonl"):
         (folder / name).unlink(missing_ok=True)
-    for name in ("checkpoints", "checkpoint", "projector", "eval"):
+    for name in ("checkpoints", "checkpoint", "projector", "adapter", "eval"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
@@ -332,19 +339,29 @@ def finished(trainer: RunTrainer) -> bool:
 
 
 def save_whole(trainer: RunTrainer, processor: Any, run: Path) -> None:
-    """Write `checkpoint/`, or `projector/` where nothing else learnt, aside and rename: it is there whole or not."""
+    """Write `checkpoint/`, or `projector/` where nothing else learnt; each is there whole or not at all.
+
+    Adapters are written to `adapter/` as peft does, and merged into what `checkpoint/` holds.
+    """
     if not trainer.is_world_process_zero():
         return
-    folder = run / ("projector" if only_projector(trainer.rates) else "checkpoint")
-    aside = folder.with_name(f".{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
     model = trainer.accelerator.unwrap_model(trainer.model)
     if only_projector(trainer.rates):
-        aside.mkdir()
-        save_projector(model, aside)
-    else:
-        model.save_pretrained(aside)
-        processor.save_pretrained(aside)
+        replace_folder(run / "projector", lambda aside: save_projector(model, aside))
+        return
+    if hasattr(model, "merge_and_unload"):
+        replace_folder(run / "adapter", model.save_pretrained)
+        model = model.merge_and_unload()
+    replace_folder(run / "checkpoint", model.save_pretrained, processor.save_pretrained)
+
+
+def replace_folder(folder: Path, *writers: Callable[[Path], Any]) -> None:
+    """Have a folder written beside its place, then put there."""
+    aside = folder.with_name(f".{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    for write in writers:
+        write(aside)
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
 

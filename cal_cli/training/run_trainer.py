@@ -11,6 +11,7 @@ from torch.utils.data import Sampler
 
 from cal_cli.data.conversations import Conversations
 from cal_cli.models.assemble import PROJECTOR, load_projector, projector_of
+from cal_cli.objective.contrast import unwrapped
 from cal_cli.training.bad_samples import BadSamples
 from cal_cli.training.grouping import ModalityLengthSampler, length_of
 from cal_cli.training.parts import only_projector, set_rates
@@ -46,7 +47,7 @@ class RunTrainer(CALTrainer):
         new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         if new:
-            set_rates(optimizer, self.accelerator.unwrap_model(self.model), self.rates)
+            set_rates(optimizer, unwrapped(self.accelerator.unwrap_model(self.model)), self.rates)
         return optimizer
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler | None:

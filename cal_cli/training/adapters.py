@@ -1,0 +1,64 @@
+"""LoRA through peft: adapters in the language model's linear layers, and the projector trained whole."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from cal_cli.errors import InputError
+
+
+@dataclass
+class AdapterConfig:
+    """The types of `conf/peft/`."""
+
+    r: int
+    alpha: int
+    dropout: float
+
+
+def with_adapters(model: Any, adapters: AdapterConfig, rates: Mapping[str, float]) -> Any:
+    """Wrap a model so that adapters learn in place of the language model's own weights.
+
+    Args:
+        model: an image-text-to-text model.
+        adapters: rank, alpha and dropout; what an adapter adds is scaled by alpha / r.
+        rates: by part, see `train_parts`; the language model's must be above 0, and the vision tower's 0.
+
+    Returns:
+        A `peft.PeftModel`.
+
+    Raises:
+        InputError: peft is not installed, or a value is wrong.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise InputError("peft=lora needs peft: pip install 'cal_cli[lora]'") from error
+    if adapters.r < 1 or not 0 <= adapters.dropout < 1 or adapters.alpha <= 0:
+        raise InputError(
+            f"peft: r={adapters.r} must be at least 1, alpha={adapters.alpha} above 0 and dropout={adapters.dropout} "
+            "from 0 to below 1"
+        )
+    if rates.get("vision_tower", 1.0) > 0 or rates.get("language_model", 1.0) == 0:
+        raise InputError(
+            "peft=lora trains adapters of the language model and the projector: give parts.vision_tower=0 and a "
+            "parts.language_model above 0"
+        )
+    names = {id(module): name for name, module in model.named_modules()}
+    decoder, head = names[id(model.get_decoder())], names.get(id(model.get_output_embeddings()))
+    layers = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.startswith(f"{decoder}.") and name != head
+    ]
+    between = [name for name in ("multi_modal_projector", "connector") if any(n.endswith(name) for n in names.values())]
+    config = LoraConfig(
+        r=adapters.r,
+        lora_alpha=adapters.alpha,
+        lora_dropout=adapters.dropout,
+        target_modules=layers,
+        modules_to_save=between if rates.get("projector", 1.0) > 0 else None,
+    )
+    return get_peft_model(model, config)

@@ -1,0 +1,72 @@
+"""LoRA through the command: adapters beside a projector, merged into a checkpoint that plain transformers loads."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from cal_cli.models.load import load_model
+from tests.cal import cal
+
+WORDS = ["peft=lora", "peft.r=4", "peft.alpha=8", "parts.vision_tower=0", "data.n=64", "batch_size=8", "save_steps=4"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lora")
+    cal("train", *WORDS, "launch.processes=1", folder=folder)
+    (run,) = (path.parent for path in folder.glob("runs/train/*/*/summary.json"))
+    return run
+
+
+def test_the_checkpoint_is_the_base_with_its_adapters_merged(run):
+    base, _ = load_model()
+    merged = AutoModelForImageTextToText.from_pretrained(run / "checkpoint").state_dict()
+    alone = load_file(run / "adapter/adapter_model.safetensors")
+    linear = [name.removesuffix(".lora_A.weight") for name in alone if name.endswith(".lora_A.weight")]
+    assert len(linear) == 3 * 7  # of each layer: four of attention, three of the perceptron
+    for name in linear:
+        added = alone[f"{name}.lora_B.weight"] @ alone[f"{name}.lora_A.weight"] * (8 / 4)
+        own = f"{name.removeprefix('base_model.model.')}.weight"
+        torch.testing.assert_close(merged[own], base.state_dict()[own] + added)
+        assert added.abs().max() > 0
+    changed = {name for name, value in base.state_dict().items() if not torch.equal(merged[name], value)}
+    others = changed - {f"{name.removeprefix('base_model.model.')}.weight" for name in linear}
+    assert others and all("multi_modal_projector" in name for name in others)
+
+
+def test_the_summary_counts_adapters_and_projector(run):
+    summary = json.loads((run / "summary.json").read_text())
+    saved = load_file(run / "adapter/adapter_model.safetensors")
+    assert summary["trainable_parameters"] == sum(value.numel() for value in saved.values())
+
+
+def test_adapters_load_through_peft_and_give_the_same_logits(run):
+    adapted = PeftModel.from_pretrained(load_model()[0], run / "adapter").eval()
+    merged = AutoModelForImageTextToText.from_pretrained(run / "checkpoint").eval()
+    words = torch.tensor([[1, 50, 60, 70, 80]])
+    torch.testing.assert_close(adapted(input_ids=words).logits, merged(input_ids=words).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_run_with_adapters_continues_to_the_same_weights(run, tmp_path):
+    here = tmp_path / run.relative_to(run.parents[3])
+
+    shutil.copytree(run / "checkpoints/checkpoint-4", here / "checkpoints/checkpoint-4")
+    assert "continuing from checkpoint-4" in cal("train", *WORDS, "launch.processes=1", folder=tmp_path).stdout
+    one, two = (load_file(folder / "checkpoint/model.safetensors") for folder in (run, here))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_wrong_values_are_told(tmp_path):
+    for words, said in (
+        (["peft=lora"], "give parts.vision_tower=0"),
+        (["peft=lora", "parts.vision_tower=0", "peft.r=0"], "r=0 must be at least 1"),
+        (["peft=laro"], "did you mean lora?"),
+        (["peft=lora", "parts.vision_tower=0", "plan=true"], "an upper bound"),
+    ):
+        result = cal("train", *words, folder=tmp_path, check=False)
+        assert result.returncode == 2 and said in result.stderr, result.stderr
