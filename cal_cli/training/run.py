@@ -13,6 +13,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainingArguments, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -151,33 +152,32 @@ def train(config: DictConfig) -> None:
         console.print(f"{folder}: continuing from {last.name}")
 
     start = time.perf_counter()
-    problem: NonFiniteLoss | TooManyBadSamples | None = None
+    problem: Exception | None = None
     try:
         with interrupt:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
-    except (NonFiniteLoss, TooManyBadSamples) as error:
+        status = "interrupted" if interrupt.stopped and not finished(trainer) else "completed"
+        summary = summarize(settings, trainer, data, status, time.perf_counter() - start)
+        if status == "completed":
+            save_whole(trainer, processor, folder)
+    except (NonFiniteLoss, TooManyBadSamples, OSError, SafetensorError) as error:
         problem = error
+        summary = summarize(settings, trainer, data, "failed", time.perf_counter() - start)
     finally:
         progress.close()
-    status = "failed" if problem else "interrupted" if interrupt.stopped and not finished(trainer) else "completed"
-    summary = summarize(settings, trainer, data, status, time.perf_counter() - start)
-    if status == "completed":
-        save_whole(trainer, processor, folder)
     if state.is_main_process or problem:
-        write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-
-    if isinstance(problem, TooManyBadSamples):
+        write_summary(folder, summary)
+    if isinstance(problem, InputError):
         raise problem
     if problem:
         console.quiet = False  # whichever process met it
         last = last_checkpoint(folder)
         console.print(
-            f"{folder}: the loss is {problem.loss} after step {problem.step}, from the samples "
-            f"{', '.join(problem.samples)}: look at their images and at the learning rate. "
+            f"{folder}: {cause_of(problem)} "
             + (f"The last good checkpoint is {last}." if last else "No checkpoint had been saved yet.")
         )
         raise SystemExit(1)
-    if status == "interrupted":
+    if summary["status"] == "interrupted":
         console.print(
             f"{folder}: interrupted and saved after step {trainer.state.global_step} of {trainer.state.max_steps}. "
             f"The same command continues it:\n  {summary['command']}"
@@ -234,6 +234,25 @@ def reporters(given: str | list[str]) -> list[str]:
     except (ValueError, RuntimeError, ImportError) as error:
         raise InputError(f"report_to={given}: {error}") from error
     return names
+
+
+def cause_of(problem: Exception) -> str:
+    """Why a run failed, and what to look at."""
+    if isinstance(problem, NonFiniteLoss):
+        return (
+            f"the loss is {problem.loss} after step {problem.step}, from the samples {', '.join(problem.samples)}: "
+            "look at their images and at the learning rate."
+        )
+    return f"a file could not be read or written ({problem}): is the disk full? The same command continues the run."
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Write `summary.json`; where even that cannot be written, the message on the terminal must do."""
+    try:
+        write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    except OSError:
+        if summary["status"] != "failed":
+            raise
 
 
 def print_plan(config: DictConfig, settings: TrainConfig, devices: int, console: Console) -> None:

@@ -187,3 +187,27 @@ def test_the_world_on_disk_with_noise_trains_to_the_same_weights(uninterrupted, 
     on_disk = ["data=llava_json", "data.path=world/data.json", "data.image_folder=world/images"]
     cal("train", *words, *on_disk, folder=tmp_path)
     assert same_weights(weights(run_folder(tmp_path)), weights(uninterrupted))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_the_same_command_continues(uninterrupted, tmp_path):
+    """A limit on the size of files stands for the full disk: the model's fits until step 4, then nothing does."""
+    code = (
+        "import resource, sys, threading, time, pathlib\n"
+        "def fill():\n"
+        "    while not list(pathlib.Path('.').glob('runs/train/t/*/checkpoints/checkpoint-4/trainer_state.json')):\n"
+        "        time.sleep(0.005)\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "threading.Thread(target=fill, daemon=True).start()\n"
+        "from cal_cli.cli import main\n"
+        "main()\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, "train", *SMALL], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert result.returncode == 1, result.stderr
+    assert "a file could not be read or written" in result.stdout and "checkpoint-4" in result.stdout
+    run = run_folder(tmp_path)
+    assert json.loads((run / "summary.json").read_text())["status"] == "failed"
+    assert not (run / "checkpoint").exists()
+    assert "continuing from checkpoint-4" in cal("train", *SMALL, folder=tmp_path).stdout
+    assert same_weights(weights(run), weights(uninterrupted))
