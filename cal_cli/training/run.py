@@ -192,7 +192,7 @@ def training_arguments(settings: TrainConfig, folder: Path, data: Conversations)
     # a batch of text alone leaves the projector out, and the last layer of a vision tower is not read
     some_unused = settings.parts.get("vision_tower", 1.0) > 0 or any("image" not in entry for entry in data.entries)
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() if settings.bf16 is None else settings.bf16
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         seed=settings.seed,
         num_train_epochs=settings.epochs,
@@ -219,6 +219,9 @@ def training_arguments(settings: TrainConfig, folder: Path, data: Conversations)
         report_to=reporters(settings.report_to),
         run_name=f"{settings.name}/{folder.name}",
     )
+    if arguments.n_gpu > 1:  # the library would split one process's batches over all GPUs (DataParallel)
+        arguments._n_gpu = 1
+    return arguments
 
 
 def reporters(given: str | list[str]) -> list[str]:

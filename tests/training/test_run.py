@@ -1,6 +1,7 @@
 """`cal train` as typed: run folders, resuming after every kind of end, and the same bits each time."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,3 +212,15 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_same_command_continues(u
     assert not (run / "checkpoint").exists()
     assert "continuing from checkpoint-4" in cal("train", *SMALL, folder=tmp_path).stdout
     assert same_weights(weights(run), weights(uninterrupted))
+
+
+def test_grouped_batches_continue_in_the_order_of_their_epoch(tmp_path):
+    words = ["train", *SMALL, "data.n=48", "epochs=2", "group_by_modality_length=true", "keep_checkpoints=3"]
+    words.remove("data.n=96")
+    cal(*words, folder=tmp_path)
+    run = run_folder(tmp_path)
+    other = run.with_name("other")
+    shutil.copytree(run / "checkpoints/checkpoint-8", other / "checkpoints/checkpoint-8")  # of 12 steps, in epoch 2
+    resumed = cal(*words, f"hydra.run.dir={other.relative_to(tmp_path)}", folder=tmp_path)
+    assert "continuing from checkpoint-8" in resumed.stdout
+    assert same_weights(weights(run), weights(other))
