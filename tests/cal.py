@@ -31,6 +31,18 @@ def cal(*words, folder, check=True, **environment):
     return result
 
 
+def started(*words, folder):
+    """`cal` as a process that goes on while the test looks at it or ends it; both streams in `stdout`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "cal_cli", *words],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=ENVIRONMENT,
+    )
+
+
 def forked(words, folder):
     """What `subprocess.run` gives, from a fork of the server."""
     with tempfile.TemporaryDirectory() as name:

@@ -65,7 +65,7 @@ def interleaved(model: Any, losses: dict[str, Callable[[], torch.Tensor]], repea
 
 
 def decoder_forward_share(model: Any, batch: dict, repeats: int = 3) -> float:
-    """The share of a CE step of ours that its decoder's forward pass takes, the smallest of some runs."""
+    """The share of a CE step of ours that its decoder's forward pass takes, the median of some runs."""
     decoder, marks = model.get_decoder(), []
     hooks = [
         decoder.register_forward_pre_hook(lambda *_: marks.append(clock())),

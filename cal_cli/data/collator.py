@@ -28,7 +28,7 @@ def to_messages(turns: list[dict[str, str]], image: Any) -> list[dict]:
     return messages
 
 
-class BadSamples(InputError):
+class UnusableSamples(InputError):
     """Samples of a batch cannot be used.
 
     Attributes:
@@ -73,7 +73,7 @@ class Collator:
             raise InputError(f"sample {bad[0].id!r}: {bad[0].problem}")
         try:
             batch = self._batch(samples)
-        except BadSamples as error:
+        except UnusableSamples as error:
             kept = [sample for sample, wrong in zip(samples, error.wrong, strict=True) if not wrong]
             if not self.leave_out or not kept:
                 raise
@@ -141,7 +141,7 @@ class Collator:
         return scores
 
     def _refuse(self, samples: list[dict], wrong: Any, problem: str) -> None:
-        """Raise BadSamples, which names the samples for which `wrong` (bool [batch]) is true."""
+        """Raise UnusableSamples, which names the samples for which `wrong` (bool [batch]) is true."""
         names = [repr(sample["id"]) for sample, refused in zip(samples, wrong.tolist(), strict=True) if refused]
         if names:
             cause = (
@@ -149,4 +149,4 @@ class Collator:
                 if self.max_length is not None
                 else ": give each answer a text, and use a chat template that marks it with {% generation %}"
             )
-            raise BadSamples(f"sample {', '.join(names)} {problem}{cause}", problem, wrong.tolist())
+            raise UnusableSamples(f"sample {', '.join(names)} {problem}{cause}", problem, wrong.tolist())

@@ -8,19 +8,27 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForImageTextToText
 
+from cal_cli.config import build
+from cal_cli.data.collator import Collator
+from cal_cli.errors import InputError
 from cal_cli.models.load import checkpoint_activations
 from cal_cli.models.outline import outline
+from cal_cli.models.pretrained import processor_of
 from cal_cli.objective.head import LOGITS_HELD
+from cal_cli.training.grouping import length_of
 from cal_cli.training.parts import parts_of, train_parts
+from cal_cli.training.settings import TrainConfig, accumulation
 
 ASSUMED_LENGTH = 2048  # tokens, where neither max_length nor the data tell
 
@@ -160,3 +168,37 @@ def tell(plan: Plan, samples: int | None, epochs: float, max_steps: int, step_sa
         return
     steps = max_steps if max_steps > 0 else math.ceil(samples / step_samples) * epochs
     console.print(f"samples a step: {step_samples}; steps: {steps:,.0f}; samples: {samples:,} x {epochs:g} epochs")
+
+
+def print_plan(config: DictConfig, settings: TrainConfig, devices: int, console: Console) -> None:
+    """Tell what the run will need, without loading its weights; the data are read where they are here.
+
+    Raises:
+        InputError: a wrong value, or data that are here and cannot be read.
+    """
+    if settings.peft is not None:
+        raise InputError("plan=true does not count adapters: without peft=... it tells an upper bound")
+    samples, tokens = None, settings.max_length or ASSUMED_LENGTH
+    node: Any = OmegaConf.to_container(config.data)
+    files = [source["path"] for source in node.get("sources", [node]) if "path" in source]
+    if all(Path(path).is_file() for path in files):
+        data = build(config, "data")
+        samples = len(data)
+        longest = sorted(range(samples), key=lambda index: -length_of(data.entries[index]))[: settings.batch_size]
+        collate = Collator(processor_of(config.model), settings.max_length, leave_out=True)
+        tokens = collate([data[index] for index in longest])["input_ids"].shape[1]
+    batches = accumulation(settings, devices)
+    cuda = torch.cuda.is_available()
+    bf16 = cuda and torch.cuda.is_bf16_supported() if settings.bf16 is None else settings.bf16
+    found = plan_memory(
+        OmegaConf.to_container(config.model),  # type: ignore[arg-type]
+        dict(settings.parts),
+        settings.batch_size,
+        tokens,
+        settings.gradient_checkpointing,
+        batches,
+        bf16,
+        "cuda" if cuda else "cpu",
+    )
+    step_samples = settings.batch_size * batches * devices
+    tell(found, samples, settings.epochs, settings.max_steps, step_samples, console)

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.cal import ENVIRONMENT, cal
+from tests.cal import cal, started
 
 RUN = ["data.n=96", "data.text_only_share=0.4", "objective.normalization=sample", "logging_steps=1", "save_steps=4"]
 TWO = [*RUN, "batch_size=4", "launch=ddp", "launch.processes=2"]
@@ -32,17 +30,6 @@ def two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     cal("train", *TWO, folder=folder)
     return folder
-
-
-def start(folder):
-    return subprocess.Popen(
-        [sys.executable, "-m", "cal_cli", "train", *TWO],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=ENVIRONMENT,
-    )
 
 
 def wait_for_step(folder, step):
@@ -86,7 +73,7 @@ def test_two_processes_have_the_losses_and_weights_of_one(two, tmp_path):
 
 
 def test_a_killed_process_ends_the_run_and_the_same_command_continues_it(two, tmp_path):
-    process = start(tmp_path)
+    process = started("train", *TWO, folder=tmp_path)
     wait_for_step(tmp_path, 4)
     os.kill(workers_of(process.pid)[1], signal.SIGKILL)
     output = process.communicate(timeout=120)[0]
@@ -100,7 +87,7 @@ def test_a_killed_process_ends_the_run_and_the_same_command_continues_it(two, tm
 
 @pytest.mark.slow
 def test_an_interrupt_stops_all_after_the_same_step(two, tmp_path):
-    process = start(tmp_path)
+    process = started("train", *TWO, folder=tmp_path)
     wait_for_step(tmp_path, 4)
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=120)[0]

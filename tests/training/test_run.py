@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tests.cal import ENVIRONMENT, cal
+from tests.cal import ENVIRONMENT, cal, started
 
 SMALL = [
     "model.from_scratch=true",
@@ -99,20 +99,10 @@ def test_the_same_command_writes_the_same_bits_and_a_completed_run_is_not_repeat
     ).read_bytes()
     before = (run / "summary.json").stat().st_mtime_ns
     assert "already completed" in cal("train", *SMALL, folder=tmp_path).stdout
+    assert "what a device needs" in cal("train", *SMALL, "plan=true", folder=tmp_path).stdout
     assert (run / "summary.json").stat().st_mtime_ns == before
     cal("train", *SMALL, "force=true", folder=tmp_path)
     assert (run / "summary.json").stat().st_mtime_ns != before
-
-
-def start(folder):
-    return subprocess.Popen(
-        [sys.executable, "-m", "cal_cli", "train", *SMALL],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=ENVIRONMENT,
-    )
 
 
 def wait_for(pattern, folder, process):
@@ -122,7 +112,7 @@ def wait_for(pattern, folder, process):
 
 
 def test_a_killed_run_continues_to_the_same_weights(uninterrupted, tmp_path):
-    process = start(tmp_path)
+    process = started("train", *SMALL, folder=tmp_path)
     wait_for("runs/train/t/*/checkpoints/checkpoint-8/trainer_state.json", tmp_path, process)
     process.kill()
     process.wait()
@@ -137,7 +127,7 @@ def test_a_killed_run_continues_to_the_same_weights(uninterrupted, tmp_path):
 
 
 def test_ctrl_c_saves_and_the_same_command_continues_to_the_same_weights(uninterrupted, tmp_path):
-    process = start(tmp_path)
+    process = started("train", *SMALL, folder=tmp_path)
     wait_for("runs/train/t/*/checkpoints/checkpoint-4/trainer_state.json", tmp_path, process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate()

@@ -1,0 +1,139 @@
+"""The settings of `cal train`: their types, what is allowed, and the library's arguments that follow from them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+
+from cal_cli.data.conversations import Conversations
+from cal_cli.data.noise import NoiseConfig
+from cal_cli.errors import InputError
+from cal_cli.training.adapters import AdapterConfig
+from cal_cli.training.launch import LaunchConfig, process_state
+
+
+@dataclass
+class TrainConfig:
+    """The types of `conf/train.yaml`; what each key means stands there."""
+
+    name: str
+    seed: int
+    model: Any
+    data: Any
+    objective: Any
+    noise: NoiseConfig  # a typed config node
+    epochs: float
+    max_steps: int
+    batch_size: int
+    gradient_accumulation_steps: int
+    learning_rate: float
+    weight_decay: float
+    warmup_ratio: float
+    max_grad_norm: float
+    parts: dict[str, float]
+    launch: LaunchConfig
+    peft: AdapterConfig | None
+    vision_tower_rate: float
+    group_by_modality_length: bool
+    global_batch_size: int | None
+    gradient_checkpointing: bool
+    report_to: Any  # a name or a list of them
+    max_length: int | None
+    bf16: bool | None
+    workers: int
+    logging_steps: int
+    save_steps: int
+    keep_checkpoints: int
+    plan: bool
+    resume: bool
+    force: bool
+
+
+def check(settings: TrainConfig) -> None:
+    """Refuse values outside their range.
+
+    Raises:
+        InputError: there is one.
+    """
+    for key in ("batch_size", "gradient_accumulation_steps", "logging_steps", "save_steps", "keep_checkpoints"):
+        if getattr(settings, key) < 1:
+            raise InputError(f"{key}={getattr(settings, key)}: must be at least 1")
+    for key in ("learning_rate", "weight_decay", "max_grad_norm", "workers"):
+        if getattr(settings, key) < 0:
+            raise InputError(f"{key}={getattr(settings, key)}: must be at least 0")
+    if not 0 <= settings.warmup_ratio < 1:
+        raise InputError(f"warmup_ratio={settings.warmup_ratio}: allowed is a share of the steps from 0 to below 1")
+    if settings.epochs <= 0 and settings.max_steps <= 0:
+        raise InputError(f"epochs={settings.epochs}: must be above 0 where max_steps is not given")
+
+
+def training_arguments(settings: TrainConfig, folder: Path, data: Conversations) -> TrainingArguments:
+    """The library's arguments: AdamW, cosine schedule with warm-up, checkpoints in `<folder>/checkpoints`."""
+    # a batch of text alone leaves the projector out, and the last layer of a vision tower is not read
+    some_unused = settings.parts.get("vision_tower", 1.0) > 0 or any("image" not in entry for entry in data.entries)
+    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() if settings.bf16 is None else settings.bf16
+    arguments = TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        seed=settings.seed,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=accumulation(settings, process_state().num_processes),
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup_ratio,
+        lr_scheduler_type="cosine",
+        max_grad_norm=settings.max_grad_norm,
+        bf16=bf16,
+        use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=some_unused,
+        dataloader_num_workers=settings.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        include_num_input_tokens_seen="non_padding",
+        logging_steps=settings.logging_steps,
+        logging_nan_inf_filter=False,
+        save_steps=settings.save_steps,
+        save_total_limit=settings.keep_checkpoints,
+        disable_tqdm=True,
+        report_to=reporters(settings.report_to),
+        run_name=f"{settings.name}/{folder.name}",
+    )
+    if arguments.n_gpu > 1:  # the library would split one process's batches over all GPUs (DataParallel)
+        arguments._n_gpu = 1
+    return arguments
+
+
+def accumulation(settings: TrainConfig, devices: int) -> int:
+    """Batches between two steps: as given, or as many as make `global_batch_size` samples on all devices.
+
+    Raises:
+        InputError: the samples of a step cannot be shared out.
+    """
+    if settings.global_batch_size is None:
+        return settings.gradient_accumulation_steps
+    together = settings.batch_size * devices
+    if settings.global_batch_size < 1 or settings.global_batch_size % together:
+        raise InputError(
+            f"global_batch_size={settings.global_batch_size}: must be a multiple of batch_size={settings.batch_size} "
+            f"times the {devices} processes"
+        )
+    return settings.global_batch_size // together
+
+
+def reporters(given: str | list[str]) -> list[str]:
+    """The trackers that a run reports to.
+
+    Raises:
+        InputError: an unknown one, or one that is not installed.
+    """
+    names = [name for name in ([given] if isinstance(given, str) else list(given)) if name != "none"]
+    try:
+        for tracker in get_reporting_integration_callbacks(names):
+            tracker()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise InputError(f"report_to={given}: {error}") from error
+    return names
