@@ -1,6 +1,7 @@
 """LLaVA from its parts: a language model, a vision tower, and a projector between them (paper, stage 1).
 
-The parts are the library's: any `AutoModelForCausalLM`, and a vision tower of CLIP's or SigLIP's kind. What joins them
+The parts are the library's: any `AutoModelForCausalLM`, and a vision tower of CLIP's or SigLIP's kind, by itself or in
+a vision-language model. What joins them
 is `LlavaForConditionalGeneration`, or `LlavaNextForConditionalGeneration` where pictures are cut into tiles (AnyRes).
 """
 
@@ -15,6 +16,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -49,7 +51,8 @@ def assemble(
 
     Args:
         language_model: hub id or folder of an `AutoModelForCausalLM` with its tokenizer.
-        vision_tower: hub id or folder of a CLIP or SigLIP model with its image processor.
+        vision_tower: hub id or folder of a CLIP or SigLIP model, or of a vision-language model with such a tower, and
+            its image processor.
         projector: a folder with a `projector.safetensors` of `cal train stage=pretrain`; None means random weights.
         image_aspect_ratio: `square` (the shorter side fitted, the rest cut off), `pad` (padded to a square) or
             `anyres` (LLaVA-NeXT: tiles at up to three times the tower's size, and the whole).
@@ -65,14 +68,18 @@ def assemble(
     """
     text = fetched(AutoModelForCausalLM.from_pretrained, language_model, "model.language_model", dtype=dtype)
     tokenizer = tokenizer_with_image(language_model)
-    vision_config = fetched(AutoConfig.from_pretrained, vision_tower, "model.vision_tower")
-    vision_class: Any = AutoModel._model_mapping[type(getattr(vision_config, "vision_config", vision_config))]
-    vision = fetched(vision_class.from_pretrained, vision_tower, "model.vision_tower", dtype=dtype)
+    tower_config = fetched(AutoConfig.from_pretrained, vision_tower, "model.vision_tower")
+    if type(tower_config) in AutoModelForImageTextToText._model_mapping:
+        whole = fetched(AutoModelForImageTextToText.from_pretrained, vision_tower, "model.vision_tower", dtype=dtype)
+        vision = whole.get_encoder(modality="image")
+    else:
+        vision_class: Any = AutoModel._model_mapping[type(getattr(tower_config, "vision_config", tower_config))]
+        vision = fetched(vision_class.from_pretrained, vision_tower, "model.vision_tower", dtype=dtype)
 
     text.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=ROWS_MULTIPLE)
     config: Any = llava_config(
         text.config,
-        vision.config,
+        tower_config,
         tokenizer.convert_tokens_to_ids("<image>"),
         tokenizer.pad_token_id,
         image_aspect_ratio,
@@ -116,15 +123,18 @@ def add_image_token(tokenizer: Any) -> None:
 
 
 def llava_config(
-    text: Any, vision: Any, image_token_id: int, pad_token_id: int | None, image_aspect_ratio: str
+    text: Any, tower: Any, image_token_id: int, pad_token_id: int | None, image_aspect_ratio: str
 ) -> LlavaConfig | LlavaNextConfig:
     """The config of the joint model: patch features of the tower's last layer but one, a projector with GELU.
+
+    Where the tower is that of a vision-language model, its features are taken from the layer that this model reads.
 
     Raises:
         InputError: an unknown aspect ratio.
     """
     if image_aspect_ratio not in ASPECTS:
         raise InputError(f"model.image_aspect_ratio={image_aspect_ratio}: allowed are {', '.join(ASPECTS)}")
+    vision = getattr(tower, "vision_config", tower)
     has_class_token = vision.model_type.startswith("clip")
     patches = (vision.image_size // vision.patch_size) ** 2
     options: dict[str, Any] = {
@@ -132,7 +142,7 @@ def llava_config(
         "vision_config": vision,
         "image_token_index": image_token_id,
         "image_seq_length": patches,
-        "vision_feature_layer": -2,
+        "vision_feature_layer": getattr(tower, "vision_feature_layer", -2),
         "tie_word_embeddings": text.tie_word_embeddings,
         "vision_feature_select_strategy": "default" if has_class_token else "full",
     }

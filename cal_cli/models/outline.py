@@ -74,8 +74,7 @@ def outline(model: dict[str, Any]) -> Any:
     if None in parts:
         raise InputError("model.path is null: give model.path=..., or both model.language_model and vision_tower")
     text = part_config(parts[0], "model.language_model")  # type: ignore[arg-type]
-    vision = part_config(parts[1], "model.vision_tower")  # type: ignore[arg-type]
+    tower = part_config(parts[1], "model.vision_tower")  # type: ignore[arg-type]
     rows = text.vocab_size + NEW_TOKENS
     image_token_id, text.vocab_size = text.vocab_size, -(-rows // ROWS_MULTIPLE) * ROWS_MULTIPLE
-    vision = getattr(vision, "vision_config", vision)
-    return llava_config(text, vision, image_token_id, text.pad_token_id, model.get("image_aspect_ratio") or "pad")
+    return llava_config(text, tower, image_token_id, text.pad_token_id, model.get("image_aspect_ratio") or "pad")
