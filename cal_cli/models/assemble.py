@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -211,4 +212,5 @@ def load_projector(model: Any, folder: str) -> None:
         if name not in found or found[name].shape != value.shape:
             shape = list(found[name].shape) if name in found else "missing"
             raise InputError(f"model.projector={folder}: {name} is {shape}, the model needs {list(value.shape)}")
-    model.model.load_state_dict(found, strict=False)
+    whole: dict[str, Any] = {**found}
+    set_model_state_dict(model.model, whole, options=StateDictOptions(full_state_dict=True, strict=False))

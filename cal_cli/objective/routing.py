@@ -4,6 +4,10 @@ import functools
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
 Model = TypeVar("Model")
 
 
@@ -25,7 +29,25 @@ def accept_objective(model: Model) -> Model:
     def forward(*args: Any, objective: Any = None, batch: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
         if objective is None:
             return plain_forward(*args, **kwargs)
-        return objective(routed, batch)
+        output = objective(routed, batch)
+        if isinstance(routed, FSDPModule):
+            output.loss = output.loss + no_gradient(routed)
+        return output
 
     routed.forward = forward
     return model
+
+
+def no_gradient(model: Any) -> Tensor | float:
+    """Zero, to which each parameter outside the language model that is gathered now contributes.
+
+    FSDP adds up the gradients of all processes together, those of a vision tower and its projector among them; a batch
+    of text alone would have none to give, and the others would wait for it.
+    """
+    language = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+    known = {id(parameter) for part in language for parameter in part.parameters()}
+    return sum(
+        0.0 * parameter.sum()
+        for parameter in model.parameters()
+        if parameter.requires_grad and id(parameter) not in known and not isinstance(parameter, DTensor)
+    )

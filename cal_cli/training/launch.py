@@ -29,6 +29,11 @@ class LaunchConfig:
     machine: int
     address: str
     port: int | None
+    shard: str | None
+    offload: bool
+
+
+SHARDS = ("gradients", "parameters")
 
 
 def process_state() -> PartialState:
@@ -55,6 +60,18 @@ def wanted_processes(launch: LaunchConfig) -> int:
         raise InputError(f"launch.processes={processes}: this machine has {gpus} GPUs; give that many at most")
     if not 0 <= launch.machine < launch.machines:
         raise InputError(f"launch.machine={launch.machine}: allowed are 0 to {launch.machines - 1}")
+    if launch.shard is not None:
+        if launch.shard not in SHARDS:
+            raise InputError(f"launch.shard={launch.shard}: allowed are null, {' and '.join(SHARDS)}")
+        if processes * launch.machines < 2:
+            raise InputError(
+                f"launch.shard={launch.shard}: there is one process, and nothing to divide; give launch.processes=2 or "
+                "more, or launch=single"
+            )
+        # accelerate reads them when the processes join, and adds the way to gather tensors on the CPU
+        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
+    elif launch.offload:
+        raise InputError("launch.offload=true: needs launch.shard=gradients or parameters")
     if launch.machines > 1 and launch.port is None:
         raise InputError("launch.port is null: give a port that is free on machine 0, as there are several machines")
     return processes

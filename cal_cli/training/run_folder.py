@@ -4,6 +4,7 @@ import json
 import resource
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,18 +72,24 @@ def last_checkpoint(folder: Path) -> Path | None:
 def save_whole(trainer: RunTrainer, processor: Any, run: Path) -> None:
     """Write `checkpoint/`, or `projector/` where nothing else learnt; each is there whole or not at all.
 
-    Adapters are written to `adapter/` as peft does, and merged into what `checkpoint/` holds.
+    Adapters are written to `adapter/` as peft does, and merged into what `checkpoint/` holds. All processes must call
+    it together, as shards are gathered; the first one writes.
     """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    weights = state = None
+    if only_projector(trainer.rates):
+        weights = trainer.whole_projector()
+    elif trainer.is_fsdp_enabled:
+        state = trainer.accelerator.get_state_dict(trainer.model)
     if not trainer.is_world_process_zero():
         return
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if only_projector(trainer.rates):
-        replace_folder(run / "projector", lambda aside: save_projector(model, aside))
+    if weights is not None:
+        replace_folder(run / "projector", partial(save_projector, weights))
         return
     if hasattr(model, "merge_and_unload"):
         replace_folder(run / "adapter", model.save_pretrained)
         model = model.merge_and_unload()
-    replace_folder(run / "checkpoint", model.save_pretrained, processor.save_pretrained)
+    replace_folder(run / "checkpoint", partial(model.save_pretrained, state_dict=state), processor.save_pretrained)
 
 
 def replace_folder(folder: Path, *writers: Callable[[Path], Any]) -> None:

@@ -1,13 +1,26 @@
-"""The trainer of `cal train`: `CALTrainer` with a rate for each part, and batches grouped by modality and length."""
+"""The trainer of `cal train`: `CALTrainer` with a rate for each part, batches grouped by modality and length, and
+checkpoints from which any launch goes on.
+"""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import CPUOffloadPolicy
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from cal_cli.data.conversations import Conversations
 from cal_cli.models.assemble import PROJECTOR, load_projector, projector_of
@@ -16,6 +29,9 @@ from cal_cli.training.bad_samples import BadSamples
 from cal_cli.training.grouping import ModalityLengthSampler, length_of
 from cal_cli.training.parts import only_projector, set_rates
 from cal_cli.training.trainer import CALTrainer
+
+# the optimizer's state by the parameters' names, not sharded: the same from and for any launch
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class RunTrainer(CALTrainer):
@@ -38,6 +54,15 @@ class RunTrainer(CALTrainer):
     ) -> None:
         self.rates, self.entries, self.bad_samples = rates, entries, bad_samples
         super().__init__(**kwargs)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        if self.args.fsdp and self.args.use_cpu:
+            # accelerate leaves processes on a CPU out of FSDP, for no need of FSDP's own: there it can be tried out
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        super().create_accelerator_and_postprocess()
+        if self.args.use_cpu and self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.cpu_offload:
+            # pinned memory is for a device
+            self.accelerator.state.fsdp_plugin.cpu_offload = CPUOffloadPolicy(pin_memory=False)
 
     def compute_loss(self, model: nn.Module, inputs: dict, *args: Any, **kwargs: Any) -> Any:
         self.bad_samples.add(inputs.pop("bad", ()))
@@ -62,13 +87,42 @@ class RunTrainer(CALTrainer):
             epoch=lambda: int(self.state.epoch or 0),
         )
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if not only_projector(self.rates):
-            super()._save(output_dir, state_dict)
+            super().save_model(output_dir, _internal_call)
             return
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        save_projector(self.accelerator.unwrap_model(self.model), folder)
+        weights = self.whole_projector()
+        if self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            save_projector(weights, folder)
+
+    def whole_projector(self) -> dict[str, Tensor]:
+        """The projector's weights, gathered where they are sharded: all processes must ask together."""
+        return {
+            name: value.full_tensor() if isinstance(value, DTensor) else value
+            for name, value in projector_of(self.accelerator.unwrap_model(self.model)).items()
+        }
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        model, optimizer, scheduler = self._learners()
+        state = get_optimizer_state_dict(model, optimizer, options=WHOLE)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            model, optimizer, scheduler = self._learners()
+            state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
+            # not strict: what no loss has reached yet has no state in one process, and zeros where it is sharded
+            set_optimizer_state_dict(model, optimizer, state, options=replace(WHOLE, strict=False))
+            scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
+    def _learners(self) -> tuple[Any, Any, Any]:
+        """Model, optimizer (without what accelerate puts around it) and scheduler, once training has begun."""
+        optimizer: Any = self.optimizer
+        return self.model, optimizer.optimizer, self.lr_scheduler
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if only_projector(self.rates):
@@ -77,6 +131,6 @@ class RunTrainer(CALTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
-def save_projector(model: Any, folder: Path) -> None:
+def save_projector(weights: dict[str, Tensor], folder: Path) -> None:
     """Write the projector's weights into an existing folder."""
-    save_file({name: value.contiguous() for name, value in projector_of(model).items()}, folder / PROJECTOR)
+    save_file({name: value.contiguous() for name, value in weights.items()}, folder / PROJECTOR)

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, Trainer
 
 from cal_cli.objective import ContrastiveAlignmentLoss, LossOutput, NonFiniteLoss, WeightedLoss, accept_objective
@@ -90,8 +92,9 @@ class CALTrainer(CALMixin, Trainer):
         for the model's present names, finds none and, not being strict, leaves the weights as they were.
         """
         model = self.model if model is None else model
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled or not isinstance(model, PreTrainedModel):
+        if self.is_deepspeed_enabled or not isinstance(model, PreTrainedModel):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        saved = type(model).from_pretrained(resume_from_checkpoint, dtype=model.dtype)
-        model.load_state_dict(saved.state_dict())
+        kind: Any = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+        saved = kind.from_pretrained(resume_from_checkpoint, dtype=model.dtype)
+        set_model_state_dict(model, saved.state_dict(), options=StateDictOptions(full_state_dict=True))

@@ -32,12 +32,12 @@ def model_and_samples():
     return model, Collator(processor), samples
 
 
-def sharded(model, mesh):
-    """FSDP2 with each layer, and the head, in a group of its own."""
+def sharded(model, mesh, tower=True):
+    """FSDP2 with each layer, and the head, in a group of its own; those of the vision tower as asked for."""
     accept_objective(model)
-    for layers in (model.model.vision_tower.encoder.layers, model.model.language_model.layers):
-        for layer in layers:
-            fully_shard(layer, mesh=mesh)
+    layers = [*model.model.language_model.layers, *(model.model.vision_tower.encoder.layers if tower else ())]
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
     fully_shard(model.lm_head, mesh=mesh)
     return fully_shard(model, mesh=mesh)
 
@@ -70,6 +70,10 @@ def main(folder):
                 collate(samples[4 * rank : 4 * rank + 4]),
             ),
             "fsdp": (sharded(copy.deepcopy(model), mesh), mixed),
+            "fsdp_text": (
+                sharded(copy.deepcopy(model), mesh, tower=False),
+                collate(samples[4 * rank : 4 * rank + 4]),
+            ),
         }
         checkpointed = copy.deepcopy(model).train()
         checkpointed.gradient_checkpointing_enable()

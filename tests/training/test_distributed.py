@@ -21,7 +21,7 @@ def written(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("way", ["ddp", "ddp_text", "fsdp", "fsdp_checkpointing"])
+@pytest.mark.parametrize("way", ["ddp", "ddp_text", "fsdp", "fsdp_text", "fsdp_checkpointing"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_two_processes_take_the_gradients_of_one(written, name, way):
     model, collate, samples = model_and_samples()
