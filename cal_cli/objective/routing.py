@@ -4,6 +4,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -29,20 +30,33 @@ def accept_objective(model: Model) -> Model:
     def forward(*args: Any, objective: Any = None, batch: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
         if objective is None:
             return plain_forward(*args, **kwargs)
-        output = objective(routed, batch)
-        if isinstance(routed, FSDPModule):
-            output.loss = output.loss + no_gradient(routed)
-        return output
+        if not sharded(routed):
+            output = objective(routed, batch)
+            if torch.is_grad_enabled() and not output.loss.requires_grad:
+                output.loss = output.loss + no_gradient(routed)
+            return output
+        zero = no_gradient(routed)
+        hook = routed.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output + zero)
+        try:
+            return objective(routed, batch)
+        finally:
+            hook.remove()
 
     routed.forward = forward
     return model
 
 
-def no_gradient(model: Any) -> Tensor | float:
-    """Zero, to which each parameter outside the language model that is gathered now contributes.
+def sharded(model: object) -> bool:
+    """Whether torch's FSDP2 has divided the model."""
+    return isinstance(model, FSDPModule)
 
-    FSDP adds up the gradients of all processes together, those of a vision tower and its projector among them; a batch
-    of text alone would have none to give, and the others would wait for it.
+
+def no_gradient(model: Any) -> Tensor | float:
+    """Zero, to which each parameter outside the language model contributes that learns and is gathered now.
+
+    A batch of text alone reaches neither vision tower nor projector: where they alone learn, its loss has no gradient.
+    FSDP waits for all processes wherever one goes back through a layer or has a gradient to give, so there each batch
+    begins with this zero.
     """
     language = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
     known = {id(parameter) for part in language for parameter in part.parameters()}

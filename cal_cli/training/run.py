@@ -61,7 +61,7 @@ def train(config: DictConfig) -> None:
     objective = with_reference(objective, model, processor)
     if settings.peft is not None:
         model = with_adapters(model, settings.peft, settings.parts)
-    arguments = training_arguments(settings, folder, data, model)
+    arguments = training_arguments(settings, folder, data)
     if state.is_main_process:
         if settings.force or not settings.resume:  # only now: a wrong value must not cost an earlier run
             forget(folder)

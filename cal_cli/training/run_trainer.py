@@ -17,7 +17,6 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
@@ -28,6 +27,7 @@ from cal_cli.objective.contrast import unwrapped
 from cal_cli.training.bad_samples import BadSamples
 from cal_cli.training.grouping import ModalityLengthSampler, length_of
 from cal_cli.training.parts import only_projector, set_rates
+from cal_cli.training.sharding import shard
 from cal_cli.training.trainer import CALTrainer
 
 # the optimizer's state by the parameters' names, not sharded: the same from and for any launch
@@ -54,15 +54,14 @@ class RunTrainer(CALTrainer):
     ) -> None:
         self.rates, self.entries, self.bad_samples = rates, entries, bad_samples
         super().__init__(**kwargs)
+        if self.is_fsdp_enabled:
+            shard(self.model, self.accelerator.state.fsdp_plugin)
 
     def create_accelerator_and_postprocess(self) -> None:
         if self.args.fsdp and self.args.use_cpu:
             # accelerate leaves processes on a CPU out of FSDP, for no need of FSDP's own: there it can be tried out
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         super().create_accelerator_and_postprocess()
-        if self.args.use_cpu and self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.cpu_offload:
-            # pinned memory is for a device
-            self.accelerator.state.fsdp_plugin.cpu_offload = CPUOffloadPolicy(pin_memory=False)
 
     def compute_loss(self, model: nn.Module, inputs: dict, *args: Any, **kwargs: Any) -> Any:
         self.bad_samples.add(inputs.pop("bad", ()))

@@ -13,6 +13,7 @@ from cal_cli.data.noise import NoiseConfig
 from cal_cli.errors import InputError
 from cal_cli.training.adapters import AdapterConfig
 from cal_cli.training.launch import LaunchConfig, process_state
+from cal_cli.training.sharding import sharding_arguments
 
 
 @dataclass
@@ -72,7 +73,7 @@ def check(settings: TrainConfig) -> None:
         raise InputError(f"epochs={settings.epochs}: must be above 0 where max_steps is not given")
 
 
-def training_arguments(settings: TrainConfig, folder: Path, data: Conversations, model: Any) -> TrainingArguments:
+def training_arguments(settings: TrainConfig, folder: Path, data: Conversations) -> TrainingArguments:
     """The library's arguments: AdamW, cosine schedule with warm-up, checkpoints in `<folder>/checkpoints`."""
     # a batch of text alone leaves the projector out, and the last layer of a vision tower is not read
     some_unused = settings.parts.get("vision_tower", 1.0) > 0 or any("image" not in entry for entry in data.entries)
@@ -92,7 +93,7 @@ def training_arguments(settings: TrainConfig, folder: Path, data: Conversations,
         bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
         ddp_find_unused_parameters=some_unused,
-        **shards(settings.launch, model),
+        **sharding_arguments(settings.launch),
         dataloader_num_workers=settings.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
@@ -108,23 +109,6 @@ def training_arguments(settings: TrainConfig, folder: Path, data: Conversations,
     if arguments.n_gpu > 1:  # the library would split one process's batches over all GPUs (DataParallel)
         arguments._n_gpu = 1
     return arguments
-
-
-def shards(launch: LaunchConfig, model: Any) -> dict[str, Any]:
-    """What the library is told of FSDP2: the decoder is divided by layers, all else is gathered as one.
-
-    So the vision tower's weights are at hand on every process, whether its batch shows an image or not.
-    """
-    if launch.shard is None:
-        return {}
-    options = {
-        "version": 2,
-        "reshard_after_forward": launch.shard == "parameters",
-        "cpu_offload": launch.offload,
-        "transformer_layer_cls_to_wrap": sorted(model.get_decoder()._no_split_modules),
-        "state_dict_type": "FULL_STATE_DICT",
-    }
-    return {"fsdp": True, "fsdp_config": options}
 
 
 def accumulation(settings: TrainConfig, devices: int) -> int:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tests.cal import cal, started
 
 RUN = ["data.n=96", "data.text_only_share=0.4", "objective.normalization=sample", "logging_steps=1", "save_steps=4"]
-RUN += ["keep_checkpoints=3", "batch_size=4", "global_batch_size=8"]
+RUN += ["keep_checkpoints=3", "batch_size=2", "global_batch_size=8"]
 TWO = [*RUN, "launch=ddp", "launch.processes=2"]
 
 
