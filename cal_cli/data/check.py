@@ -3,8 +3,9 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
@@ -22,13 +24,13 @@ from cal_cli.data.collator import IGNORED, Collator
 from cal_cli.data.llava_json import (
     Source,
     name_of,
-    open_image,
+    open_inside,
     problem_of,
-    problem_of_image,
     read_entries,
     sources_of,
     write_llava_json,
 )
+from cal_cli.data.tables import Rows, loaded
 from cal_cli.errors import InputError
 from cal_cli.files import versions, write_whole
 from cal_cli.models.pretrained import processor_of
@@ -59,22 +61,35 @@ class Checked:
 
 
 class EntryChecks(Dataset):
-    """Each entry as training will read it: its form, its image from the first byte to the last, its tokens."""
+    """Each entry as training will read it: its form, its image from the first byte to the last, its tokens.
 
-    def __init__(self, entries: Sequence[Any], folder: Path, collate: Collator, max_pixels: int) -> None:
-        self.entries, self.folder, self.collate, self.max_pixels = entries, folder, collate, max_pixels
+    Args:
+        entries: as the file has them.
+        open_image: from an entry's `image` and the most pixels that it may have to the picture.
+        collate: makes tokens of them.
+        max_pixels: of an image.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Any],
+        open_image: Callable[[str, int], Image.Image],
+        collate: Collator,
+        max_pixels: int,
+    ) -> None:
+        self.entries, self.open_image, self.collate, self.max_pixels = entries, open_image, collate, max_pixels
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Checked:
         entry = self.entries[index]
-        problem = problem_of(entry) or problem_of_image(entry, self.folder, set())
+        problem = problem_of(entry)
         if problem:
             return Checked(problem)
         kind = "image" if "image" in entry else "text"
         try:
-            image = open_image(self.folder / entry["image"], self.max_pixels) if kind == "image" else None
+            image = self.open_image(entry["image"], self.max_pixels) if kind == "image" else None
             batch = self.collate([{"id": entry["id"], "image": image, "conversations": entry["conversations"]}])
         except InputError as error:
             return Checked(str(error))
@@ -83,10 +98,10 @@ class EntryChecks(Dataset):
 
 
 def data_check(config: DictConfig) -> None:
-    """Write `report.md`, `report.json`, `bad_samples.jsonl`, `tokens.parquet` and `clean.json` into Hydra's folder.
+    """Write `report.md`, `report.json`, `bad_samples.jsonl`, `tokens.parquet` and what is good into Hydra's folder.
 
-    `clean.json` holds the good entries, their images named by whole paths; with several sources there is one file
-    each, `clean_<number>.json`.
+    What is good is `clean.json`, the good entries with their images named by whole paths (`clean_<number>.json` for
+    each of several sources), or for `data=table` `rows.json`, the numbers of the good rows.
 
     Raises:
         InputError: a wrong value, or a file that cannot be read at all.
@@ -97,7 +112,7 @@ def data_check(config: DictConfig) -> None:
             f"max_pixels={settings.max_pixels}, workers={settings.workers}: must be at least 1, and at least 0"
         )
     console = Console(soft_wrap=True, highlight=False)
-    sources = sources_of_config(config.data)
+    sources = sources_of_config(config)
     collate = Collator(processor_of(config.model), settings.max_length)
     workers = (os.cpu_count() or 1) if settings.workers is None else settings.workers
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -105,27 +120,29 @@ def data_check(config: DictConfig) -> None:
     good: list[Checked] = []
     read, written = 0, []
     for number, (key, source) in enumerate(sources.items()):
-        entries = read_entries(source, key)
+        entries = source if isinstance(source, Rows) else read_entries(source, key)
+        opener = source.open_image if isinstance(source, Rows) else partial(open_inside, source.folder)
         checks = DataLoader(
-            EntryChecks(entries, source.folder, collate, settings.max_pixels),
+            EntryChecks(entries, opener, collate, settings.max_pixels),
             batch_size=None,
             num_workers=workers,
             multiprocessing_context="spawn" if workers else None,
         )
         steps = track(checks, source.path, len(entries), console=console, disable=not console.is_terminal)
-        clean = []
+        clean: list[Any] = []
         for index, (entry, checked) in enumerate(zip(entries, steps, strict=True)):
             if checked.problem:
                 bad.append({"source": source.path, "index": index, "id": name_of(entry), "problem": checked.problem})
                 continue
             good.append(checked)
-            whole = {"image": str((source.folder / entry["image"]).resolve())} if "image" in entry else {}
-            clean.append(entry | whole)
+            clean.append(index if isinstance(source, Rows) else with_whole_path(entry, source.folder))
         read += len(entries)
-        name = folder / ("clean.json" if len(sources) == 1 else f"clean_{number}.json")
-        if clean:
-            write_llava_json(clean, name)
-            written.append(name)
+        if clean and isinstance(source, Rows):
+            written.append(folder / "rows.json")
+            write_whole(written[-1], json.dumps(clean) + "\n")
+        elif clean:
+            written.append(folder / ("clean.json" if len(sources) == 1 else f"clean_{number}.json"))
+            write_llava_json(clean, written[-1])
     write_whole(folder / "bad_samples.jsonl", "".join(json.dumps(one) + "\n" for one in bad))
     report = {
         "command": command_line("data-check"),
@@ -147,18 +164,26 @@ def data_check(config: DictConfig) -> None:
     tell(console, report, bad, folder, written)
 
 
-def sources_of_config(data: DictConfig) -> dict[str, Source]:
-    """The files that a `data` node names, by the key that names each in error messages.
+def sources_of_config(config: DictConfig) -> dict[str, Source | Rows]:
+    """What a `data` node names, by the key that names each in error messages.
 
     Raises:
-        InputError: the node names none.
+        InputError: the node names no file, or a table that cannot be read.
     """
-    node: Any = OmegaConf.to_container(data)
+    node: Any = OmegaConf.to_container(config.data)
+    if node["_target_"].endswith("tables.table"):
+        source = loaded(node["path"], node["name"], node["split"])
+        return {"data.path": Rows(source, node["path"], node["image_folder"])}
     if "sources" in node:
-        return sources_of(node["sources"])
+        return {**sources_of(node["sources"])}
     if "path" not in node:
         raise InputError("data: names no file to check; give data=llava_json data.path=..., or another with files")
     return {"data.path": Source(node["path"], node.get("image_folder"))}
+
+
+def with_whole_path(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """An entry whose image is named so that it is found from anywhere."""
+    return entry | ({"image": str((folder / entry["image"]).resolve())} if "image" in entry else {})
 
 
 def kind_of(problem: str) -> str:
@@ -227,7 +252,9 @@ def tell(
             f"{tokens['p100']:.0f}; supervised: median {supervised['p50']:.0f}, least {supervised['p0']:.0f}"
         )
     console.print(f"{folder}: report.md, report.json, bad_samples.jsonl, tokens.parquet")
-    if len(written) == 1:
+    if len(written) == 1 and written[0].name == "rows.json":
+        console.print(f"train on the good ones: the same data with data.rows={written[0]}")
+    elif len(written) == 1:
         console.print(f"train on the good ones: cal train data=llava_json data.path={written[0]} data.image_folder=/")
     elif written:
         console.print("the good ones: " + ", ".join(str(path) for path in written))

@@ -37,7 +37,7 @@ class Conversations(Dataset):
 
     def __init__(
         self,
-        entries: list[Entry],
+        entries: Sequence[Entry],
         open_image: Callable[[str], Image.Image],
         bad: Sequence[Bad] = (),
         max_bad_fraction: float = 0.0,

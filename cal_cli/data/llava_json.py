@@ -3,8 +3,9 @@
 import json
 import random
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -28,7 +29,7 @@ def llava_json(path: str, image_folder: str | None = None, max_bad_fraction: flo
     """
     source = Source(path, image_folder)
     entries, bad = read_good({"data.path": source}, max_bad_fraction)
-    return Conversations(entries["data.path"], lambda name: open_image(source.folder / name), bad, max_bad_fraction)
+    return Conversations(entries["data.path"], partial(open_in, source.folder), bad, max_bad_fraction)
 
 
 def llava_mixture(sources: list[Any], seed: int = 0, max_bad_fraction: float = 0.001) -> Conversations:
@@ -51,7 +52,7 @@ def llava_mixture(sources: list[Any], seed: int = 0, max_bad_fraction: float = 0
         whole, part = divmod(round(source.weight * len(found)), max(len(found), 1))
         entries += found * whole
         entries += [found[i] for i in sorted(random.Random(f"{number}-{seed}").sample(range(len(found)), part))]
-    return Conversations(entries, lambda name: open_image(Path(name)), bad, max_bad_fraction)
+    return Conversations(entries, partial(open_in, Path()), bad, max_bad_fraction)
 
 
 @dataclass
@@ -116,9 +117,14 @@ def read_good(sources: dict[str, Source], max_bad_fraction: float) -> tuple[dict
                 good[key].append(entry)
         total += len(entries)
     if len(bad) > max_bad_fraction * total:
-        more = f"; {len(bad) - 1} more are bad" if len(bad) > 1 else ""
-        raise InputError(f"{first}{more}; cal data-check names all that is bad and writes the rest")
+        raise too_many_bad(first, len(bad))
     return good, bad
+
+
+def too_many_bad(first: str, count: int) -> InputError:
+    """The error that names the first of several bad samples."""
+    more = f"; {count - 1} more are bad" if count > 1 else ""
+    return InputError(f"{first}{more}; cal data-check names all that is bad and writes the rest")
 
 
 def read_entries(source: Source, key: str) -> list[Any]:
@@ -199,24 +205,42 @@ def problem_of(entry: object) -> str | None:
     return None
 
 
-def open_image(path: Path, max_pixels: int | None = None) -> Image.Image:
+def open_in(folder: Path, name: str) -> Image.Image:
+    """Read an image of a folder as RGB; see `open_image`."""
+    return open_image(folder / name)
+
+
+def open_inside(folder: Path, name: str, max_pixels: int | None = None) -> Image.Image:
+    """Read an image that may not lie outside its folder; see `open_image`.
+
+    Raises:
+        InputError: it does, is not there, cannot be read or is too large.
+    """
+    problem = problem_of_image({"image": name}, folder, set())
+    if problem:
+        raise InputError(problem)
+    return open_image(folder / name, max_pixels)
+
+
+def open_image(path: Path | IO[bytes], max_pixels: int | None = None) -> Image.Image:
     """Read an image file as RGB.
 
     Args:
-        path: the file.
+        path: the file, or its contents.
         max_pixels: the most that it may have; None means Pillow's own limit, twice `Image.MAX_IMAGE_PIXELS`.
 
     Raises:
         InputError: it cannot be read as an image, or is too large.
     """
+    named = f"{path}: " if isinstance(path, Path) else "its image "
     try:
         with Image.open(path) as image:
             width, height = image.size
             if max_pixels is None or width * height <= max_pixels:
                 return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as an image ({error})") from error
-    raise InputError(f"{path}: has {width} x {height} pixels, more than {max_pixels}")
+        raise InputError(f"{named}cannot be read as an image ({error})") from error
+    raise InputError(f"{named}has {width} x {height} pixels, more than {max_pixels}")
 
 
 def write_llava_json(entries: list[Entry], path: Path) -> str:

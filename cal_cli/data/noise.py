@@ -1,7 +1,9 @@
 """Caption noise: the conversations of some samples are exchanged among them (paper, Figure 3)."""
 
 import random
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from cal_cli.data.conversations import Entry
 from cal_cli.errors import InputError
@@ -24,14 +26,39 @@ class Exchange:
     index: int
 
 
-def swap_conversations(entries: list[Entry], ratio: float, seed: int) -> tuple[list[Entry], list[Exchange]]:
+@dataclass(frozen=True)
+class Noisy(Sequence[Entry]):
+    """Entries of which some have the conversation of another, each made when it is asked for."""
+
+    entries: Sequence[Entry]
+    donors: dict[int, int]  # by place, the place of the sample whose conversation stands there
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[index] for index in range(*place.indices(len(self)))]
+        index = range(len(self))[place]
+        return self._exchanged(index, self.entries[index])
+
+    def __iter__(self) -> Iterator[Entry]:
+        return (self._exchanged(index, entry) for index, entry in enumerate(self.entries))
+
+    def _exchanged(self, index: int, entry: Entry) -> Entry:
+        if index not in self.donors:
+            return entry
+        return {**entry, "conversations": self.entries[self.donors[index]]["conversations"]}
+
+
+def swap_conversations(entries: Sequence[Entry], ratio: float, seed: int) -> tuple[Sequence[Entry], list[Exchange]]:
     """Exchange the whole conversations of round(ratio x n) of the n image samples among one another.
 
     Picture and id stay, so that a coherent text stands beside the wrong picture. The exchange is one random cycle
     through the chosen samples, so that none keeps its own. Samples without an image are left alone.
 
     Returns:
-        The entries in their order, the changed ones as new objects, and what was changed, in that order.
+        The entries in their order, and what was changed, in that order.
 
     Raises:
         InputError: the ratio lies outside [0, 1], or there are too few image samples to exchange anything.
@@ -47,14 +74,13 @@ def swap_conversations(entries: list[Entry], ratio: float, seed: int) -> tuple[l
         )
     cycle = random.Random(f"swap-{seed}").sample(with_image, count)
     donors = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
-    noisy = list(entries)
-    for index, donor in donors.items():
-        noisy[index] = {**entries[index], "conversations": entries[donor]["conversations"]}
     changed = [Exchange(entries[index]["id"], entries[donors[index]]["id"], index) for index in sorted(donors)]
-    return noisy, changed
+    return Noisy(entries, donors), changed
 
 
-def manifest(ratio: float, seed: int, entries: list[Entry], changed: list[Exchange], source: str, sha256: str) -> dict:
+def manifest(
+    ratio: float, seed: int, entries: Sequence[Entry], changed: list[Exchange], source: str, sha256: str
+) -> dict:
     """The contents of `noise_manifest.json`; `n` counts the image samples, among which the ratio is taken."""
     return {
         "ratio": ratio,

@@ -38,7 +38,8 @@ def noise_inject(config: DictConfig) -> None:
     if source is not None and (output / "data.json").resolve() == Path(source).resolve():
         raise InputError(f"output={output}: its data.json is the source itself; give another folder")
     data: Conversations = build(config, "data")
-    entries, changed = swap_conversations(data.entries, settings.ratio, settings.seed)
+    exchanged, changed = swap_conversations(data.entries, settings.ratio, settings.seed)
+    entries = list(exchanged)
     if source is None:
         for entry in entries:
             if "image" in entry:

@@ -181,7 +181,7 @@ def print_plan(config: DictConfig, settings: TrainConfig, devices: int, console:
     samples, tokens = None, settings.max_length or ASSUMED_LENGTH
     node: Any = OmegaConf.to_container(config.data)
     files = [source["path"] for source in node.get("sources", [node]) if "path" in source]
-    if all(Path(path).is_file() for path in files):
+    if all(Path(path).exists() for path in files):
         data = build(config, "data")
         samples = len(data)
         longest = sorted(range(samples), key=lambda index: -length_of(data.entries[index]))[: settings.batch_size]

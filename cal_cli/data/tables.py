@@ -1,0 +1,276 @@
+"""Conversations in whatever `datasets` reads: Parquet, tar shards, JSON lines, and data sets of the hub.
+
+The rows stay on disk, memory-mapped, so that a data set may be larger than memory: what is held of it is a few bytes a
+row. Images are opened when their sample is read.
+"""
+
+import copy
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from cal_cli.data.conversations import Bad, Conversations, Entry
+from cal_cli.data.llava_json import name_of, open_image, open_inside, problem_of, too_many_bad
+from cal_cli.errors import InputError
+
+BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".jsonl": "json", ".json": "json", ".arrow": "arrow"}
+TALKS = ("conversations", "messages", "texts", "json", "caption", "txt", "text")  # columns, the first found is taken
+IMAGES = ("image", "images", "jpg", "jpeg", "png", "webp")
+ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
+READ_AT_ONCE = 1000  # rows
+
+
+def table(
+    path: str,
+    name: str | None = None,
+    split: str = "train",
+    image_folder: str | None = None,
+    rows: str | None = None,
+    max_bad_fraction: float = 0.001,
+) -> Conversations:
+    """Read a data set with a column of conversations and, but for text alone, one of images.
+
+    Args:
+        path: a file or a folder of `.parquet`, `.tar` (WebDataset shards), `.jsonl` or `.arrow` files, or a hub id.
+        name: the configuration of a hub data set that has several.
+        split: of a hub data set, such as `train` or `train[:1000]`.
+        image_folder: where images lie, if the column of images holds file names; None: beside `path`.
+        rows: a `rows.json` of `cal data-check`: the numbers of the rows to take; None means all.
+        max_bad_fraction: share of the rows that may be bad, and are left out.
+
+    The conversations are LLaVA's (`conversations`), chat messages (`messages`), question and answer pairs (`texts`, as
+    in the Cauldron), a caption (`caption`, `txt`, `text`), or a JSON object with one of these (`json`, in tar shards).
+    Where nothing marks the image's place, it stands before the first question.
+
+    Raises:
+        InputError: the data set cannot be loaded or has no such columns, or too many rows are bad.
+    """
+    if not 0 <= max_bad_fraction < 1:
+        raise InputError(f"data.max_bad_fraction={max_bad_fraction}: allowed is a share from 0 to below 1")
+    read = Rows(loaded(path, name, split), path, image_folder)
+    if rows is not None:
+        read = read.only(numbers_in(rows, len(read)))
+    good: list[int] = []
+    bad: list[Bad] = []
+    for number, entry in zip(read.kept.tolist(), read, strict=True):
+        problem = problem_of(entry)
+        if problem:
+            bad.append(Bad(name_of(entry), problem))
+        else:
+            good.append(number)
+    if len(bad) > max_bad_fraction * len(read):
+        raise too_many_bad(f"data.path={path}: row {bad[0].id}: {bad[0].problem}", len(bad))
+    return Conversations(read.only(good) if bad else read, read.open_image, bad, max_bad_fraction)
+
+
+class Rows(Sequence[Entry]):
+    """The rows of a data set as LLaVA entries, each made when it is asked for.
+
+    Args:
+        source: the data set.
+        path: its name, for messages and for `image_folder`.
+        image_folder: see `table`.
+
+    Attributes:
+        kept: the numbers of the rows that are shown, int64; all of them at first.
+
+    Raises:
+        InputError: there is no column of conversations.
+    """
+
+    def __init__(self, source: Any, path: str, image_folder: str | None) -> None:
+        self.source, self.path = source, path
+        self.talk = first_of(TALKS, source.column_names, path, "conversations")
+        pictures = [column for column in IMAGES if column in source.column_names]
+        self.pictures = pictures[0] if pictures else None
+        self.folder = Path(image_folder) if image_folder is not None else folder_of(path)
+        names = [self.talk, *(column for column in ("id", "__key__") if column in source.column_names)]
+        self.words = source.select_columns(names)
+        self.shows = np.zeros(len(source), dtype=bool)
+        if self.pictures is not None:
+            column = source.data.column(self.pictures)
+            self.shows = shown(column)
+            self.by_name = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+        self.kept = np.arange(len(source))
+
+    def only(self, numbers: Sequence[int]) -> "Rows":
+        """The same data set with fewer rows."""
+        fewer = copy.copy(self)
+        fewer.kept = np.array(numbers, dtype=np.int64)
+        return fewer
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[index] for index in range(*place.indices(len(self)))]
+        index = int(self.kept[place])
+        return self._entry(index, self.words[index])
+
+    def __iter__(self) -> Iterator[Entry]:
+        for start in range(0, len(self), READ_AT_ONCE):
+            chosen = self.kept[start : start + READ_AT_ONCE]
+            columns = self.words[chosen]
+            for offset, index in enumerate(chosen):
+                yield self._entry(int(index), {name: values[offset] for name, values in columns.items()})
+
+    def _entry(self, index: int, row: dict[str, Any]) -> Entry:
+        identity = row.get("id") or row.get("__key__") or f"row {index}"
+        entry = {"id": str(identity), "conversations": turns_of(row[self.talk], bool(self.shows[index]))}
+        if self.shows[index]:
+            entry["image"] = self.source[index][self.pictures] if self.by_name else f"{index:08d}.png"
+        return entry
+
+    def open_image(self, name: str, max_pixels: int | None = None) -> Image.Image:
+        """The picture that an entry names, as RGB.
+
+        Raises:
+            InputError: it cannot be read, or has more than `max_pixels`.
+        """
+        if self.by_name:
+            return open_inside(self.folder, name, max_pixels)
+        picture = self.source[int(name.split(".")[0])][self.pictures]
+        picture = picture[0] if isinstance(picture, list) else picture
+        content = picture if isinstance(picture, bytes) else picture["bytes"]
+        return open_image(Path(picture["path"]) if content is None else io.BytesIO(content), max_pixels)
+
+
+def numbers_in(file: str, rows: int) -> list[int]:
+    """The numbers of rows that a file lists.
+
+    Raises:
+        InputError: it cannot be read, or lists others.
+    """
+    try:
+        numbers = json.loads(Path(file).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"data.rows={file}: cannot be read ({error}); give rows.json of cal data-check") from error
+    if not isinstance(numbers, list) or not all(type(number) is int and 0 <= number < rows for number in numbers):
+        raise InputError(f"data.rows={file}: must list numbers from 0 to {rows - 1}; was it written for other data?")
+    return numbers
+
+
+def loaded(path: str, name: str | None, split: str) -> Any:
+    """The data set, its images not decoded.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    import datasets  # seconds, which no other data set's user should wait
+
+    files = files_of(Path(path))
+    try:
+        if files:
+            # one split of its own: the names of the hub's splits are not those of local files
+            found = datasets.load_dataset(BUILDERS[files[0].suffix], data_files=[str(file) for file in files])["train"]
+        elif Path(path).exists():
+            raise InputError(f"data.path={path}: holds no {', '.join(BUILDERS)} file")
+        else:
+            found = datasets.load_dataset(path, name, split=split)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a builder stumbles on
+        cause = str(error.__cause__ or error).strip().splitlines()
+        told = cause[0] if cause else type(error).__name__
+        if files:
+            raise InputError(f"data.path={path}: cannot be read: {told}") from error
+        raise InputError(
+            f"data.path={path}: neither a file or folder here nor a data set that the hub or its cache gives ({told}): "
+            f"run `hf download --repo-type dataset {path}` where there is a network, and give the folder"
+        ) from error
+    for column in IMAGES:
+        if column in found.column_names:
+            found = undecoded(found, column, datasets)
+    return found
+
+
+def undecoded(found: Any, column: str, datasets: Any) -> Any:
+    """The data set with the images of a column left as bytes."""
+    feature, plain = found.features[column], datasets.Image(decode=False)
+    if isinstance(feature, datasets.Image):
+        return found.cast_column(column, plain)
+    if isinstance(getattr(feature, "feature", None), datasets.Image):
+        return found.cast_column(column, datasets.List(plain))
+    return found
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that a path stands for, all of one kind, in the order of their names."""
+    if path.is_file():
+        return [path] if path.suffix in BUILDERS else []
+    for suffix in BUILDERS:
+        found = sorted(path.rglob(f"*{suffix}")) if path.is_dir() else []
+        if found:
+            return found
+    return []
+
+
+def folder_of(path: str) -> Path:
+    """Where image names are relative to, if nothing else is said."""
+    return Path(path) if Path(path).is_dir() else Path(path).parent
+
+
+def first_of(names: Sequence[str], columns: Sequence[str], path: str, kind: str) -> str:
+    """The first of some names that is a column.
+
+    Raises:
+        InputError: none is.
+    """
+    found = [name for name in names if name in columns]
+    if not found:
+        raise InputError(
+            f"data.path={path}: has no column of {kind}: there are {', '.join(columns)}, and one of {', '.join(names)} "
+            "is needed"
+        )
+    return found[0]
+
+
+def shown(column: pa.ChunkedArray) -> np.ndarray:
+    """Which rows have an image, bool [rows], without reading the images."""
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return np.asarray(pc.greater(pc.fill_null(pc.list_value_length(column), 0), 0))
+    if pa.types.is_struct(column.type):
+        fields = [pc.is_valid(pc.struct_field(column, name)) for name in ("bytes", "path")]
+        return np.asarray(pc.and_(pc.is_valid(column), pc.or_(*fields)))
+    return np.asarray(pc.is_valid(column))
+
+
+def turns_of(talk: Any, with_image: bool) -> Any:
+    """A conversation in LLaVA's form from any of the forms that `table` names; what is none of them stays as it is."""
+    if isinstance(talk, dict):  # the JSON object of a tar shard, or a row of one pair
+        found = [name for name in TALKS if talk.get(name) is not None]
+        return turns_of(talk[found[0]], with_image) if found else talk
+    if isinstance(talk, str):
+        turns = [{"from": "human", "value": ""}, {"from": "gpt", "value": talk}]
+    elif isinstance(talk, list) and talk and all(isinstance(turn, dict) for turn in talk):
+        if "role" in talk[0]:
+            turns = [
+                {"from": ROLES.get(turn["role"], turn["role"]), "value": text_of(turn["content"])} for turn in talk
+            ]
+        elif "user" in talk[0]:
+            pairs = [(("human", turn["user"]), ("gpt", turn["assistant"])) for turn in talk]
+            turns = [{"from": speaker, "value": value} for pair in pairs for speaker, value in pair]
+        else:
+            turns = [{"from": turn.get("from"), "value": turn.get("value")} for turn in talk]
+    else:
+        return talk
+    asked = [turn for turn in turns if turn["from"] == "human"]
+    marked = any("<image>" in str(turn["value"]) for turn in turns)
+    if with_image and asked and not marked:
+        asked[0]["value"] = f"<image>\n{asked[0]['value']}".rstrip("\n")
+    return turns
+
+
+def text_of(content: Any) -> str:
+    """A message's words, with `<image>` where it shows one."""
+    if isinstance(content, str):
+        return content
+    return "".join("<image>" if part.get("type") == "image" else part.get("text") or "" for part in content)
