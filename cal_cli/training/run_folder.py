@@ -47,7 +47,7 @@ def forget(folder: Path) -> None:
     """Remove what an earlier run left in the folder."""
     for name in ("summary.json", "metrics.jsonl", "config.yaml", "bad_samples.jsonl"):
         (folder / name).unlink(missing_ok=True)
-    for name in ("checkpoints", "checkpoint", "projector", "adapter", "eval"):
+    for name in ("checkpoints", "checkpoint", "projector", "adapter", "eval", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 

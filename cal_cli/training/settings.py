@@ -1,5 +1,6 @@
 """The settings of `cal train`: their types, what is allowed, and the library's arguments that follow from them."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def training_arguments(settings: TrainConfig, folder: Path, data: Conversations)
     # a batch of text alone leaves the projector out, and the last layer of a vision tower is not read
     some_unused = settings.parts.get("vision_tower", 1.0) > 0 or any("image" not in entry for entry in data.entries)
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() if settings.bf16 is None else settings.bf16
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")  # the library takes it from there alone
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         seed=settings.seed,

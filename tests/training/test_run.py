@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.cal import ENVIRONMENT, cal, started
@@ -101,8 +102,14 @@ def test_the_same_command_writes_the_same_bits_and_a_completed_run_is_not_repeat
     assert "already completed" in cal("train", *SMALL, folder=tmp_path).stdout
     assert "what a device needs" in cal("train", *SMALL, "plan=true", folder=tmp_path).stdout
     assert (run / "summary.json").stat().st_mtime_ns == before
-    cal("train", *SMALL, "force=true", folder=tmp_path)
+    cal("train", *SMALL, "force=true", "report_to=tensorboard", folder=tmp_path)
     assert (run / "summary.json").stat().st_mtime_ns != before
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for name in ("loss", "delta_mean"):
+        told = {scalar.step: scalar.value for scalar in events.Scalars(f"train/{name}")}
+        assert told == pytest.approx({line["step"]: line[name] for line in lines})
 
 
 def wait_for(pattern, folder, process):
