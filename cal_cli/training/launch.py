@@ -46,8 +46,8 @@ def is_worker() -> bool:
     return "LOCAL_RANK" in os.environ
 
 
-def wanted_processes(launch: LaunchConfig) -> int:
-    """Processes on this machine.
+def wanted_processes(launch: LaunchConfig, elsewhere: bool = False) -> int:
+    """Processes on this machine, or on another of which nothing is known.
 
     Raises:
         InputError: a wrong value.
@@ -56,7 +56,7 @@ def wanted_processes(launch: LaunchConfig) -> int:
     if processes < 1 or launch.machines < 1:
         raise InputError(f"launch.processes={processes}, launch.machines={launch.machines}: each must be at least 1")
     gpus = torch.cuda.device_count()
-    if gpus and processes > gpus:
+    if gpus and processes > gpus and not elsewhere:
         raise InputError(f"launch.processes={processes}: this machine has {gpus} GPUs; give that many at most")
     if not 0 <= launch.machine < launch.machines:
         raise InputError(f"launch.machine={launch.machine}: allowed are 0 to {launch.machines - 1}")

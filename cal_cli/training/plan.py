@@ -178,6 +178,8 @@ def print_plan(config: DictConfig, settings: TrainConfig, devices: int, console:
     """
     if settings.peft is not None:
         raise InputError("plan=true does not count adapters: without peft=... it tells an upper bound")
+    if settings.launch.shard is not None:
+        raise InputError("plan=true does not count what is divided: launch=ddp tells what a device needs without that")
     samples, tokens = None, settings.max_length or ASSUMED_LENGTH
     node: Any = OmegaConf.to_container(config.data)
     files = [source["path"] for source in node.get("sources", [node]) if "path" in source]

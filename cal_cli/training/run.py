@@ -39,7 +39,7 @@ def train(config: DictConfig) -> None:
     check(settings)
     console = Console(soft_wrap=True, highlight=False)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    processes = wanted_processes(settings.launch)
+    processes = wanted_processes(settings.launch, elsewhere=settings.plan)
     if settings.plan:
         print_plan(config, settings, processes * settings.launch.machines, console)
         return
