@@ -36,8 +36,16 @@ class LaunchConfig:
 SHARDS = ("gradients", "parameters")
 
 
+def join(launch: LaunchConfig) -> PartialState:
+    """Join the processes of the run."""
+    if launch.shard is not None:
+        # accelerate reads them here, and has tensors on GPUs gathered to the CPU too
+        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
+    return process_state()
+
+
 def process_state() -> PartialState:
-    """This process among those of its run; the first call joins them."""
+    """This process among those of its run."""
     return PartialState(cpu=not torch.cuda.is_available())
 
 
@@ -68,8 +76,6 @@ def wanted_processes(launch: LaunchConfig, elsewhere: bool = False) -> int:
                 f"launch.shard={launch.shard}: there is one process, and nothing to divide; give launch.processes=2 or "
                 "more, or launch=single"
             )
-        # accelerate reads them when the processes join, and adds the way to gather tensors on the CPU
-        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
     elif launch.offload:
         raise InputError("launch.offload=true: needs launch.shard=gradients or parameters")
     if launch.machines > 1 and launch.port is None:

@@ -20,7 +20,7 @@ from cal_cli.training.adapters import with_adapters
 from cal_cli.training.bad_samples import BadSamples, TooManyBadSamples
 from cal_cli.training.callbacks import MetricsWriter, ProgressReporter, StopOnSignal
 from cal_cli.training.frozen import with_cached_scores, with_reference
-from cal_cli.training.launch import is_worker, process_state, run_workers, wanted_processes
+from cal_cli.training.launch import is_worker, join, run_workers, wanted_processes
 from cal_cli.training.parts import train_parts
 from cal_cli.training.plan import print_plan
 from cal_cli.training.run_folder import completed, forget, last_checkpoint, save_whole, summarize, write_summary
@@ -50,7 +50,7 @@ def train(config: DictConfig) -> None:
     if processes * settings.launch.machines > 1 and not is_worker():
         run_workers(settings.launch, processes, folder)
         return
-    state = process_state()
+    state = join(settings.launch)
     console.quiet = not state.is_main_process
     data = build(config, "data")
     data.entries, _ = swap_conversations(data.entries, settings.noise.ratio, settings.noise.seed)
