@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cal_cli.training.launch import free_port
 from tests.cal import cal, started
 
 RUN = ["data.n=96", "data.text_only_share=0.4", "objective.normalization=sample", "logging_steps=1", "save_steps=4"]
@@ -107,6 +108,15 @@ def set_back(folder, step):
     for path in run.glob("checkpoints/checkpoint-*"):
         if int(path.name.split("-")[-1]) > step:
             shutil.rmtree(path)
+
+
+@pytest.mark.slow
+def test_two_machines_have_the_losses_and_weights_of_one(one, tmp_path):
+    words = [*RUN, "launch=ddp", "launch.processes=1", "launch.machines=2", f"launch.port={free_port()}"]
+    both = [started("train", *words, f"launch.machine={machine}", folder=tmp_path) for machine in (1, 0)]
+    outputs = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert_same_run(tmp_path, one)
 
 
 @pytest.mark.slow
