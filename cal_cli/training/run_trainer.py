@@ -27,7 +27,6 @@ from cal_cli.objective.contrast import unwrapped
 from cal_cli.training.bad_samples import BadSamples
 from cal_cli.training.grouping import ModalityLengthSampler, length_of
 from cal_cli.training.parts import only_projector, set_rates
-from cal_cli.training.sharding import shard
 from cal_cli.training.trainer import CALTrainer
 
 # the optimizer's state by the parameters' names, not sharded: the same from and for any launch
@@ -54,8 +53,6 @@ class RunTrainer(CALTrainer):
     ) -> None:
         self.rates, self.entries, self.bad_samples = rates, entries, bad_samples
         super().__init__(**kwargs)
-        if self.is_fsdp_enabled:
-            shard(self.model, self.accelerator.state.fsdp_plugin)
 
     def create_accelerator_and_postprocess(self) -> None:
         if self.args.fsdp and self.args.use_cpu:

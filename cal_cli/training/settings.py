@@ -14,7 +14,6 @@ from cal_cli.data.noise import NoiseConfig
 from cal_cli.errors import InputError
 from cal_cli.training.adapters import AdapterConfig
 from cal_cli.training.launch import LaunchConfig, process_state
-from cal_cli.training.sharding import sharding_arguments
 
 
 @dataclass
@@ -111,6 +110,20 @@ def training_arguments(settings: TrainConfig, folder: Path, data: Conversations)
     if arguments.n_gpu > 1:  # the library would split one process's batches over all GPUs (DataParallel)
         arguments._n_gpu = 1
     return arguments
+
+
+def sharding_arguments(launch: LaunchConfig) -> dict[str, Any]:
+    """What `TrainingArguments` is told of it: nothing where no launch divides the model."""
+    if launch.shard is None:
+        return {}
+    options = {
+        "version": 2,
+        "reshard_after_forward": launch.shard == "parameters",
+        "cpu_offload": launch.offload,
+        "auto_wrap_policy": "NO_WRAP",  # CALTrainer has done it
+        "state_dict_type": "FULL_STATE_DICT",
+    }
+    return {"fsdp": True, "fsdp_config": options}
 
 
 def accumulation(settings: TrainConfig, devices: int) -> int:

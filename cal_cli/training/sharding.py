@@ -6,22 +6,6 @@ import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
-from cal_cli.training.launch import LaunchConfig
-
-
-def sharding_arguments(launch: LaunchConfig) -> dict[str, Any]:
-    """What `TrainingArguments` is told of it: nothing where no launch divides the model."""
-    if launch.shard is None:
-        return {}
-    options = {
-        "version": 2,
-        "reshard_after_forward": launch.shard == "parameters",
-        "cpu_offload": launch.offload,
-        "auto_wrap_policy": "NO_WRAP",  # `shard` has done it
-        "state_dict_type": "FULL_STATE_DICT",
-    }
-    return {"fsdp": True, "fsdp_config": options}
-
 
 def shard(model: Any, plugin: FullyShardedDataParallelPlugin) -> None:
     """Divide a model's parameters among the processes, in place.
@@ -29,7 +13,7 @@ def shard(model: Any, plugin: FullyShardedDataParallelPlugin) -> None:
     Each layer of the decoder is gathered by itself. The rest (vision tower, projector, embeddings, final norm, head) is
     gathered for the whole step: a process whose batch shows no image has the vision tower at hand like the others, and
     the head may be asked as often as an objective needs. accelerate's own division puts norm and head into one group,
-    which FSDP2 gives back after the first of several calls.
+    which FSDP2 gives back after the first of several calls; a model that is divided already it leaves as it is.
 
     Args:
         model: an image-text-to-text model.

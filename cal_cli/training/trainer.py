@@ -9,6 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, Trainer
 
 from cal_cli.objective import ContrastiveAlignmentLoss, LossOutput, NonFiniteLoss, WeightedLoss, accept_objective
+from cal_cli.training.sharding import shard
 
 if TYPE_CHECKING:
     Base = Trainer  # the trainer that the mixin stands before
@@ -83,7 +84,15 @@ class CALMixin(Base):
 
 
 class CALTrainer(CALMixin, Trainer):
-    """A `Trainer` whose loss is an objective of this package; everything else is the library's. See `CALMixin`."""
+    """A `Trainer` whose loss is an objective of this package; everything else is the library's. See `CALMixin`.
+
+    Under FSDP2 it divides the model itself, see `shard`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.accelerator.is_fsdp2:
+            shard(self.model, self.accelerator.state.fsdp_plugin)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load a checkpoint's weights into the model, as `from_pretrained` does.
