@@ -12,6 +12,7 @@ from cal_cli.config import build, typed
 from cal_cli.data.conversations import Conversations
 from cal_cli.data.llava_json import write_llava_json
 from cal_cli.data.noise import manifest, swap_conversations
+from cal_cli.data.tables import Rows
 from cal_cli.errors import InputError
 from cal_cli.files import write_whole
 
@@ -40,7 +41,7 @@ def noise_inject(config: DictConfig) -> None:
     data: Conversations = build(config, "data")
     exchanged, changed = swap_conversations(data.entries, settings.ratio, settings.seed)
     entries = list(exchanged)
-    if source is None:
+    if source is None or (isinstance(data.entries, Rows) and not data.entries.by_name):
         for entry in entries:
             if "image" in entry:
                 picture = output / "images" / entry["image"]

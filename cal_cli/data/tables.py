@@ -92,12 +92,13 @@ class Rows(Sequence[Entry]):
         self.pictures = pictures[0] if pictures else None
         self.folder = Path(image_folder) if image_folder is not None else folder_of(path)
         names = [self.talk, *(column for column in ("id", "__key__") if column in source.column_names)]
-        self.words = source.select_columns(names)
-        self.shows = np.zeros(len(source), dtype=bool)
+        self.images, self.by_name = np.zeros(len(source), dtype=np.int64), False
         if self.pictures is not None:
             column = source.data.column(self.pictures)
-            self.shows = shown(column)
+            self.images = images_in(column)
             self.by_name = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+            names += [self.pictures] if self.by_name else []
+        self.words = source.select_columns(names)
         self.kept = np.arange(len(source))
 
     def only(self, numbers: Sequence[int]) -> "Rows":
@@ -124,9 +125,12 @@ class Rows(Sequence[Entry]):
 
     def _entry(self, index: int, row: dict[str, Any]) -> Entry:
         identity = row.get("id") or row.get("__key__") or f"row {index}"
-        entry = {"id": str(identity), "conversations": turns_of(row[self.talk], bool(self.shows[index]))}
-        if self.shows[index]:
-            entry["image"] = self.source[index][self.pictures] if self.by_name else f"{index:08d}.png"
+        images = int(self.images[index])
+        entry = {"id": str(identity), "conversations": turns_of(row[self.talk], images > 0)}
+        if images > 1:
+            entry["image"] = [f"{index:08d}-{number}.png" for number in range(images)]  # which nothing here can show
+        elif images:
+            entry["image"] = row[str(self.pictures)] if self.by_name else f"{index:08d}.png"
         return entry
 
     def open_image(self, name: str, max_pixels: int | None = None) -> Image.Image:
@@ -139,6 +143,8 @@ class Rows(Sequence[Entry]):
             return open_inside(self.folder, name, max_pixels)
         picture = self.source[int(name.split(".")[0])][self.pictures]
         picture = picture[0] if isinstance(picture, list) else picture
+        if isinstance(picture, str):
+            return open_inside(self.folder, picture, max_pixels)
         content = picture if isinstance(picture, bytes) else picture["bytes"]
         return open_image(Path(picture["path"]) if content is None else io.BytesIO(content), max_pixels)
 
@@ -233,14 +239,14 @@ def first_of(names: Sequence[str], columns: Sequence[str], path: str, kind: str)
     return found[0]
 
 
-def shown(column: pa.ChunkedArray) -> np.ndarray:
-    """Which rows have an image, bool [rows], without reading the images."""
+def images_in(column: pa.ChunkedArray) -> np.ndarray:
+    """How many images each row has, int64 [rows], without reading them."""
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        return np.asarray(pc.greater(pc.fill_null(pc.list_value_length(column), 0), 0))
+        return np.asarray(pc.fill_null(pc.list_value_length(column), 0), dtype=np.int64)
     if pa.types.is_struct(column.type):
         fields = [pc.is_valid(pc.struct_field(column, name)) for name in ("bytes", "path")]
-        return np.asarray(pc.and_(pc.is_valid(column), pc.or_(*fields)))
-    return np.asarray(pc.is_valid(column))
+        return np.asarray(pc.and_(pc.is_valid(column), pc.or_(*fields))).astype(np.int64)
+    return np.asarray(pc.is_valid(column)).astype(np.int64)
 
 
 def turns_of(talk: Any, with_image: bool) -> Any:

@@ -1,8 +1,8 @@
 """LLaVA from its parts: a language model, a vision tower, and a projector between them (paper, stage 1).
 
 The parts are the library's: any `AutoModelForCausalLM`, and a vision tower of CLIP's or SigLIP's kind, by itself or in
-a vision-language model. What joins them
-is `LlavaForConditionalGeneration`, or `LlavaNextForConditionalGeneration` where pictures are cut into tiles (AnyRes).
+a vision-language model. What joins them is `LlavaForConditionalGeneration`, or `LlavaNextForConditionalGeneration`
+where pictures are cut into tiles (AnyRes).
 """
 
 from pathlib import Path

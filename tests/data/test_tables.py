@@ -204,6 +204,24 @@ def test_data_check_finds_bad_rows_and_training_takes_the_good_ones(world, entri
         table(str(folder), rows=str(report))
 
 
+def test_lists_of_names_are_opened_and_two_images_are_refused(world, entries, tmp_path):
+    shown = [entry["image"] for entry in entries if "image" in entry][:2]
+    lines = tmp_path / "lists.jsonl"
+    rows = [{"images": shown[:1], "caption": "one"}, {"images": shown, "caption": "two"}]
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = table(str(lines), image_folder=str(world / "images"), max_bad_fraction=0.5)
+    expected = np.asarray(Image.open(world / "images" / shown[0]).convert("RGB"))
+    assert len(found) == 1 and np.array_equal(np.asarray(found[0]["image"]), expected)
+    assert len(found.bad) == 1 and "must be one file name" in found.bad[0].problem
+
+
+def test_noise_inject_writes_the_pictures_that_lie_in_the_table(world, entries, tmp_path):
+    folder = write_parquet(world, entries, tmp_path / "parquet")
+    cal("noise-inject", "data=table", f"data.path={folder}", "ratio=0", "output=out", folder=tmp_path)
+    written = llava_json(str(tmp_path / "out/data.json"), str(tmp_path / "out/images"))
+    assert_same(written, in_order(world, entries[::2] + entries[1::2], tmp_path))
+
+
 def test_what_cannot_be_loaded_is_told_in_one_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.parquet").write_text("no")
