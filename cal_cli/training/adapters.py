@@ -1,12 +1,14 @@
-"""LoRA through peft: adapters in the language model's linear layers, and the projector trained whole."""
+"""LoRA and QLoRA through peft: adapters in the language model's linear layers, and the projector trained whole."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from cal_cli.errors import InputError
+from cal_cli.training.quantized import dequantize, quantize
 
 
 @dataclass
@@ -16,6 +18,7 @@ class AdapterConfig:
     r: int
     alpha: int
     dropout: float
+    bits: int | None
 
 
 def with_adapters(model: Any, adapters: AdapterConfig, rates: Mapping[str, float]) -> Any:
@@ -23,14 +26,15 @@ def with_adapters(model: Any, adapters: AdapterConfig, rates: Mapping[str, float
 
     Args:
         model: an image-text-to-text model.
-        adapters: rank, alpha and dropout; what an adapter adds is scaled by alpha / r.
+        adapters: rank, alpha and dropout; what an adapter adds is scaled by alpha / r. With 4 `bits` the weights under
+            them are rounded, see `quantize`.
         rates: by part, see `train_parts`; the language model's must be above 0, and the vision tower's 0.
 
     Returns:
         A `peft.PeftModel`.
 
     Raises:
-        InputError: peft is not installed, or a value is wrong.
+        InputError: peft is not installed, or bitsandbytes where it is needed, or a value is wrong.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -41,6 +45,8 @@ def with_adapters(model: Any, adapters: AdapterConfig, rates: Mapping[str, float
             f"peft: r={adapters.r} must be at least 1, alpha={adapters.alpha} above 0 and dropout={adapters.dropout} "
             "from 0 to below 1"
         )
+    if adapters.bits not in (None, 4):
+        raise InputError(f"peft.bits={adapters.bits}: allowed are 4, and null for weights as they are")
     if rates.get("vision_tower", 1.0) > 0 or rates.get("language_model", 1.0) == 0:
         raise InputError(
             "peft=lora trains adapters of the language model and the projector: give parts.vision_tower=0 and a "
@@ -53,6 +59,8 @@ def with_adapters(model: Any, adapters: AdapterConfig, rates: Mapping[str, float
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and name.startswith(f"{decoder}.") and name != head
     ]
+    if adapters.bits is not None:
+        quantize(model, layers)
     between = [name for name in ("multi_modal_projector", "connector") if any(n.endswith(name) for n in names.values())]
     config = LoraConfig(
         r=adapters.r,
@@ -62,3 +70,24 @@ def with_adapters(model: Any, adapters: AdapterConfig, rates: Mapping[str, float
         modules_to_save=between if rates.get("projector", 1.0) > 0 else None,
     )
     return get_peft_model(model, config)
+
+
+def merged(model: Any, adapter: Path) -> Any:
+    """The model with what its adapters have learnt added to its weights, in place.
+
+    Weights in four bits become plain ones first: a sum that was rounded again would be another model.
+
+    Args:
+        model: as `with_adapters` returns it.
+        adapter: a folder with the adapters as they are now.
+
+    Returns:
+        The image-text-to-text model, without peft around it.
+    """
+    if not getattr(model, "is_loaded_in_4bit", False):
+        return model.merge_and_unload()
+    from peft import PeftModel
+
+    base = model.unload()
+    dequantize(base)
+    return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()

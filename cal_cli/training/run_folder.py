@@ -18,6 +18,7 @@ from cal_cli.data.conversations import Conversations
 from cal_cli.errors import InputError
 from cal_cli.files import device_name, git_commit, versions, write_whole
 from cal_cli.runs import OPERATIONAL, read_config, summary_of
+from cal_cli.training.adapters import merged
 from cal_cli.training.parts import only_projector
 from cal_cli.training.run_trainer import RunTrainer, save_projector
 from cal_cli.training.settings import TrainConfig
@@ -88,7 +89,7 @@ def save_whole(trainer: RunTrainer, processor: Any, run: Path) -> None:
         return
     if hasattr(model, "merge_and_unload"):
         replace_folder(run / "adapter", model.save_pretrained)
-        model = model.merge_and_unload()
+        model = merged(model, run / "adapter")
     replace_folder(run / "checkpoint", partial(model.save_pretrained, state_dict=state), processor.save_pretrained)
 
 
@@ -136,7 +137,7 @@ def summarize(
         "processes": trainer.args.world_size,
         "tokens_seen": state.num_input_tokens_seen,
         "peak_memory_bytes": peak,
-        "parameters": sum(p.numel() for p in parameters),
+        "parameters": model.num_parameters(),
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "git_commit": git_commit(),
         "versions": versions(),

@@ -68,7 +68,7 @@ def check(settings: TrainConfig) -> None:
     if not 0 <= settings.warmup_ratio < 1:
         raise InputError(f"warmup_ratio={settings.warmup_ratio}: allowed is a share of the steps from 0 to below 1")
     if settings.peft is not None and settings.launch.shard is not None:
-        raise InputError("peft=lora cannot be sharded, as its adapters are merged at the end: give launch=ddp")
+        raise InputError("peft cannot be sharded, as its adapters are merged at the end: give launch=ddp")
     if settings.epochs <= 0 and settings.max_steps <= 0:
         raise InputError(f"epochs={settings.epochs}: must be above 0 where max_steps is not given")
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
@@ -61,10 +62,46 @@ def test_a_run_with_adapters_continues_to_the_same_weights(run, tmp_path):
     assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
+@pytest.fixture(scope="module")
+def quantized_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("qlora")
+    cal("train", "peft=qlora", *WORDS[1:], "launch.processes=1", folder=folder)
+    (run,) = (path.parent for path in folder.glob("runs/train/*/*/summary.json"))
+    return run
+
+
+def test_qlora_learns_over_rounded_weights_and_merges_into_them(quantized_run):
+    base = load_model()[0].state_dict()
+    merged = AutoModelForImageTextToText.from_pretrained(quantized_run / "checkpoint").state_dict()
+    alone = load_file(quantized_run / "adapter/adapter_model.safetensors")
+    linear = [name.removesuffix(".lora_A.weight") for name in alone if name.endswith(".lora_A.weight")]
+    assert len(linear) == 3 * 7
+    for name in linear:
+        own = f"{name.removeprefix('base_model.model.')}.weight"
+        rounded = dequantize_4bit(*quantize_4bit(base[own], quant_type="nf4", compress_statistics=True))
+        assert not torch.allclose(rounded, base[own], atol=1e-3)
+        added = alone[f"{name}.lora_B.weight"] @ alone[f"{name}.lora_A.weight"] * (8 / 4)
+        assert added.abs().max() > 0
+        torch.testing.assert_close(merged[own], rounded + added)
+    summary = json.loads((quantized_run / "summary.json").read_text())
+    assert summary["trainable_parameters"] == sum(value.numel() for value in alone.values())
+    assert summary["parameters"] > sum(value.numel() for value in base.values())  # not the bytes they are packed in
+
+
+def test_a_run_over_rounded_weights_continues_to_the_same_weights(quantized_run, tmp_path):
+    here = tmp_path / quantized_run.relative_to(quantized_run.parents[3])
+    shutil.copytree(quantized_run / "checkpoints/checkpoint-4", here / "checkpoints/checkpoint-4")
+    told = cal("train", "peft=qlora", *WORDS[1:], "launch.processes=1", folder=tmp_path).stdout
+    assert "continuing from checkpoint-4" in told
+    one, two = (load_file(folder / "checkpoint/model.safetensors") for folder in (quantized_run, here))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
 def test_wrong_values_are_told(tmp_path):
     for words, said in (
         (["peft=lora"], "give parts.vision_tower=0"),
         (["peft=lora", "parts.vision_tower=0", "peft.r=0"], "r=0 must be at least 1"),
+        (["peft=qlora", "parts.vision_tower=0", "peft.bits=3"], "peft.bits=3: allowed are 4"),
         (["peft=laro"], "did you mean lora?"),
         (["peft=lora", "parts.vision_tower=0", "plan=true"], "an upper bound"),
     ):
