@@ -46,8 +46,9 @@ def collect(folders: list[str], benchmark: str) -> tuple[list[Result], list[Path
             summary = summary_of(run)
             metrics = {name: metric["value"] for name, metric in json.loads(path.read_text())["metrics"].items()}
             ratio = summary["noise"]["ratio"]
-            settings = comparable(read_config(run))
-            options = read_config(run)["objective"]
+            config = read_config(run)
+            settings = comparable(config)
+            options = config["objective"] | stage_1(config)
             results.append(Result(run, summary["objective"], ratio, summary["seed"], metrics, options, settings))
     if not results:
         raise InputError(
@@ -64,7 +65,21 @@ def comparable(config: dict) -> dict:
     kept = {key: value for key, value in config.items() if key not in APART}
     if kept["data"].get("seed") == config["seed"]:  # the default: the data follow the run's seed
         kept["data"] = {**kept["data"], "seed": "as the run"}
+    before = read_config(projector_run(config))
+    if before:  # what must be the same of the stage before, wherever it lies
+        kept["model"] = {**kept["model"], "projector": comparable(before)}
     return kept
+
+
+def projector_run(config: dict) -> Path:
+    """The run of `stage=pretrain` from whose projector a run started; a folder that is none where there was none."""
+    return Path(config.get("model", {}).get("projector") or "none").parent
+
+
+def stage_1(config: dict) -> dict:
+    """The objective of the stage before, where it was another one's: a run's own says what it is called by."""
+    before = read_config(projector_run(config)).get("objective")
+    return {} if before in (None, config["objective"]) else {"stage_1": summary_of(projector_run(config))["objective"]}
 
 
 def tell_apart(results: list[Result]) -> None:

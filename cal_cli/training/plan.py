@@ -6,7 +6,7 @@ model of the same shape whose tensors hold no numbers (`FakeTensorMode`), layer 
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,19 @@ from cal_cli.objective.head import LOGITS_HELD
 from cal_cli.training.grouping import length_of
 from cal_cli.training.parts import parts_of, train_parts
 from cal_cli.training.settings import TrainConfig, accumulation
+from cal_cli.training.sharding import decoder_layers
 
+ROWS = {"gathered": "gathered from other devices", "on_cpu": "in the CPU's memory instead"}
 ASSUMED_LENGTH = 2048  # tokens, where neither max_length nor the data tell
 
 
 @dataclass
 class Plan:
-    """What a run needs on each device; memory in bytes."""
+    """What a run needs on each device; memory in bytes.
+
+    Where the model is divided, weights, gradients and moments are the device's own share; `gathered` is what it holds
+    of the others' beside it while it computes. With off-load the shares lie in the memory of the CPU.
+    """
 
     parameters: dict[str, int]  # by part
     trainable: int
@@ -44,6 +50,8 @@ class Plan:
     optimizer: int
     activations: int
     logits: int  # of a chunk
+    gathered: int
+    on_cpu: int
     peak: int
     tokens: int  # of the longest sample, its image among them
 
@@ -57,8 +65,11 @@ def plan_memory(
     accumulation: int,
     bf16: bool,
     device: str,
+    devices: int = 1,
+    shard: str | None = None,
+    offload: bool = False,
 ) -> Plan:
-    """Plan a step of `batch_size` samples of the same length, one process a device, each with the whole model.
+    """Plan a step of `batch_size` samples of the same length, one process a device.
 
     Args:
         model: the `model` node of the run's config.
@@ -69,6 +80,8 @@ def plan_memory(
         accumulation: batches a step; above 1 gradients lie in memory while activations do.
         bf16: activations in bf16 beside weights in their own type, as autocast has them.
         device: `cpu` or `cuda`, for the size of the loss's chunks.
+        devices: among which the model is divided, if it is.
+        shard, offload: as in `conf/launch/`.
 
     Raises:
         InputError: the model's config is not to be had, or nothing is left to learn.
@@ -83,6 +96,7 @@ def plan_memory(
             whole = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16 if bf16 else dtype).train()
             train_parts(whole, rates)
             parts = parts_of(whole)
+            layers = [list(layer.parameters()) for layer in decoder_layers(whole)]
             activations = sum(kept(run, whole) for run in passes(whole, rates, batch_size, tokens))
             one_layer = 0
             if checkpointing:  # kept are the layers' inputs; in the backward pass one layer is whole, computed again
@@ -97,14 +111,59 @@ def plan_memory(
     parameters = {name: sum(p.numel() for p in members) for name, members in parts.items()}
     trainable = sum(p.numel() for p in whole.parameters() if p.requires_grad)
     weights = sum(parameters.values()) * dtype.itemsize
-    if bf16 and dtype != torch.bfloat16:  # autocast keeps a copy of what it casts until the backward pass is over
+    if (
+        bf16 and dtype != torch.bfloat16 and shard is None
+    ):  # autocast keeps a copy of what it casts until the backward pass is over
         activations += trainable * torch.bfloat16.itemsize
     gradients, optimizer = trainable * dtype.itemsize, 2 * trainable * dtype.itemsize
     logits = LOGITS_HELD[device] * 4
     # the loss's logits are gone when the backward pass begins, in which gradients take the place of activations
     before, new = (0, gradients) if accumulation == 1 else (gradients, 0)
-    peak = weights + optimizer + before + max(activations + logits, max(activations, new) + one_layer)
-    return Plan(parameters, trainable, weights, gradients, optimizer, activations, logits, peak, tokens)
+    forward = backward = 0
+    if shard is not None:
+        forward, backward = gathered(whole, layers, shard, torch.bfloat16 if bf16 else dtype)
+        # between the batches of one step gradients stay whole
+        weights, gradients, optimizer, new = (
+            math.ceil(share / devices) for share in (weights, gradients, optimizer, new)
+        )
+    on_cpu = weights + gradients + optimizer if offload else 0
+    peak = before + max(forward + activations + logits, backward + max(activations, 0 if offload else new) + one_layer)
+    peak += 0 if offload else weights + optimizer
+    return Plan(
+        parameters=parameters,
+        trainable=trainable,
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=activations,
+        logits=logits,
+        gathered=max(forward, backward),
+        on_cpu=on_cpu,
+        peak=peak,
+        tokens=tokens,
+    )
+
+
+def gathered(model: Any, layers: list[list[Any]], shard: str, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes of parameters and gradients that a device has whole, in the forward and in the backward pass.
+
+    Args:
+        model: to be divided as `cal_cli.training.sharding.shard` does.
+        layers: the parameters of each of its decoder's layers.
+        shard: as in `conf/launch/`.
+        dtype: in which parameters are gathered.
+    """
+
+    def size(parameters: Iterable[Any], learning: bool = False) -> int:
+        return sum(p.numel() * dtype.itemsize for p in parameters if p.requires_grad or not learning)
+
+    within = [parameter for layer in layers for parameter in layer]
+    rest, rest_learning = (size(model.parameters(), kind) - size(within, kind) for kind in (False, True))
+    # of the layers all, or the one at work and the next
+    held = size(within) if shard == "gradients" else 2 * max(size(layer) for layer in layers)
+    # a layer's gradients, and the copy of them that is summed over the processes
+    leaving = 2 * max(size(layer, learning=True) for layer in layers)
+    return rest + held, rest + held + rest_learning + leaving
 
 
 def passes(model: Any, rates: dict[str, float], batch_size: int, tokens: int) -> Iterator[Callable[[], Any]]:
@@ -156,8 +215,10 @@ def tell(plan: Plan, samples: int | None, epochs: float, max_steps: int, step_sa
     table = Table(title="what a device needs", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     table.add_column("GB", justify="right")
-    for name in ("weights", "gradients", "optimizer", "activations", "logits", "peak"):
-        table.add_row(name, f"{getattr(plan, name) / 1e9:,.2f}")
+    for name in ("weights", "gradients", "optimizer", "gathered", "activations", "logits", "peak", "on_cpu"):
+        size = getattr(plan, name)
+        if size or name not in ("gathered", "on_cpu"):
+            table.add_row(ROWS.get(name, name), f"{size / 1e9:,.2f}")
     console.print(table)
     total = sum(plan.parameters.values())
     parts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in plan.parameters.items())
@@ -178,8 +239,6 @@ def print_plan(config: DictConfig, settings: TrainConfig, devices: int, console:
     """
     if settings.peft is not None:
         raise InputError("plan=true does not count adapters: without peft=... it tells an upper bound")
-    if settings.launch.shard is not None:
-        raise InputError("plan=true does not count what is divided: launch=ddp tells what a device needs without that")
     samples, tokens = None, settings.max_length or ASSUMED_LENGTH
     node: Any = OmegaConf.to_container(config.data)
     files = [source["path"] for source in node.get("sources", [node]) if "path" in source]
@@ -201,6 +260,9 @@ def print_plan(config: DictConfig, settings: TrainConfig, devices: int, console:
         batches,
         bf16,
         "cuda" if cuda else "cpu",
+        devices,
+        settings.launch.shard,
+        settings.launch.offload,
     )
     step_samples = settings.batch_size * batches * devices
     tell(found, samples, settings.epochs, settings.max_steps, step_samples, console)

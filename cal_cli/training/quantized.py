@@ -47,10 +47,10 @@ def dequantize(model: Any) -> None:
     from bitsandbytes.nn import Linear4bit
     from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
-    small = [(name, module) for name, module in model.named_modules() if isinstance(module, Linear4bit)]
-    for name, module in small:
+    small = {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+    for name, module in small.items():
         whole = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")
-        whole.weight = nn.Parameter(dequantize_bnb_weight(module.weight).to(model.dtype))
+        whole.weight = nn.Parameter(dequantize_bnb_weight(nn.Module.get_parameter(module, "weight")).to(model.dtype))
         whole.bias = module.bias
         model.set_submodule(name, whole)
     model.is_loaded_in_4bit = False

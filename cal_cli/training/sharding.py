@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
+from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
 
@@ -23,8 +24,12 @@ def shard(model: Any, plugin: FullyShardedDataParallelPlugin) -> None:
     if isinstance(offload, CPUOffloadPolicy) and not torch.cuda.is_available():  # pinned memory is for a device
         offload = CPUOffloadPolicy(pin_memory=False)
     options = {"offload_policy": offload, "mp_policy": plugin.mixed_precision_policy or MixedPrecisionPolicy()}
-    decoder = model.get_decoder()
-    layers = [module for module in decoder.modules() if type(module).__name__ in decoder._no_split_modules]
-    for layer in layers:
+    for layer in decoder_layers(model):
         fully_shard(layer, reshard_after_forward=plugin.reshard_after_forward, **options)
     fully_shard(model, **options)
+
+
+def decoder_layers(model: Any) -> list[nn.Module]:
+    """The layers of the decoder, each of which `shard` gathers by itself."""
+    decoder = model.get_decoder()
+    return [module for module in decoder.modules() if type(module).__name__ in decoder._no_split_modules]

@@ -67,6 +67,27 @@ def test_variants_of_an_objective_are_told_apart(tmp_path):
     assert {result.objective for result in results} == {"pmi window=3", "pmi window=9", "ce"}
 
 
+def test_runs_may_start_from_the_projector_of_a_stage_1_with_their_own_objective(tmp_path):
+    first, second = ["ce", "cal"], []
+    for objective in first:
+        options = {"alpha": len(objective)}
+        before = write_run(tmp_path / "one", objective, 0.0, 0, 0.5, evaluated=False, options=options)
+        (before / "projector").mkdir()
+        model = {"projector": str(before / "projector")}
+        second.append(write_run(tmp_path / "two", objective, 0.0, 0, 0.5, options=options, model=model))
+    results, _ = collect([str(tmp_path / "two")], "scenes")
+    assert sorted(result.objective for result in results) == ["cal", "ce"]
+
+    config = yaml.safe_load((second[0] / "config.yaml").read_text())
+    write_run(tmp_path / "two/mixed", "ce", 0.0, 0, 0.5, options=config["objective"], model=model)
+    results, _ = collect([str(tmp_path / "two")], "scenes")
+    assert sorted(result.objective for result in results) == ["cal", "ce", "ce stage_1=cal"]
+
+    (before / "config.yaml").write_text(yaml.safe_dump(config | {"max_steps": 9}))
+    with pytest.raises(InputError, match="differ in model"):
+        collect([str(tmp_path / "two")], "scenes")
+
+
 def test_unfinished_and_unevaluated_runs_are_left_out(tmp_path):
     write_run(tmp_path, "ce", 0.0, 0, 0.5)
     write_run(tmp_path, "cal", 0.0, 0, 0.5, status="interrupted")

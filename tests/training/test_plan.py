@@ -2,16 +2,19 @@
 
 import pytest
 import torch
+from torch.multiprocessing import start_processes
 
 from cal_cli.bench.steps import tensor_bytes_during
 from cal_cli.data.collator import IGNORED
 from cal_cli.models.load import checkpoint_activations
 from cal_cli.models.pretrained import pretrained, processor_of
 from cal_cli.objective import ContrastiveAlignmentLoss
+from cal_cli.training.launch import free_port
 from cal_cli.training.parts import train_parts
 from cal_cli.training.plan import plan_memory
 from tests.cal import cal
 from tests.models.parts import save_language_model, save_vision_tower
+from tests.training.sharded_memory import measure
 
 ALL = {"language_model": 1.0, "projector": 1.0, "vision_tower": 1.0}
 FROZEN_TOWER = {**ALL, "vision_tower": 0.0}
@@ -64,6 +67,48 @@ def test_a_plan_is_within_15_percent_of_a_real_step(node, rates, checkpointing, 
     weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     measured = weights + states + tensor_bytes_during(step)
     assert planned.peak == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("way", "checkpointing", "accumulation"),
+    [(None, False, 1), ("gradients", False, 2), ("parameters", False, 1), ("parameters", True, 2)],
+)
+def test_the_plan_of_a_divided_model_is_within_15_percent_of_what_its_processes_take(
+    tmp_path, monkeypatch, way, checkpointing, accumulation
+):
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # what torch frees goes back to the system at once
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    parts = {
+        "language_model": save_language_model(tmp_path / "llama", width=768, layers=8),
+        "vision_tower": save_vision_tower(tmp_path / "clip"),
+    }
+    node = {"path": None, **parts, "projector": None, "image_aspect_ratio": "pad", "template": "v1", "dtype": "float32"}
+    shape = node, ALL, 4, 192, checkpointing, accumulation
+    planned = plan_memory(*shape, bf16=False, device="cpu", devices=2, shard=way)
+    start_processes(measure, (2, free_port(), *shape, way, str(tmp_path)), nprocs=2, start_method="spawn")
+    measured = max(int((tmp_path / str(rank)).read_text()) for rank in range(2))
+    assert planned.peak == pytest.approx(measured, rel=0.15)
+
+
+def test_a_divided_model_s_shares_and_off_load(node):
+    shape = node, ALL, 8, 256, False, 1, False, "cpu"
+    whole = plan_memory(*shape)
+    assert whole.gathered == whole.on_cpu == 0
+    halves = plan_memory(*shape, devices=2, shard="parameters")
+    for name in ("weights", "gradients", "optimizer"):
+        assert getattr(halves, name) == pytest.approx(getattr(whole, name) / 2, abs=1)
+    zero2 = plan_memory(*shape, devices=2, shard="gradients")
+    assert zero2.gathered - halves.gathered == pytest.approx((6 - 2) / 6 * layer_bytes(node), rel=1e-6)
+    away = plan_memory(*shape, devices=2, shard="parameters", offload=True)
+    assert away.on_cpu == halves.weights + halves.gradients + halves.optimizer
+    assert away.peak < halves.peak
+
+
+def layer_bytes(node):
+    """Of all layers of the decoder, written out: four projections, three of the perceptron, two norms."""
+    width, middle = 256, 384
+    return 6 * 4 * (4 * width * width + 3 * width * middle + 2 * width)
 
 
 def test_the_processor_without_the_weights_is_the_model_s(node):
