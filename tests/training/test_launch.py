@@ -172,8 +172,7 @@ def test_wrong_values_are_told_once(tmp_path):
         (["launch=fsdp", "launch.processes=1"], "there is one process, and nothing to divide"),
         (["launch=ddp", "launch.shard=layers"], "allowed are null, gradients and parameters"),
         (["launch=ddp", "launch.offload=true"], "needs launch.shard=gradients or parameters"),
-        (["launch=fsdp", "launch.processes=2", "peft=lora"], "peft=lora cannot be sharded"),
-        (["launch=fsdp", "launch.processes=2", "plan=true"], "does not count what is divided"),
+        (["launch=fsdp", "launch.processes=2", "peft=lora"], "peft cannot be sharded"),
         (["launch=dpp"], "did you mean ddp?"),
     ):
         result = cal("train", *words, folder=tmp_path, check=False)
