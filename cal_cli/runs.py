@@ -1,6 +1,7 @@
 """Find run folders and checkpoints; the layout is `cal train`'s: `summary.json`, `checkpoint/`, `eval/`."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,8 @@ def find_checkpoints(given: str | None) -> list[Path]:
     """The checkpoints that `checkpoint=` means.
 
     Args:
-        given: a folder with a model, a run folder, a folder of runs, `tiny` for the shipped base, or None for the
-            run that was completed last.
+        given: a folder with a model, a run folder, a folder of runs, a hub id, `tiny` for the shipped base, or None
+            for the run that was completed last.
 
     Raises:
         InputError: nothing is found there.
@@ -61,6 +62,8 @@ def find_checkpoints(given: str | None) -> list[Path]:
         return with_checkpoint(runs[-1:], str(runs[-1]))
     folder = Path(given)
     if not folder.is_dir():
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", given) and folder.parts[0] not in ("runs", ".", ".."):
+            return [folder]  # a hub id, which is tried when the model is loaded
         raise InputError(f"checkpoint={given}: there is no such folder")
     if (folder / "config.json").is_file():
         return [folder]

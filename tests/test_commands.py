@@ -99,7 +99,7 @@ def test_evaluation_writes_results_by_contract(sweep):
     results = json.loads((run / "eval/scenes/results.json").read_text())
     required = {"benchmark", "split", "n", "metrics", "checkpoint", "prompt", "generation", "versions"}
     assert required <= set(results)
-    assert results["n"] == 16
+    assert results["pictures"] == 16 and results["n"] == 5 * 16
     assert results["prompt"] == "<s>USER: <image>\ndescribe the picture. ASSISTANT:"
     for metric in results["metrics"].values():
         assert metric["ci95"][0] <= metric["value"] <= metric["ci95"][1]
@@ -143,4 +143,4 @@ def test_the_last_completed_run_is_what_eval_takes(sweep):
     folder = sweep[0]
     newest = max((folder / "runs/train/s").glob("*/summary.json"), key=lambda path: path.stat().st_mtime).parent
     cal("eval", "benchmark.n=4", "force=true", folder=folder)
-    assert json.loads((newest / "eval/scenes/results.json").read_text())["n"] == 4
+    assert json.loads((newest / "eval/scenes/results.json").read_text())["pictures"] == 4

@@ -15,15 +15,16 @@ ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
 def to_messages(turns: list[dict[str, str]], image: Any) -> list[dict]:
-    """LLaVA turns as the messages of a chat template, the image where `<image>` marks it."""
+    """LLaVA turns as the messages of a chat template, the image, or each of a list, where `<image>` marks it."""
+    images = iter(image if isinstance(image, list) else [image])
     messages = []
     for turn in turns:
-        before, marker, after = turn["value"].partition("<image>")
-        content: list[dict[str, Any]] = [{"type": "text", "text": before}] if before else []
-        if marker:
-            content.append({"type": "image", "image": image})
-        if after:
-            content.append({"type": "text", "text": after})
+        content: list[dict[str, Any]] = []
+        for place, text in enumerate(turn["value"].split("<image>")):
+            if place:
+                content.append({"type": "image", "image": next(images)})
+            if text:
+                content.append({"type": "text", "text": text})
         messages.append({"role": ROLES[turn["from"]], "content": content})
     return messages
 

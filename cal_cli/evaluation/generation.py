@@ -1,47 +1,139 @@
-"""Greedy answers in batches."""
+"""Greedy answers in batches: the longest questions first, each picture seen once, what does not fit tried in halves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 
 from cal_cli.data.collator import to_messages
+from cal_cli.errors import InputError
+from cal_cli.evaluation.pictures import PicturesSeenOnce
+from cal_cli.evaluation.questions import Question
+
+
+def batches_of(questions: Sequence[Question], lengths: Sequence[int], batch_size: int) -> list[list[list[int]]]:
+    """Order questions into batches, the longest first, those about one picture together.
+
+    Args:
+        questions: to be answered.
+        lengths: of each, in tokens.
+        batch_size: the most in a batch.
+
+    Returns:
+        Groups of batches of places in `questions`. A picture's questions are in one group: in one batch, unless they
+        are more than fit into one. Which process takes which group changes no batch.
+    """
+    by_picture: dict[str, list[int]] = {}
+    for place, question in enumerate(questions):
+        by_picture.setdefault(question.picture or f"none-{place}", []).append(place)
+    pictures = [sorted(places, key=lambda place: -lengths[place]) for places in by_picture.values()]
+    pictures.sort(key=lambda places: -lengths[places[0]])
+    groups: list[list[list[int]]] = []
+    for places in pictures:
+        if groups and len(groups[-1]) == 1 and len(groups[-1][0]) + len(places) <= batch_size:
+            groups[-1][0] += places
+        else:
+            groups.append([places[start : start + batch_size] for start in range(0, len(places), batch_size)])
+    return groups
+
+
+def lengths_of(questions: Sequence[Question], processor: Any) -> list[int]:
+    """The tokens of each question's text; those of its picture are not counted."""
+    return [len(ids) for ids in processor.tokenizer([question.question for question in questions])["input_ids"]]
 
 
 @torch.inference_mode()
 def generate_answers(
     model: Any,
     processor: Any,
-    questions: list[dict],
+    questions: Sequence[Question],
     batch_size: int,
     max_new_tokens: int,
-    progress: Callable[[int], None] = lambda done: None,
-) -> list[str]:
-    """Answer every question by greedy decoding, in batches padded on the left.
+    groups: Sequence[Sequence[Sequence[int]]] | None = None,
+    keep: Callable[[dict[int, str]], None] = lambda answers: None,
+) -> dict[int, str]:
+    """Answer questions by greedy decoding, in batches padded on the left.
 
     Args:
         model: in evaluation mode.
         processor: its processor, with a chat template.
-        questions: each `{"image": picture or None, "question": str}`; the question may hold `<image>`.
+        questions: what is asked.
         batch_size: questions answered at once.
         max_new_tokens: tokens after which an answer is cut.
-        progress: called after each batch with the number of questions answered in it.
+        groups: batches of places in `questions`, as `batches_of` makes them; None means all questions.
+        keep: called after each batch with its answers by place.
 
     Returns:
-        The answers in the order of the questions, special tokens and outer space removed.
+        The answers by place, special tokens and outer space removed.
+
+    Raises:
+        InputError: a question does not fit into memory by itself.
     """
-    answers: list[str] = []
-    for start in range(0, len(questions), batch_size):
-        chunk = questions[start : start + batch_size]
-        batch = processor.apply_chat_template(
-            [to_messages([{"from": "human", "value": item["question"]}], item["image"]) for item in chunk],
-            tokenize=True,
-            return_dict=True,
-            add_generation_prompt=True,
-            processor_kwargs={"padding": True, "padding_side": "left", "return_tensors": "pt"},
-        ).to(model.device)
-        output = model.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens)
-        new_tokens = output[:, batch["input_ids"].shape[1] :]
-        answers += [text.strip() for text in processor.batch_decode(new_tokens, skip_special_tokens=True)]
-        progress(len(chunk))
+    if groups is None:
+        groups = batches_of(questions, lengths_of(questions, processor), batch_size)
+    answers: dict[int, str] = {}
+    with PicturesSeenOnce(model) as pictures:
+        for group in groups:
+            for batch in group:
+                found = answer_batch(model, processor, questions, list(batch), max_new_tokens, pictures)
+                answers |= found
+                keep(found)
+            pictures.forget()
     return answers
+
+
+def answer_batch(
+    model: Any,
+    processor: Any,
+    questions: Sequence[Question],
+    batch: list[int],
+    max_new_tokens: int,
+    pictures: PicturesSeenOnce,
+) -> dict[int, str]:
+    """The answers of one batch by place; in two halves, and so on, where it does not fit into memory."""
+    try:
+        texts = answer(model, processor, [questions[place] for place in batch], max_new_tokens, pictures)
+        return dict(zip(batch, texts, strict=True))
+    except Exception as error:
+        if not should_reduce_batch_size(error):
+            raise
+        if len(batch) == 1:
+            raise InputError(
+                f"question {questions[batch[0]].id!r} does not fit into memory, not even by itself: give a smaller "
+                "benchmark.max_new_tokens, a model in fewer bits (dtype=bfloat16) or a larger device"
+            ) from error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    middle = len(batch) // 2
+    halves = (
+        answer_batch(model, processor, questions, half, max_new_tokens, pictures)
+        for half in (batch[:middle], batch[middle:])
+    )
+    return {place: text for half in halves for place, text in half.items()}
+
+
+def answer(
+    model: Any, processor: Any, questions: Sequence[Question], max_new_tokens: int, pictures: PicturesSeenOnce
+) -> list[str]:
+    """The answers of questions that are asked at once."""
+    shown = {question.picture: question.images() for question in questions}
+    messages = [to_messages(turns(question), shown[question.picture]) for question in questions]
+    batch = processor.apply_chat_template(
+        messages,
+        tokenize=True,
+        return_dict=True,
+        add_generation_prompt=True,
+        processor_kwargs={"padding": True, "padding_side": "left", "return_tensors": "pt"},
+    ).to(model.device, model.dtype)
+    pictures.shown = [
+        f"{question.picture} {place}" for question in questions for place in range(len(shown[question.picture]))
+    ]
+    output = model.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens)
+    new_tokens = output[:, batch["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.batch_decode(new_tokens, skip_special_tokens=True)]
+
+
+def turns(question: Question) -> list[dict[str, str]]:
+    """A question as the turn of a conversation."""
+    return [{"from": "human", "value": question.question}]

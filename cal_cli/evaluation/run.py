@@ -1,23 +1,41 @@
 """`cal eval`: answers of a checkpoint, or of every run of a folder, to a benchmark's questions, and their scores."""
 
+import hashlib
 import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from cal_cli.config import build, typed
+from cal_cli.config import build, command_line, typed
 from cal_cli.data.collator import to_messages
 from cal_cli.errors import InputError
-from cal_cli.evaluation.benchmark import Benchmark
-from cal_cli.evaluation.generation import generate_answers
+from cal_cli.evaluation.answer_log import AnswerLog
+from cal_cli.evaluation.benchmark import IMAGE, Benchmark
+from cal_cli.evaluation.generation import batches_of, generate_answers, lengths_of, turns
+from cal_cli.evaluation.intervals import with_intervals
+from cal_cli.evaluation.lmms_eval import evaluate_by_lmms_eval
+from cal_cli.evaluation.questions import Question
 from cal_cli.files import device_name, versions, write_whole
-from cal_cli.models.load import load_model, place
+from cal_cli.models.load import load_for_answers
 from cal_cli.runs import find_checkpoints, result_folder
+from cal_cli.training.launch import LaunchConfig, is_worker, process_state, run_workers, wanted_processes
+
+ENGINES = ("cal", "lmms_eval")
 
 
 @dataclass
@@ -27,88 +45,241 @@ class EvalConfig:
     benchmark: Any
     checkpoint: str | None
     batch_size: int
+    limit: int | None
+    dtype: str | None
+    engine: str
+    launch: LaunchConfig
     force: bool
 
 
 def evaluate(config: DictConfig) -> None:
-    """Evaluate every checkpoint that `checkpoint=` means and print a table.
+    """Evaluate every checkpoint that `checkpoint=` means on every benchmark that `benchmark=` means; print a table.
 
     Raises:
-        InputError: a wrong value, or no checkpoint is found.
+        InputError: a wrong value, or no checkpoint or data are found.
     """
     settings = typed(config, EvalConfig)
-    if settings.batch_size < 1:
-        raise InputError(f"batch_size={settings.batch_size}: must be at least 1")
+    for name in ("batch_size", "limit"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name}={value}: must be at least 1")
+    if settings.engine not in ENGINES:
+        raise InputError(f"engine={settings.engine}: allowed are {' and '.join(ENGINES)}")
+    if settings.launch.shard is not None:
+        raise InputError("launch: cal eval divides questions, not models: give launch=single or launch=ddp")
+    processes = wanted_processes(settings.launch)
     checkpoints = find_checkpoints(settings.checkpoint)
-    benchmark: Benchmark = build(config, "benchmark")
-    console = Console(soft_wrap=True, highlight=False)
-    table = Table(
-        "checkpoint",
-        "metric",
-        "value",
-        "95 % interval",
-        title=f"{benchmark.name}, {benchmark.n} pictures of the {benchmark.split} split",
-    )
-    for checkpoint in checkpoints:
-        folder = result_folder(checkpoint, "eval", benchmark.name)
-        known = read_results(folder, config)
-        if known and not settings.force:
-            console.print(f"{folder}: already evaluated; force=true repeats it")
+    if processes * settings.launch.machines > 1 and not is_worker() and settings.engine == "cal":
+        run_workers("eval", settings.launch, processes, Path(HydraConfig.get().runtime.output_dir))
+        return
+    state = process_state()
+    console = Console(soft_wrap=True, highlight=False, quiet=not state.is_main_process)
+    for name, node in benchmarks_of(config):
+        evaluate_benchmark(name, node, settings, checkpoints, state, console)
+    state.wait_for_everyone()  # the first process that ends ends the others
+
+
+def benchmarks_of(config: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+    """The benchmarks that `benchmark=` names, one, a list, or a group such as `paper`, each with its config.
+
+    Raises:
+        InputError: one of several does not have a key that is given for all.
+    """
+    words = HydraConfig.get().overrides.task
+    # Hydra keeps what it chose of a group only where that is one
+    given = [word for word in words if word.startswith("benchmark=")]
+    chosen = OverridesParser.create().parse_override(given[-1]).value() if given else None
+    names = list(chosen) if isinstance(chosen, list) else [HydraConfig.get().runtime.choices["benchmark"]]
+    if len(names) == 1 and "benchmarks" not in config.benchmark:
+        yield names[0], config.benchmark
+        return
+    others = [word for word in words if word not in given]
+    waiting = names
+    while waiting:
+        name, *waiting = waiting
+        try:
+            node = compose("eval", overrides=[*others, f"benchmark={name}"]).benchmark
+        except (HydraException, OmegaConfBaseException) as error:  # a key that only others of them have
+            raise InputError(f"benchmark={name}: {str(error).splitlines()[0]}") from error
+        OmegaConf.resolve(node)
+        if "benchmarks" in node:
+            waiting = [*node.benchmarks, *waiting]
         else:
-            known = evaluate_checkpoint(checkpoint, benchmark, settings.batch_size, folder, config, console)
-        name = checkpoint.parent.name if checkpoint.name == "checkpoint" else checkpoint.name
-        for metric, found in known["metrics"].items():
-            low, high = found["ci95"]
-            table.add_row(name, metric.replace("_", " "), f"{found['value']:.3f}", f"{low:.3f} to {high:.3f}")
-            name = ""
+            yield name, node
+
+
+def evaluate_benchmark(
+    name: str,
+    node: DictConfig,
+    settings: EvalConfig,
+    checkpoints: list[Path],
+    state: PartialState,
+    console: Console,
+) -> None:
+    """Evaluate checkpoints on one benchmark and print a table; what has results is not repeated."""
+    table = Table("checkpoint", "metric", "value", "95 % interval", title=name)
+    benchmark: Benchmark | None = None
+    told = {"benchmark": OmegaConf.to_container(node), "limit": settings.limit, "engine": settings.engine}
+    results: dict[str, Any] = {}
+    for checkpoint in checkpoints:
+        folder = result_folder(checkpoint, "eval", name if settings.limit is None else f"{name}_{settings.limit}")
+        known = None if settings.force else read_results(folder, told)
+        if known:
+            console.print(f"{folder}: already evaluated; force=true repeats it")
+            results = known
+        elif settings.engine == "lmms_eval":
+            results = evaluate_by_lmms_eval(checkpoint, name, node, settings.limit, settings.batch_size)
+            save_results(folder, results | {"settings": told})
+        else:
+            if benchmark is None:
+                benchmark = build(OmegaConf.create({"benchmark": node}), "benchmark")
+                benchmark.questions = benchmark.questions[: settings.limit]
+                benchmark.metric.ready()
+            results = evaluate_checkpoint(checkpoint, name, benchmark, settings, told, folder, state, console)
+        label = label_of(checkpoint)
+        for metric, found in results["metrics"].items():
+            interval = "-" if found["ci95"] is None else "{:.3f} to {:.3f}".format(*found["ci95"])
+            table.add_row(label, metric.replace("_", " "), f"{found['value']:.3f}", interval)
+            label = ""
         table.add_section()
-    table.caption = "intervals over the pictures"
+    table.caption = f"{results['n']} questions of the split {results['split']}; intervals over their pictures"
     console.print(table)
 
 
-def read_results(folder: Path, config: DictConfig) -> dict | None:
-    """Results already there for the same benchmark settings, else None."""
+def read_results(folder: Path, told: dict[str, Any]) -> dict | None:
+    """Results already there for the same settings, else None."""
     path = folder / "results.json"
     if not path.is_file():
         return None
     results = json.loads(path.read_text())
-    return results if results["settings"] == OmegaConf.to_container(config.benchmark) else None
+    return results if results["settings"] == told else None
+
+
+def save_results(folder: Path, results: dict[str, Any]) -> None:
+    """Write `results.json`."""
+    write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
+
+
+def label_of(checkpoint: Path) -> str:
+    """How a table calls a checkpoint: by its run, where it has one."""
+    return checkpoint.parent.name if checkpoint.name == "checkpoint" else checkpoint.name
+
+
+def prompt_of(question: Question, processor: Any) -> str:
+    """A question as the model reads it, each image as its one token."""
+    images: list[Any] = [None] * question.question.count(IMAGE)
+    return processor.apply_chat_template(to_messages(turns(question), images), add_generation_prompt=True)
 
 
 def evaluate_checkpoint(
-    checkpoint: Path, benchmark: Benchmark, batch_size: int, folder: Path, config: DictConfig, console: Console
-) -> dict:
+    checkpoint: Path,
+    name: str,
+    benchmark: Benchmark,
+    settings: EvalConfig,
+    told: dict[str, Any],
+    folder: Path,
+    state: PartialState,
+    console: Console,
+) -> dict[str, Any]:
     """Answer, score and write `results.json` and `predictions.jsonl` into `folder`; return the results."""
-    model, processor = load_model(str(checkpoint))
-    model = place(model).eval()
+    model, processor = load_for_answers(str(checkpoint), settings.dtype, state.device)
     asked = benchmark.questions
-    items: list[dict[str, Any]] = [{"image": question.image, "question": question.question} for question in asked]
-    if console.is_terminal:
-        with Progress(console=console, transient=True) as bar:
-            task = bar.add_task(str(checkpoint), total=len(items))
-            answers = generate_answers(
-                model, processor, items, batch_size, benchmark.max_new_tokens, lambda done: bar.advance(task, done)
-            )
-    else:
-        answers = generate_answers(model, processor, items, batch_size, benchmark.max_new_tokens)
-    scores = [benchmark.score(question, answer) for question, answer in zip(asked, answers, strict=True)]
-    predictions = [
-        {"id": q.id, "question": q.question, "prediction": answer, "answers": q.answers, "score": score}
-        for q, answer, score in zip(asked, answers, scores, strict=True)
-    ]
-    messages = to_messages([{"from": "human", "value": items[0]["question"]}], items[0]["image"])
-    results = {
-        "benchmark": benchmark.name,
-        "split": benchmark.split,
-        "n": benchmark.n,
-        "metrics": benchmark.metrics(asked, scores),
+    prompts = [prompt_of(question, processor) for question in asked]
+    prompt_hash = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
+    identity = told | {
         "checkpoint": str(checkpoint),
-        "prompt": processor.apply_chat_template(messages, add_generation_prompt=True),
-        "generation": {"do_sample": False, "max_new_tokens": benchmark.max_new_tokens, "batch_size": batch_size},
-        "settings": OmegaConf.to_container(config.benchmark),
+        "prompts": prompt_hash,
+        "data": benchmark.source,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "versions": versions(),
+    }
+    log = AnswerLog(folder, identity, state.process_index)
+    if state.is_main_process:
+        log.begin(anew=settings.force)
+    state.wait_for_everyone()
+    answers = log.read()
+    state.wait_for_everyone()  # nobody writes before all have read
+    groups = batches_of(asked, lengths_of(asked, processor), settings.batch_size)
+    missing = [[batch for batch in group if any(asked[place].id not in answers for place in batch)] for group in groups]
+    mine = [group for group in missing if group][state.process_index :: state.num_processes]
+    if answers:
+        console.print(f"{folder}: continuing after {len(answers)} of {len(asked)} questions")
+    new: dict[str, str] = {}
+    total = sum(len(batch) for group in mine for batch in group)
+    with progress(f"{label_of(checkpoint)}, {name}", total, console) as advance:
+
+        def keep(found: dict[int, str]) -> None:
+            by_id = {asked[place].id: text for place, text in found.items()}
+            log.add(by_id)
+            new.update(by_id)
+            advance(len(found))
+
+        generate_answers(model, processor, asked, settings.batch_size, benchmark.max_new_tokens, mine, keep)
+    for found in gather_object([new]):
+        answers |= found
+    texts = [answers[question.id] for question in asked]
+    if not state.is_main_process:
+        state.wait_for_everyone()
+        return read_results(folder, told) or {}
+    parts = benchmark.metric.parts(asked, texts)
+    pictures = [question.picture or question.id for question in asked]
+    predictions = [
+        {
+            "id": question.id,
+            "picture": picture,
+            "question": question.question,
+            "prediction": text,
+            "answers": question.answers,
+            "score": part["score"],
+            "parts": part,
+        }
+        for question, picture, text, part in zip(asked, pictures, texts, parts, strict=True)
+    ]
+    results = {
+        "benchmark": name,
+        "split": benchmark.split,
+        "n": len(asked),
+        "pictures": len(set(pictures)),
+        "metrics": with_intervals(benchmark.metric, parts, pictures),
+        "checkpoint": str(checkpoint),
+        "prompt": prompts[0],
+        "prompts_sha256": prompt_hash,
+        "generation": {
+            "do_sample": False,
+            "max_new_tokens": benchmark.max_new_tokens,
+            "batch_size": settings.batch_size,
+            "dtype": identity["dtype"],
+        },
+        "data": benchmark.source,
+        "settings": told,
         "versions": versions(),
         "device": device_name(),
+        "processes": state.num_processes,
+        "command": command_line("eval"),
     }
     write_whole(folder / "predictions.jsonl", "".join(json.dumps(line) + "\n" for line in predictions))
-    write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    save_results(folder, results)
+    log.close()
+    state.wait_for_everyone()
     return results
+
+
+@contextmanager
+def progress(title: str, total: int, console: Console) -> Iterator[Callable[[int], None]]:
+    """A bar with the time left on a terminal, else a line for each tenth; yields what to call with what is done."""
+    if console.is_terminal and not console.quiet:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda more: bar.advance(task, more)
+        return
+    start, done = time.perf_counter(), 0
+
+    def advance(more: int) -> None:
+        nonlocal done
+        before, done = done, done + more
+        if done < total and 10 * done // total > 10 * before // total:
+            left = (time.perf_counter() - start) / done * (total - done)
+            console.print(f"{title}  {done}/{total} questions  {left:.0f} s left")
+
+    yield advance

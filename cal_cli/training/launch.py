@@ -1,4 +1,4 @@
-"""Processes of a run: `cal train launch=ddp` starts one a GPU; those of torchrun or `accelerate launch` do as well.
+"""Processes of a run: `launch=ddp` of `cal train` or `cal eval` starts one a GPU; or torchrun may.
 
 Each process runs the same command and finds its place in the environment (`RANK`, `WORLD_SIZE`, ...), as with
 torchrun. One that ends ends the others; a signal to the command reaches all of them.
@@ -83,10 +83,11 @@ def wanted_processes(launch: LaunchConfig, elsewhere: bool = False) -> int:
     return processes
 
 
-def run_workers(launch: LaunchConfig, processes: int, folder: Path) -> None:
+def run_workers(subcommand: str, launch: LaunchConfig, processes: int, folder: Path) -> None:
     """Start the processes of a run and wait for their end.
 
     Args:
+        subcommand: what each of them runs, with the words of this command.
         launch: where they are.
         processes: how many of them are on this machine.
         folder: of the run.
@@ -94,7 +95,7 @@ def run_workers(launch: LaunchConfig, processes: int, folder: Path) -> None:
     Raises:
         SystemExit: with the exit code of the first process that failed; 1 where one was killed.
     """
-    words = [*command_words("train")[1:], f"hydra.run.dir='{folder}'"]
+    words = [*command_words(subcommand)[1:], f"hydra.run.dir='{folder}'"]
     environment = {
         "WORLD_SIZE": str(processes * launch.machines),
         "LOCAL_WORLD_SIZE": str(processes),

@@ -48,7 +48,7 @@ def train(config: DictConfig) -> None:
         return
     objective = build(config, "objective")
     if processes * settings.launch.machines > 1 and not is_worker():
-        run_workers(settings.launch, processes, folder)
+        run_workers("train", settings.launch, processes, folder)
         return
     state = join(settings.launch)
     console.quiet = not state.is_main_process

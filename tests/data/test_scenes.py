@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from cal_cli.data.scenes import COLOURS, PLACES, scenes, split_of
 from cal_cli.errors import InputError
-from cal_cli.evaluation.benchmark import scenes_benchmark
-from cal_cli.evaluation.metrics import objects_in
+from cal_cli.evaluation.scenes import objects_in, scenes_benchmark
 
 
 def objects_painted(image):
@@ -66,7 +65,7 @@ def test_the_same_seed_gives_the_same_world_and_more_samples_change_none():
 
 def test_train_and_test_share_no_scene():
     train = {text for _, text in captions(scenes(n=3000, seed=0, text_only_share=0.0))}
-    test = {q.answers[0] for q in scenes_benchmark(n=512).questions if q.kind == "caption"}
+    test = {q.answers[0] for q in scenes_benchmark(n=512).questions if q.tags["kind"] == "caption"}
     assert not train & test
     for texts, split in ((train, "train"), (test, "test")):
         for text in list(texts)[:200]:

@@ -5,8 +5,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cal_cli.data.scenes import COLOURS, PLACES, SHAPES
 from cal_cli.errors import InputError
-from cal_cli.evaluation.benchmark import scenes_benchmark
 from cal_cli.evaluation.generation import generate_answers
+from cal_cli.evaluation.scenes import scenes_benchmark
 from cal_cli.models.load import TINY_BASE, load_model
 from cal_cli.models.tiny import tiny_from_scratch
 
@@ -43,8 +43,9 @@ def test_each_word_of_the_world_is_one_token(base):
 
 def test_the_base_sees_more_than_chance_on_scenes_it_never_saw(base):
     """A caption's first object is right far more often than the 1 in 30 that guessing colour and shape gives."""
-    asked = [question for question in scenes_benchmark(n=64).questions if question.kind == "caption"]
-    answers = generate_answers(*base, [{"image": q.image, "question": q.question} for q in asked], 64, 40)
+    asked = [question for question in scenes_benchmark(n=64).questions if question.tags["kind"] == "caption"]
+    found = generate_answers(*base, asked, 64, 40)
+    answers = [found[place] for place in range(len(asked))]
     right = sum(a.split(" in ")[0] == q.answers[0].split(" in ")[0] for a, q in zip(answers, asked, strict=True))
     assert right > 64 / 3
 
