@@ -63,12 +63,17 @@ def build(config: DictConfig, key: str, **more: Any) -> Any:
     """
     node = {name: config[key]._get_node(name) for name in config[key] if name != "_target_"}
     target = get_object(config[key]["_target_"])
-    annotations = {p.name: p.annotation for p in inspect.signature(target, eval_str=True).parameters.values()}
+    signature = inspect.signature(target, eval_str=True)
+    annotations = {p.name: p.annotation for p in signature.parameters.values()}
     unknown = sorted(set(node) - set(annotations))
     if unknown:
         raise InputError(f"{key}.{unknown[0]} is not an option of {key}; its options are {', '.join(annotations)}")
     schema = dataclasses.make_dataclass(key, [(name, annotations[name]) for name in node])
     values = _checked(config[key], schema, f"{key}.")
+    try:
+        signature.bind(**values, **more)
+    except TypeError as error:
+        raise InputError(f"{key}: {error}") from error
     try:
         return target(**values, **more)
     except InputError:

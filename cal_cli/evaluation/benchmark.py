@@ -156,12 +156,19 @@ def rows_of(path: str, name: str | None, split: str, revision: str | None) -> tu
 
 
 def files_of_split(path: Path, name: str | None, split: str) -> list[Path]:
-    """The data files of a folder that belong to a configuration and a split, by their names; all where none tells."""
+    """The data files of a folder that belong to a configuration and a split, by their names.
+
+    Names as the hub gives them (`test-00000-of-00002.parquet`) must name the split; of others all are read if none
+    does.
+    """
+
+    def naming(word: str | None, files: list[Path]) -> list[Path]:
+        return [file for file in files if word and re.search(rf"(^|\W|_){re.escape(word)}(\W|_|$)", inside(file, path))]
+
     files = files_of(path)
-    for word in (name, split):
-        told = [file for file in files if word and re.search(rf"(^|\W|_){re.escape(word)}(\W|_|$)", inside(file, path))]
-        files = told or files
-    return files
+    files = naming(name, files) or files
+    told = naming(split, files)
+    return told if told or any(re.search(r"-\d+-of-\d+", file.name) for file in files) else files
 
 
 def inside(file: Path, folder: Path) -> str:

@@ -6,10 +6,25 @@ import datasets
 import numpy as np
 from PIL import Image
 
-NAMES = (
-    "textvqa textvqa_ocr docvqa chartqa ocrbench scienceqa mmstar mmt coco_caption textcaps refcocog refcocog_test "
-    "refcocog_caption refcocog_caption_test mme pope seedbench"
-).split()
+NAMES = [
+    "textvqa",
+    "textvqa_ocr",
+    "docvqa",
+    "chartqa",
+    "ocrbench",
+    "scienceqa",
+    "mmstar",
+    "mmt",
+    "coco_caption",
+    "textcaps",
+    "refcocog",
+    "refcocog_test",
+    "refcocog_caption",
+    "refcocog_caption_test",
+    "mme",
+    "pope",
+    "seedbench",
+]
 
 
 def picture(seed):
@@ -56,7 +71,11 @@ def rows_of(name):
     if name == "scienceqa":
         hints = ["", "Look at the map.", ""]
         return [
-            {"image": picture(40 + n), "question": f"Which is farthest, {n}?", "choices": ["Maine", "Ohio", "Utah"][: n + 1]}
+            {
+                "image": picture(40 + n),
+                "question": f"Which is farthest, {n}?",
+                "choices": ["Maine", "Ohio", "Utah"][: n + 1],
+            }
             | {"answer": n, "hint": hints[n], "task": "closed choice", "grade": "grade4", "subject": "social science"}
             for n in range(3)
         ]
@@ -64,21 +83,42 @@ def rows_of(name):
         kinds = [("math", "geometry"), ("math", "statistical reasoning"), ("coarse perception", "image emotion")]
         return [
             {"index": n, "question": f"Which one, {n}?\nOptions: A: one, B: two, C: three, D: four", "answer": "BAD"[n]}
-            | {"image": picture(50 + n), "category": kinds[n][0], "l2_category": kinds[n][1], "meta_info": {"source": "x"}}
+            | {
+                "image": picture(50 + n),
+                "category": kinds[n][0],
+                "l2_category": kinds[n][1],
+                "meta_info": {"source": "x"},
+            }
             for n in range(3)
         ]
     if name == "mmt":
         return [
-            {"index": n, "question": f"What is shown, {n}? ", "A": "cat ", "B": "dog", "C": None if n else "cow", "D": None}
+            {
+                "index": n,
+                "question": f"What is shown, {n}? ",
+                "A": "cat ",
+                "B": "dog",
+                "C": None if n else "cow",
+                "D": None,
+            }
             | {letter: None for letter in "EFGHI"}
-            | {"answer": "CBA"[n], "image": picture(60 + n), "category": "c", "l2-category": ["ocr", "ocr", "counting"][n]}
+            | {
+                "answer": "CBA"[n],
+                "image": picture(60 + n),
+                "category": "c",
+                "l2-category": ["ocr", "ocr", "counting"][n],
+            }
             | {"split": "VAL"}
             for n in range(3)
         ]
     if name == "coco_caption":
         told = [["a red box on a table", "the box is red and small"], ["two dogs run on grass", "dogs running"]]
         return [
-            {"question_id": f"000000{n:06d}.jpg", "image": picture(70 + n), "question": "Please carefully observe the image"}
+            {
+                "question_id": f"000000{n:06d}.jpg",
+                "image": picture(70 + n),
+                "question": "Please carefully observe the image",
+            }
             | {"answer": told[n], "id": n, "license": 3, "file_name": f"000000{n:06d}.jpg", "coco_url": "http://x"}
             for n in range(2)
         ]
@@ -90,11 +130,24 @@ def rows_of(name):
             for n in range(2)
         ]
     if name.startswith("refcocog"):
-        boxes, told = [[8.0, 6.0, 40.0, 30.0], [20.0, 15.0, 60.0, 45.0]], [["the man in blue", "left man"], ["a small dog"]]
+        boxes, told = (
+            [[8.0, 6.0, 40.0, 30.0], [20.0, 15.0, 60.0, 45.0]],
+            [["the man in blue", "left man"], ["a small dog"]],
+        )
         start = 90 if "test" in name else 94
         return [
-            {"question_id": str(start + n), "image": picture(start + n), "question": "Please carefully observe the area"}
-            | {"answer": told[n], "segmentation": [1.0, 2.0, 3.0, 4.0], "bbox": boxes[n], "iscrowd": 0, "file_name": "x"}
+            {
+                "question_id": str(start + n),
+                "image": picture(start + n),
+                "question": "Please carefully observe the area",
+            }
+            | {
+                "answer": told[n],
+                "segmentation": [1.0, 2.0, 3.0, 4.0],
+                "bbox": boxes[n],
+                "iscrowd": 0,
+                "file_name": "x",
+            }
             for n in range(2)
         ]
     if name == "mme":
@@ -120,7 +173,14 @@ def rows_of(name):
     ]
 
 
-SPLITS = {"chartqa": "test", "ocrbench": "test", "scienceqa": "test", "mme": "test", "pope": "test", "seedbench": "test"}
+SPLITS = {
+    "chartqa": "test",
+    "ocrbench": "test",
+    "scienceqa": "test",
+    "mme": "test",
+    "pope": "test",
+    "seedbench": "test",
+}
 SPLITS |= {"textvqa": "validation", "textvqa_ocr": "validation", "docvqa": "validation"}
 SPLITS |= {"refcocog_test": "test", "refcocog_caption_test": "test"}
 

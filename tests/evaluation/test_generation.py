@@ -9,8 +9,8 @@ from PIL import Image
 from cal_cli.errors import InputError
 from cal_cli.evaluation import generation
 from cal_cli.evaluation.generation import batches_of, generate_answers
-from cal_cli.evaluation.questions import Question
 from cal_cli.evaluation.pictures import PicturesSeenOnce
+from cal_cli.evaluation.questions import Question
 from tests.objective.families import FAMILIES, make
 
 
@@ -75,7 +75,9 @@ def test_a_batch_that_does_not_fit_is_halved(model, processor, questions, monkey
     assert generate_answers(model, processor, questions, 7, 4) == whole
     assert max(sizes) == 7 and sum(size for size in sizes if size <= 2) == 7
 
-    monkeypatch.setattr(generation, "answer", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory.")))
+    monkeypatch.setattr(
+        generation, "answer", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory."))
+    )
     with pytest.raises(InputError, match="does not fit into memory, not even by itself"):
         generate_answers(model, processor, questions[:1], 1, 4)
 
