@@ -61,7 +61,7 @@ def dataset_benchmark(
     outline: str | None = None,
     tags: dict[str, str] | None = None,
     source: str = "",
-    headline: str | None = None,
+    headline: list[str] | None = None,
     lmms_eval: str | None = None,
     version: int = 1,
 ) -> Benchmark:
@@ -88,7 +88,7 @@ def dataset_benchmark(
         outline: (left, top, width, height) in pixels, drawn on the picture in red.
         tags: what the metric needs to know of a question.
         source: who made it; for the reader.
-        headline: the value that stands for the benchmark in the paper's tables; for `cal report`.
+        headline: the values that stand for the benchmark; for `cal report`.
         lmms_eval: the task of lmms-eval that is the same; for `engine=lmms_eval`.
         version: of this file: raise it when prompt or scoring change.
 

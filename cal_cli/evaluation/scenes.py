@@ -15,7 +15,7 @@ from cal_cli.evaluation.questions import Question
 
 
 def scenes_benchmark(
-    n: int = 512, seed: int = 0, max_new_tokens: int = 40, headline: str = "scene_accuracy", version: int = 1
+    n: int = 512, seed: int = 0, max_new_tokens: int = 40, headline: list[str] | None = None, version: int = 1
 ) -> Benchmark:
     """Scenes of the test split: a caption and one question each about colour, shape, place and count.
 
@@ -23,7 +23,7 @@ def scenes_benchmark(
         n: scenes.
         seed: which.
         max_new_tokens: after which an answer is cut.
-        headline: the value that stands for the benchmark; for `cal report`.
+        headline: the values that stand for the benchmark; for `cal report`.
         version: of the benchmark.
 
     Raises:

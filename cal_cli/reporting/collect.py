@@ -20,6 +20,9 @@ class Result:
     noise_ratio: float
     seed: int
     metrics: dict[str, float]
+    intervals: dict[str, list[float] | None]  # of the metrics, over pictures
+    engine: str  # what answered and scored
+    headline: list[str]  # the metrics that stand for the benchmark
     options: dict  # of the objective
     settings: dict  # the config less what may differ
 
@@ -34,6 +37,17 @@ def collect(folders: list[str], benchmark: str) -> tuple[list[Result], list[Path
         InputError: a folder is missing, nothing is evaluated, or runs cannot be compared: they differ in more than
             objective, noise and seed, or two of them agree in all three.
     """
+    results, unevaluated = read_results(folders, benchmark)
+    if not results:
+        raise InputError(
+            f"runs={','.join(folders)}: no completed run with results on {benchmark}; "
+            f"run cal eval benchmark={benchmark} checkpoint={folders[0]} first"
+        )
+    return results, unevaluated
+
+
+def read_results(folders: list[str], benchmark: str) -> tuple[list[Result], list[Path]]:
+    """As `collect`, where there may be no results."""
     results, unevaluated = [], []
     for folder in folders:
         if not Path(folder).is_dir():
@@ -44,19 +58,32 @@ def collect(folders: list[str], benchmark: str) -> tuple[list[Result], list[Path
                 unevaluated.append(run)
                 continue
             summary = summary_of(run)
-            metrics = {name: metric["value"] for name, metric in json.loads(path.read_text())["metrics"].items()}
+            told = json.loads(path.read_text())
+            node = told.get("settings", {})
+            headline = node.get("benchmark", {}).get("headline") or []
+            metrics = {name: metric["value"] for name, metric in told["metrics"].items()}
+            intervals = {name: metric.get("ci95") for name, metric in told["metrics"].items()}
             ratio = summary["noise"]["ratio"]
             config = read_config(run)
             settings = comparable(config)
             options = config["objective"] | stage_1(config)
-            results.append(Result(run, summary["objective"], ratio, summary["seed"], metrics, options, settings))
-    if not results:
-        raise InputError(
-            f"runs={','.join(folders)}: no completed run with results on {benchmark}; "
-            f"run cal eval benchmark={benchmark} checkpoint={folders[0]} first"
-        )
+            results.append(
+                Result(
+                    run=run,
+                    objective=summary["objective"],
+                    noise_ratio=ratio,
+                    seed=summary["seed"],
+                    metrics=metrics,
+                    intervals=intervals,
+                    engine=node.get("engine", "cal"),
+                    headline=[name for name in headline if name in metrics],
+                    options=options,
+                    settings=settings,
+                )
+            )
     tell_apart(results)
-    check_comparable(results)
+    if results:
+        check_comparable(results)
     return results, unevaluated
 
 

@@ -1,6 +1,7 @@
 """`cal report`: finished runs side by side, with intervals over seeds and paired differences to CE."""
 
 import json
+import re
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -16,7 +17,9 @@ from cal_cli.errors import InputError
 from cal_cli.files import write_whole
 from cal_cli.reporting.collect import collect, group
 from cal_cli.reporting.figure import noise_figure
-from cal_cli.reporting.statistics import mean_over_seeds, paired_difference
+from cal_cli.reporting.pairs import pair_cells, pair_headings, pairs_of, pairs_table, report_pair
+from cal_cli.reporting.paper import report_paper_tables
+from cal_cli.reporting.statistics import cell, mean_over_seeds, paired_difference
 from cal_cli.runs import summary_of
 
 
@@ -26,41 +29,60 @@ class ReportConfig:
 
     runs: Any
     results: str
-    metrics: list[str]
+    metrics: list[str] | None
     baseline: str
+    compare: list[str] | None
     output: str | None
 
 
 def report(config: DictConfig) -> None:
-    """Print the table and write `report.md`, `report.json` and one figure a metric.
+    """Print the tables and write `report.md`, `report.json` and one figure a metric.
 
     Raises:
         InputError: a wrong value, nothing to report, or runs that cannot be compared.
     """
     settings = typed(config, ReportConfig)
     folders = [str(run) for run in settings.runs] if isinstance(settings.runs, ListConfig) else [str(settings.runs)]
+    console = Console(soft_wrap=True, highlight=False)
+    if settings.compare is not None:
+        report_pair(settings.compare, Path(settings.output or "runs/report/compare"), console)
+        return
+    output = Path(settings.output) if settings.output else Path("runs/report") / Path(folders[0]).name
+    if settings.results == "paper":
+        report_paper_tables(folders, settings.baseline, output, console)
+        return
     results, unevaluated = collect(folders, settings.results)
     known = sorted(set.intersection(*(set(result.metrics) for result in results)))
-    for metric in settings.metrics:
+    metrics = settings.metrics if settings.metrics is not None else results[0].headline or known[:1]
+    for metric in metrics:
         if metric not in known:
             raise InputError(f"metrics={metric}: not among the results; there are {', '.join(known)}")
-    output = Path(settings.output) if settings.output else Path("runs/report") / Path(folders[0]).name
-    rows = [row for metric in settings.metrics for row in rows_of(group(results, metric), metric, settings.baseline)]
-    console = Console(soft_wrap=True, highlight=False)
+    rows = [row for metric in metrics for row in rows_of(group(results, metric), metric, settings.baseline)]
+    pairs = pairs_of(results, settings.results, settings.baseline)
     notes = notes_of(rows, settings.baseline, [str(run) for run in unevaluated])
+    if pairs:
+        notes.append(
+            "The same questions: 95 % intervals by a paired bootstrap over their pictures; right alone: questions that "
+            f"the run, or {settings.baseline}, alone has right, and p of McNemar's exact test, in which questions "
+            "about one picture count as independent."
+        )
     console.print(f"{settings.results}, by objective and noise ratio")
     for table in rich_tables(rows, settings.baseline):
         console.print(table)
+    if pairs:
+        console.print(pairs_table(pairs, metrics, settings.baseline))
     for note in notes:
         console.print(note)
     commands = sorted(summary_of(result.run)["command"] for result in results)
     summary = summary_of(results[0].run)
-    for metric in settings.metrics:
-        write_whole(output / f"figure3_{metric}.png", noise_figure(group(results, metric), metric))
+    figures = {metric: figure_name(metric) for metric in metrics}
+    for metric, file in figures.items():
+        write_whole(output / file, noise_figure(group(results, metric), metric))
     document = {
         "benchmark": settings.results,
         "baseline": settings.baseline,
         "rows": rows,
+        "same_questions": pairs,
         "notes": notes,
         "commands": commands,
         "device": summary["device"],
@@ -68,7 +90,12 @@ def report(config: DictConfig) -> None:
     }
     write_whole(output / "report.json", json.dumps(document, indent=2) + "\n")
     write_whole(output / "report.md", markdown(document))
-    console.print(f"{output}: report.md, report.json, " + ", ".join(f"figure3_{m}.png" for m in settings.metrics))
+    console.print(f"{output}: report.md, report.json, " + ", ".join(figures.values()))
+
+
+def figure_name(metric: str) -> str:
+    """The file of a metric's figure."""
+    return f"figure3_{re.sub(r'[^0-9A-Za-z_.-]+', '_', metric)}.png"
 
 
 def rows_of(grouped: dict[str, dict[float, dict[int, float]]], metric: str, baseline: str) -> list[dict]:
@@ -105,17 +132,6 @@ def notes_of(rows: list[dict], baseline: str, unevaluated: list[str]) -> list[st
     return notes
 
 
-def cell(value: dict | None, signed: bool = False) -> str:
-    """A mean and its interval as text."""
-    if value is None:
-        return "-"
-    number = f"{{:{'+' if signed else ''}.3f}}"
-    text = number.format(value["value"])
-    if value["ci95"]:
-        text += f" [{number.format(value['ci95'][0])}, {number.format(value['ci95'][1])}]"
-    return text
-
-
 def cells_of(row: dict) -> list[str]:
     """A row of the table as text."""
     difference = cell(row["difference"], signed=True)
@@ -147,7 +163,14 @@ def markdown(document: dict) -> str:
     for metric, rows in groupby(document["rows"], key=lambda row: row["metric"]):
         lines += [f"## {metric.replace('_', ' ')}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
         lines += ["| " + " | ".join(cells_of(row)) + " |" for row in rows]
-        lines += ["", f"![{metric} by noise ratio](figure3_{metric}.png)", ""]
+        lines += ["", f"![{metric} by noise ratio]({figure_name(metric)})", ""]
+    metrics = list(dict.fromkeys(row["metric"] for row in document["rows"]))
+    if document["same_questions"]:
+        names = pair_headings(metrics)
+        lines += [f"## The same questions, minus {document['baseline']}", ""]
+        lines += ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+        lines += ["| " + " | ".join(pair_cells(pair, metrics)) + " |" for pair in document["same_questions"]]
+        lines.append("")
     versions = ", ".join(f"{package} {number}" for package, number in document["versions"].items())
     lines += [
         *document["notes"],

@@ -25,3 +25,14 @@ def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> d
     """
     shared = sorted(values.keys() & baseline.keys())
     return mean_over_seeds([values[seed] - baseline[seed] for seed in shared]) if shared else None
+
+
+def cell(value: dict | None, signed: bool = False) -> str:
+    """A mean and its interval as text."""
+    if value is None:
+        return "-"
+    number = f"{{:{'+' if signed else ''}.3f}}"
+    text = number.format(value["value"])
+    if value["ci95"]:
+        text += f" [{number.format(value['ci95'][0])}, {number.format(value['ci95'][1])}]"
+    return text

@@ -1,4 +1,4 @@
-"""`cal eval` as it is typed: every benchmark with a model that knows all and one that says nothing, cut short, by two."""
+"""`cal eval` as it is typed: a model that knows all, one that says nothing, cut short, by two, and wrong words."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def paths(data, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_knowing_all_has_the_top_score_and_silence_the_bottom(name, knowing, silent, data, tmp_path):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        headline = compose("eval", overrides=[f"benchmark={name}"]).benchmark.headline
+        headline = compose("eval", overrides=[f"benchmark={name}"]).benchmark.headline[0]
     for checkpoint in (knowing, silent):
         cal("eval", f"benchmark={name}", paths(data, name), f"checkpoint={checkpoint}", folder=tmp_path)
     best, none = (results(tmp_path, name, checkpoint)["metrics"][headline] for checkpoint in (knowing, silent))
