@@ -36,6 +36,10 @@ def explain(error: BaseException, conf: Path, config_name: str, words: list[str]
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={choice}: there is no such choice; {allowed(choice, list(error.options))}"
+    missing = re.search(r"Could not load '([^']+)/([^'/]+)'", text)  # one of several choices of a group
+    if isinstance(error, MissingConfigException) and missing:
+        options = sorted(path.stem for path in (conf / missing[1]).glob("*.yaml"))
+        return f"{missing[1]}={missing[2]}: there is no such choice; {allowed(missing[2], options)}"
     if isinstance(error, OverrideParseException):
         return f"{error.override}: cannot be read as key=value; quote it or write it as key='value'"
     if isinstance(error, SearchPathException):

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -126,6 +127,8 @@ def rows_of(path: str, name: str | None, split: str, revision: str | None) -> tu
     """
     import datasets  # seconds, which the default benchmark's user should not wait
 
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     files = files_of_split(Path(path), name, split)
     try:
         if files:

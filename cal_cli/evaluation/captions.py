@@ -1,9 +1,11 @@
 """CIDEr of captions, by `pycocoevalcap`, whose tokenizer is a Java program."""
 
-import contextlib
-import io
+import os
 import shutil
-from collections.abc import Sequence
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,6 +23,8 @@ class Captions:
     Args:
         name: of the value.
     """
+
+    top: float | None = None
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -40,14 +44,30 @@ class Captions:
         from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
         tokenizer = PTBTokenizer()
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with tempfile.TemporaryFile("w+") as told, errors_in(told.fileno()):
             people = tokenizer.tokenize({n: [one_line(text) for text in q.answers] for n, q in enumerate(questions)})
             given = tokenizer.tokenize({n: [one_line(text)] for n, text in enumerate(predictions)})
+            told.seek(0)
+            if not len(people) == len(given) == len(questions):
+                raise InputError(f"CIDEr: pycocoevalcap's Java program failed: {told.read().strip()[-200:]}")
         _, scores = Cider().compute_score(people, given)
         return [{"score": float(score), "n": 1.0} for score in scores]
 
     def values(self, sums: Sums) -> dict[str, Any]:
         return {self.name: share(sums["score"], sums["n"])}
+
+
+@contextmanager
+def errors_in(file: int) -> Iterator[None]:
+    """Have what programs that we start write to the standard error go to a file."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    os.dup2(file, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def one_line(caption: str) -> dict[str, str]:

@@ -26,8 +26,8 @@ def with_intervals(metric: Metric, parts: Sequence[Parts], groups: Sequence[str]
     """The metric's values, each with the percentile bootstrap's 95 % interval (Efron 1979; scipy's).
 
     Pictures are drawn, with all their questions, as answers about one picture are not independent. Where all draws
-    agree on 0 or 1 they say nothing, and Wilson's interval over as many pictures stands in. One picture has no
-    interval.
+    agree they say nothing: at either end of a share Wilson's interval over as many pictures stands in; other values
+    then have none, nor has one picture.
 
     Args:
         metric: what is made of the parts.
@@ -43,26 +43,32 @@ def with_intervals(metric: Metric, parts: Sequence[Parts], groups: Sequence[str]
     found: dict[str, dict[str, Any]] = {name: {"value": float(value), "ci95": None} for name, value in values.items()}
     if pictures > 1:
         for (name, value), drawn in zip(values.items(), resampled(metric, [table])[0], strict=True):
-            low, high = np.nanquantile(drawn, (0.025, 0.975))
-            if low == high and value in (0, 1):
-                wilson = stats.binomtest(int(value) * pictures, pictures).proportion_ci(0.95, method="wilson")
-                low, high = wilson.low, wilson.high
-            found[name]["ci95"] = [float(low), float(high)]
+            found[name]["ci95"] = interval_of(drawn)
+            if found[name]["ci95"] is None and metric.top is not None and value in (0, metric.top):
+                wilson = stats.binomtest(pictures if value else 0, pictures).proportion_ci(0.95, method="wilson")
+                found[name]["ci95"] = [metric.top * float(wilson.low), metric.top * float(wilson.high)]
     return found
+
+
+def interval_of(drawn: np.ndarray) -> list[float] | None:
+    """The middle 95 % of draws; None where they all agree."""
+    low, high = np.nanquantile(drawn, (0.025, 0.975))
+    return [float(low), float(high)] if low < high else None
 
 
 def paired_difference(metric: Metric, one: Sequence[Parts], other: Sequence[Parts], groups: Sequence[str]) -> dict:
     """Each value of `one` less that of `other`, answers to the same questions, with its 95 % interval.
 
-    The same pictures are drawn for both, which takes out what makes a question hard for either.
+    The same pictures are drawn for both, which takes out what makes a question hard for either. Where all draws agree,
+    as where no answer differs, there is no interval.
     """
     tables = [table_of(parts, groups) for parts in (one, other)]
     sums = [metric.values({name: column.sum() for name, column in table.items()}) for table in tables]
     drawn = resampled(metric, tables)
     found = {}
     for place, name in enumerate(sums[0]):
-        low, high = np.nanquantile(drawn[0][place] - drawn[1][place], (0.025, 0.975))
-        found[name] = {"value": float(sums[0][name] - sums[1][name]), "ci95": [float(low), float(high)]}
+        interval = interval_of(drawn[0][place] - drawn[1][place])
+        found[name] = {"value": float(sums[0][name] - sums[1][name]), "ci95": interval}
     return found
 
 

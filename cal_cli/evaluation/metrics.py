@@ -19,7 +19,13 @@ Sums = Mapping[str, np.ndarray]
 
 
 class Metric(Protocol):
-    """How the answers to a benchmark's questions are scored."""
+    """How the answers to a benchmark's questions are scored.
+
+    Attributes:
+        top: the most that each value can be, where all are means of scores from 0; else None.
+    """
+
+    top: float | None
 
     def ready(self) -> None:
         """Raise InputError if something that scoring needs is not installed."""
@@ -85,7 +91,7 @@ class Mean:
         by: str | None = None,
         names: dict[str, str] | None = None,
     ) -> None:
-        self.rule, self.name, self.scale = rule_named(rule), name, scale
+        self.rule, self.name, self.scale, self.top = rule_named(rule), name, scale, scale
         self.given, self.by, self.names = list(given or ()), by, dict(names or {})
 
     def ready(self) -> None:
@@ -112,6 +118,7 @@ class Mean:
 class OCRBench:
     """Answers contained in predictions, out of 1,000, and the sums of its groups (Liu et al. 2023)."""
 
+    top: float | None = None
     RECOGNITION = "Recognition"  # ends the names of six kinds of question, 300 in all; formulas are a kind of their own
 
     def ready(self) -> None:
@@ -134,6 +141,8 @@ class OCRBench:
 
 class MMStar:
     """The mean over six abilities' finer kinds, each the share of letters that are right (Chen et al. 2024)."""
+
+    top: float | None = 1.0
 
     def ready(self) -> None:
         pass
@@ -163,6 +172,7 @@ class MME:
     Source: MME (Fu et al. 2023): two questions a picture, ten kinds of perception and four of cognition.
     """
 
+    top: float | None = None
     COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
     def ready(self) -> None:
@@ -211,6 +221,8 @@ class POPE:
     right answers and the same for every model; `answered_yes` is the paper's, the share of "yes" among the predictions.
     """
 
+    top: float | None = 1.0
+
     def ready(self) -> None:
         pass
 
@@ -249,6 +261,8 @@ class Boxes:
     Boxes are (left, top, right, bottom) as shares of the picture's sides, in a prediction the first four numbers in
     square brackets. Source: accuracy at an intersection over union of 0.5 (Mao et al. 2016), with lmms-eval's parsing.
     """
+
+    top: float | None = 1.0
 
     def ready(self) -> None:
         pass

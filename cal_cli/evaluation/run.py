@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from cal_cli.config import build, command_line, typed
 from cal_cli.data.collator import to_messages
@@ -117,7 +117,7 @@ def evaluate_benchmark(
     console: Console,
 ) -> None:
     """Evaluate checkpoints on one benchmark and print a table; what has results is not repeated."""
-    table = Table("checkpoint", "metric", "value", "95 % interval", title=name)
+    table = Table(Column("checkpoint", overflow="fold"), "metric", "value", "95 % interval", title=name)
     benchmark: Benchmark | None = None
     told = {"benchmark": OmegaConf.to_container(node), "limit": settings.limit, "engine": settings.engine}
     results: dict[str, Any] = {}

@@ -49,6 +49,8 @@ def scenes_benchmark(
 class Scenes:
     """Captions with every attribute right (`scene_accuracy`), and questions answered word for word (`exact_match`)."""
 
+    top: float | None = 1.0
+
     def ready(self) -> None:
         pass
 

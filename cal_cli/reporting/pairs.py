@@ -22,7 +22,8 @@ from cal_cli.reporting.statistics import cell
 def metric_of(results: dict[str, Any]) -> Metric:
     """The metric that scored some results."""
     node = results["settings"]["benchmark"]
-    return build(OmegaConf.create(node), "metric") if "metric" in node else Scenes()
+    metric: Metric = build(OmegaConf.create(node), "metric") if "metric" in node else Scenes()
+    return metric
 
 
 def predictions_of(folder: Path) -> list[dict[str, Any]] | None:

@@ -122,13 +122,13 @@ def measured(columns: Mapping[str, Column], found: Mapping[str, list[Result]], b
     return [rows[key] for key in sorted(rows, key=lambda key: (key[0], key[1] != baseline, key[1]))]
 
 
-def texts_of(row: dict[str, Any], columns: Mapping[str, Column]) -> list[str]:
+def texts_of(row: dict[str, Any], columns: Mapping[str, Column], intervals: bool = True) -> list[str]:
     """A row of a table as text."""
     texts = [row["model"]]
     for name in columns:
         cell = row["cells"].get(name)
         text = "-" if cell is None else f"{cell['value']:.1f}" if columns[name].scale < 1000 else f"{cell['value']:.0f}"
-        if cell is not None and cell["ci95"]:
+        if intervals and cell is not None and cell["ci95"]:
             text += " [{:.1f}, {:.1f}]".format(*cell["ci95"])
         texts.append(text)
     wins = row.get("wins")
@@ -141,12 +141,20 @@ def headings(columns: Mapping[str, Column]) -> list[str]:
 
 
 def rich_paper_tables(tables: dict[str, Any]) -> list[Table]:
-    """Both tables for a terminal."""
+    """Both tables for a terminal: without intervals, and what produced them below."""
     found = []
     for title, rows in tables.items():
-        table = Table(*headings(TABLES[title]), title=title, box=SIMPLE_HEAD, pad_edge=False)
+        columns = TABLES[title]
+        table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=0)
+        table.add_column("model", no_wrap=True)
+        for name in (*(column.heading for column in columns.values()), "Win / All"):
+            table.add_column(name.replace(" / ", "/\n").replace("-", "\n").replace(" ", "\n"), justify="right")
         for row in rows:
-            table.add_row(*texts_of(row, TABLES[title]))
+            table.add_row(*texts_of(row, columns, intervals=False)[:-1])
+        sources = dict.fromkeys(row["source"] for row in rows)
+        models = {source: ", ".join(row["model"] for row in rows if row["source"] == source) for source in sources}
+        table.caption = "\n".join(f"{source}: {of_it}" for source, of_it in models.items())
+        table.caption_justify = "left"
         found.append(table)
     return found
 

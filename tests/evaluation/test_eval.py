@@ -178,6 +178,7 @@ def test_several_benchmarks_one_after_the_other_and_what_they_tell(data, tmp_pat
         (["launch=fsdp", "launch.processes=2"], "divides questions, not models"),
         (["dtype=int8"], "allowed are float32, bfloat16, float16"),
         (["benchmark=textvqua"], "did you mean textvqa?"),
+        (["benchmark=[scenes,textvqua]"], "benchmark=textvqua: there is no such choice; did you mean textvqa?"),
         (["benchmark=[scenes,textvqa]", "benchmark.n=4"], "benchmark=textvqa: Could not override 'benchmark.n'"),
         (["benchmark=docvqa"], "hf download --repo-type dataset lmms-lab-encoder/DocVQA"),
         (["checkpoint=nobody/nothing"], "run `hf download nobody/nothing`"),

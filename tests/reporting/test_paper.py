@@ -1,0 +1,63 @@
+"""The paper's tables: its figures as it prints them, and runs of ours beside them."""
+
+import json
+
+import pytest
+
+from cal_cli.errors import InputError
+from cal_cli.reporting.paper import PUBLISHED, TABLES, paper_tables
+from tests.cal import cal
+from tests.reporting.test_reporting import write_run
+
+
+def add(run, name, metric, value, ci95=None):
+    (run / f"eval/{name}").mkdir(parents=True)
+    told = {"metrics": {metric: {"value": value, "ci95": ci95}}}
+    (run / f"eval/{name}/results.json").write_text(json.dumps(told))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for objective, better in (("ce", 0.0), ("cal", 0.01)):
+        for seed in (0, 1):
+            run = write_run(tmp_path / "runs", objective, 0.0, seed, 0.5, evaluated=False)
+            add(run, "ocrbench", "ocrbench_accuracy", 0.5 + better + seed / 100, [0.4, 0.6])
+            add(run, "docvqa", "anls", 0.7 - better, [0.6, 0.8])
+        add(run, "textcaps", "textcaps_CIDEr", 1.1 + better, [1.0, 1.2])
+        add(run, "mmt", "accuracy", 50.0 + better, [45.0, 55.0])
+    return tmp_path / "runs"
+
+
+def test_each_row_of_the_paper_has_a_figure_for_each_benchmark():
+    assert all(len(values) == len(TABLES[title]) for title, rows in PUBLISHED.items() for values in rows.values())
+
+
+def test_ours_stand_beside_the_paper_s_in_its_units(runs):
+    tables = paper_tables([str(runs)], "ce")
+    one, two = tables["table 1"], tables["table 2"]
+    assert [row.get("wins") for row in one[:4]] == [None, [7, 7], None, [6, 7]]  # as the paper prints them
+    assert [row.get("wins") for row in two[:4]] == [None, [4, 4], None, [4, 4]]
+    ce, cal_row = one[4:]
+    assert ce["model"] == "ce" and cal_row["model"] == "cal"
+    assert ce["cells"]["ocrbench"]["value"] == pytest.approx(505) and ce["cells"]["ocrbench"]["n"] == 2
+    half = 12.706205 * 5  # Student's t at 0.975 with one degree of freedom, times the standard error
+    assert ce["cells"]["ocrbench"]["ci95"] == pytest.approx([505 - half, 505 + half], rel=1e-4)
+    assert ce["cells"]["mmt"] == {"value": 50.0, "ci95": [45.0, 55.0], "n": 1}
+    assert "docvqa" in ce["cells"] and "chartqa" not in ce["cells"]
+    assert cal_row["wins"] == [2, 3]  # not in docvqa
+    assert two[5]["cells"]["textcaps"]["value"] == pytest.approx(111) and two[5]["wins"] == [1, 1]
+    assert "ce-0.0-0 (cal)" in ce["source"] and "the paper" in one[0]["source"]
+
+
+def test_the_command_prints_and_writes_both(runs):
+    told = cal("report", "runs=runs", "results=paper", folder=runs.parent).stdout
+    assert "table 1" in told and "LLaVA-NeXT-13B + CAL" in told and "2/3" in told
+    assert max(map(len, told.partition("the paper,")[0].splitlines())) <= 80
+    text = (runs.parent / "runs/report/runs/paper.md").read_text()
+    assert "| cal | 515 [" in text and "| runs/cal-0.0-0 (cal), runs/cal-0.0-1 (cal) |" in text
+
+
+def test_without_any_result_the_command_that_makes_them_is_told(tmp_path):
+    write_run(tmp_path, "ce", 0.0, 0, 0.5)
+    with pytest.raises(InputError, match="run cal eval benchmark=paper"):
+        paper_tables([str(tmp_path)], "ce")
