@@ -16,6 +16,8 @@ from rich.table import Table
 from scipy.stats import bootstrap
 
 from cal_cli.bench import steps
+from cal_cli.bench.answering import NAMES as ANSWERS
+from cal_cli.bench.answering import answer_rates
 from cal_cli.bench.shapes import Checkpoint, Shape
 from cal_cli.bench.trainers import NAMES, trainer_rates
 from cal_cli.config import build, command_line, typed
@@ -36,6 +38,7 @@ class BenchConfig:
     checkpointing: bool | None
     memory: bool
     steps: int
+    scenes: int
 
 
 def bench(config: DictConfig) -> None:
@@ -45,17 +48,17 @@ def bench(config: DictConfig) -> None:
         InputError: a wrong value.
     """
     settings = typed(config, BenchConfig)
-    for key in ("repeats", "steps", "depth", "width"):
+    for key in ("repeats", "steps", "scenes", "depth", "width"):
         value = getattr(settings, key)
         if value is not None and value < 1:
             raise InputError(f"{key}={value}: must be at least 1")
-    if settings.measure not in ("step", "trainer"):
-        raise InputError(f"measure={settings.measure}: allowed are step and trainer")
+    if settings.measure not in MEASURES:
+        raise InputError(f"measure={settings.measure}: allowed are {', '.join(MEASURES)}")
     unknown = sorted(set(settings.ways) - set(steps.WAYS))
     if unknown or not settings.ways:
         raise InputError(f"ways={','.join(unknown) or '[]'}: allowed are some of {', '.join(steps.WAYS)}")
     console = Console(soft_wrap=True, highlight=False)
-    result = (bench_trainers if settings.measure == "trainer" else bench_steps)(config, settings, console)
+    result = MEASURES[settings.measure](config, settings, console)
     told = {"command": command_line("bench"), "device": device_name(), "versions": versions()}
     path = Path(HydraConfig.get().runtime.output_dir) / "bench.json"
     write_whole(path, json.dumps(told | result, indent=2) + "\n")
@@ -176,3 +179,22 @@ def bench_trainers(config: DictConfig, settings: BenchConfig, console: Console) 
         table.add_row(NAMES[name], f"{np.median(values):,.0f}", told(ours.get(name)))
     console.print(table)
     return {"measure": "trainer", "steps": settings.steps, "tokens_per_second": rates, "ratios": ours}
+
+
+def bench_answers(config: DictConfig, settings: BenchConfig, console: Console) -> dict[str, Any]:
+    """Have the tiny model answer, by our batches and by the library's pipeline, in turns; print questions a second."""
+    rates, same = answer_rates(settings.scenes, settings.repeats, console)
+    faster = ratio(rates["cal"], rates["pipeline"])
+    table = Table(title=f"answers of the tiny model, {5 * settings.scenes} questions a round", box=SIMPLE_HEAD)
+    table.add_column("way")
+    table.add_column("questions/s", justify="right")
+    table.add_column("rate / pipeline", justify="right")
+    for name, values in rates.items():
+        table.add_row(ANSWERS[name], f"{np.median(values):,.0f}", told(faster if name == "cal" else None))
+    console.print(table)
+    console.print("the same answers" if same else "not all answers are the same")
+    told_of = {"measure": "eval", "questions": 5 * settings.scenes, "questions_per_second": rates}
+    return told_of | {"ratios": {"cal/pipeline": faster}, "same_answers": same}
+
+
+MEASURES = {"step": bench_steps, "trainer": bench_trainers, "eval": bench_answers}

@@ -18,9 +18,7 @@ from cal_cli.files import device_name, versions
 NORMAL = 1.959964  # standard errors to either side of a 95 % interval
 
 
-def evaluate_by_lmms_eval(
-    checkpoint: Path, name: str, benchmark: DictConfig, limit: int | None, batch_size: int
-) -> dict[str, Any]:
+def evaluate_by_lmms_eval(checkpoint: Path, name: str, benchmark: DictConfig, limit: int | None) -> dict[str, Any]:
     """Have lmms-eval answer and score its own task of a benchmark.
 
     Args:
@@ -28,7 +26,6 @@ def evaluate_by_lmms_eval(
         name: of the benchmark.
         benchmark: its config, whose `lmms_eval` names the task.
         limit: questions, of the first; None means all.
-        batch_size: not used where the engine's model answers one by one.
 
     Returns:
         As `results.json` has it; intervals are of lmms-eval's standard errors, None where it gives none.
@@ -73,7 +70,7 @@ def read_document(document: dict[str, Any], task: str) -> dict[str, Any]:
     of_task = document["results"][task]
     for key, value in of_task.items():
         metric, _, kind = key.partition(",")
-        if not kind or metric.endswith("_stderr") or isinstance(value, bool) or not isinstance(value, int | float):
+        if not kind or "_stderr" in metric or isinstance(value, bool) or not isinstance(value, int | float):
             continue
         error = of_task.get(f"{metric}_stderr,{kind}")
         known = isinstance(error, int | float)

@@ -128,7 +128,7 @@ def evaluate_benchmark(
             console.print(f"{folder}: already evaluated; force=true repeats it")
             results = known
         elif settings.engine == "lmms_eval":
-            results = evaluate_by_lmms_eval(checkpoint, name, node, settings.limit, settings.batch_size)
+            results = evaluate_by_lmms_eval(checkpoint, name, node, settings.limit)
             save_results(folder, results | {"settings": told})
         else:
             if benchmark is None:

@@ -94,7 +94,7 @@ def test_the_command_writes_ratios_with_intervals(tmp_path):
 def test_wrong_values_are_named(tmp_path):
     for word, named in (
         ("ways=[fast]", "ce_library"),
-        ("measure=hours", "step and trainer"),
+        ("measure=hours", "allowed are step, trainer, eval"),
         ("repeats=0", "at least 1"),
         ("width=5", "must divide"),
         ("shape.tiles=3", "1 (LLaVA-1.5)"),
@@ -104,3 +104,12 @@ def test_wrong_values_are_named(tmp_path):
     ):
         result = cal("bench", *word.split(), folder=tmp_path, check=False)
         assert result.returncode == 2 and named in result.stderr, result.stderr
+
+
+def test_answers_are_those_of_the_library_s_pipeline(tmp_path):
+    told = cal("bench", "measure=eval", "scenes=2", "repeats=1", folder=tmp_path).stdout
+    assert "the same answers" in told
+    (path,) = tmp_path.rglob("bench.json")
+    result = json.loads(path.read_text())
+    assert result["questions"] == 10 and result["same_answers"]
+    assert set(result["questions_per_second"]) == {"pipeline", "cal"}
