@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,23 @@ class EvalConfig:
     force: bool
 
 
+@dataclass
+class Evaluation:
+    """What all benchmarks and checkpoints of a command share; of models the last that was loaded is kept."""
+
+    settings: EvalConfig
+    state: PartialState
+    console: Console
+    loaded: dict[Path, tuple[Any, Any]] = field(default_factory=dict)
+
+    def load(self, checkpoint: Path) -> tuple[Any, Any]:
+        """A checkpoint's model and processor."""
+        if checkpoint not in self.loaded:
+            self.loaded.clear()  # before, not after: two might not fit
+            self.loaded[checkpoint] = load_for_answers(str(checkpoint), self.settings.dtype, self.state.device)
+        return self.loaded[checkpoint]
+
+
 def evaluate(config: DictConfig) -> None:
     """Evaluate every checkpoint that `checkpoint=` means on every benchmark that `benchmark=` means; print a table.
 
@@ -74,8 +91,9 @@ def evaluate(config: DictConfig) -> None:
         return
     state = process_state()
     console = Console(soft_wrap=True, highlight=False, quiet=not state.is_main_process)
+    evaluation = Evaluation(settings, state, console)
     for name, node in benchmarks_of(config):
-        evaluate_benchmark(name, node, settings, checkpoints, state, console)
+        evaluate_benchmark(name, node, checkpoints, evaluation)
     state.wait_for_everyone()  # the first process that ends ends the others
 
 
@@ -108,15 +126,9 @@ def benchmarks_of(config: DictConfig) -> Iterator[tuple[str, DictConfig]]:
             yield name, node
 
 
-def evaluate_benchmark(
-    name: str,
-    node: DictConfig,
-    settings: EvalConfig,
-    checkpoints: list[Path],
-    state: PartialState,
-    console: Console,
-) -> None:
+def evaluate_benchmark(name: str, node: DictConfig, checkpoints: list[Path], evaluation: Evaluation) -> None:
     """Evaluate checkpoints on one benchmark and print a table; what has results is not repeated."""
+    settings, console = evaluation.settings, evaluation.console
     table = Table(Column("checkpoint", overflow="fold"), "metric", "value", "95 % interval", title=name)
     benchmark: Benchmark | None = None
     told = {"benchmark": OmegaConf.to_container(node), "limit": settings.limit, "engine": settings.engine}
@@ -132,10 +144,11 @@ def evaluate_benchmark(
             save_results(folder, results | {"settings": told})
         else:
             if benchmark is None:
-                benchmark = build(OmegaConf.create({"benchmark": node}), "benchmark")
+                with evaluation.state.main_process_first():  # the others find in the cache what it has fetched
+                    benchmark = build(OmegaConf.create({"benchmark": node}), "benchmark")
                 benchmark.questions = benchmark.questions[: settings.limit]
                 benchmark.metric.ready()
-            results = evaluate_checkpoint(checkpoint, name, benchmark, settings, told, folder, state, console)
+            results = evaluate_checkpoint(checkpoint, name, benchmark, told, folder, evaluation)
         label = label_of(checkpoint)
         for metric, found in results["metrics"].items():
             interval = "-" if found["ci95"] is None else "{:.3f} to {:.3f}".format(*found["ci95"])
@@ -175,14 +188,13 @@ def evaluate_checkpoint(
     checkpoint: Path,
     name: str,
     benchmark: Benchmark,
-    settings: EvalConfig,
     told: dict[str, Any],
     folder: Path,
-    state: PartialState,
-    console: Console,
+    evaluation: Evaluation,
 ) -> dict[str, Any]:
     """Answer, score and write `results.json` and `predictions.jsonl` into `folder`; return the results."""
-    model, processor = load_for_answers(str(checkpoint), settings.dtype, state.device)
+    settings, state, console = evaluation.settings, evaluation.state, evaluation.console
+    model, processor = evaluation.load(checkpoint)
     asked = benchmark.questions
     prompts = [prompt_of(question, processor) for question in asked]
     prompt_hash = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
