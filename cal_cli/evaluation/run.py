@@ -192,7 +192,11 @@ def evaluate_checkpoint(
     folder: Path,
     evaluation: Evaluation,
 ) -> dict[str, Any]:
-    """Answer, score and write `results.json` and `predictions.jsonl` into `folder`; return the results."""
+    """Answer, score and write the results into `folder`; return what `results.json` has.
+
+    Beside it lie `predictions.jsonl` and `parts.jsonl`: of each question its picture and what its answer adds to the
+    metric's sums, from which two results can be compared.
+    """
     settings, state, console = evaluation.settings, evaluation.state, evaluation.console
     model, processor = evaluation.load(checkpoint)
     asked = benchmark.questions
@@ -238,14 +242,16 @@ def evaluate_checkpoint(
     predictions = [
         {
             "id": question.id,
-            "picture": picture,
             "question": question.question,
             "prediction": text,
             "answers": question.answers,
             "score": part["score"],
-            "parts": part,
         }
-        for question, picture, text, part in zip(asked, pictures, texts, parts, strict=True)
+        for question, text, part in zip(asked, texts, parts, strict=True)
+    ]
+    summands = [
+        {"id": question.id, "picture": picture, "parts": part}
+        for question, picture, part in zip(asked, pictures, parts, strict=True)
     ]
     results = {
         "benchmark": name,
@@ -269,7 +275,8 @@ def evaluate_checkpoint(
         "processes": state.num_processes,
         "command": command_line("eval"),
     }
-    write_whole(folder / "predictions.jsonl", "".join(json.dumps(line) + "\n" for line in predictions))
+    for file, lines in (("predictions.jsonl", predictions), ("parts.jsonl", summands)):
+        write_whole(folder / file, "".join(json.dumps(line) + "\n" for line in lines))
     save_results(folder, results)
     log.close()
     state.wait_for_everyone()

@@ -27,12 +27,12 @@ def metric_of(results: dict[str, Any]) -> Metric:
 
 
 def predictions_of(folder: Path) -> list[dict[str, Any]] | None:
-    """The lines of `predictions.jsonl`; None where there are none, or not what the metric is made of."""
-    path = folder / "predictions.jsonl"
-    if not path.is_file():
+    """The lines of `predictions.jsonl`, each with those of `parts.jsonl`; None where one of the files is missing."""
+    files = [folder / "predictions.jsonl", folder / "parts.jsonl"]
+    if not all(file.is_file() for file in files):
         return None
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return lines if lines and "parts" in lines[0] else None
+    lines = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    return [answer | parts for answer, parts in zip(*lines, strict=True)]
 
 
 def compare(first: Path, second: Path) -> dict[str, Any] | None:

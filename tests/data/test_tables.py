@@ -165,6 +165,7 @@ def test_bad_rows_are_left_out_and_counted(world, entries, tmp_path):
         table(str(lines))[0]
 
 
+@pytest.mark.slow
 def test_training_from_parquet_is_training_from_json(world, entries, tmp_path):
     folder = write_parquet(world, entries, tmp_path / "parquet")
     ordered = tmp_path / "ordered.json"

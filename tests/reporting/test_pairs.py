@@ -16,12 +16,10 @@ def write(folder, scores, **changed):
     folder.mkdir(parents=True)
     told = {"benchmark": "b", "metrics": {"right": {"value": 0}}, "settings": {"benchmark": NODE}}
     (folder / "results.json").write_text(json.dumps(told | changed))
-    lines = [
-        {"id": str(n), "picture": f"p{n}", "question": "?", "answers": ["x"], "score": score}
-        | {"parts": {"score": score, "n": 1.0}}
-        for n, score in enumerate(scores)
-    ]
+    lines = [{"id": str(n), "question": "?", "answers": ["x"], "score": score} for n, score in enumerate(scores)]
     (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [{"id": str(n), "picture": f"p{n}", "parts": {"score": s, "n": 1.0}} for n, s in enumerate(scores)]
+    (folder / "parts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
@@ -42,7 +40,7 @@ def test_what_is_not_the_same_questions_is_refused(tmp_path):
     for second in (shorter, other):
         with pytest.raises(InputError, match="do not answer the same questions"):
             compare(first, second)
-    (shorter / "predictions.jsonl").unlink()  # as of another engine
+    (shorter / "parts.jsonl").unlink()  # as of another engine
     assert compare(first, shorter) is None
 
 

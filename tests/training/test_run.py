@@ -187,6 +187,7 @@ def test_the_world_on_disk_with_noise_trains_to_the_same_weights(uninterrupted, 
     assert same_weights(weights(run_folder(tmp_path)), weights(uninterrupted))
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint_and_the_same_command_continues(uninterrupted, tmp_path):
     """A limit on the size of files stands for the full disk: the model's fits until step 4, then nothing does."""
     code = (
