@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# lmms-eval with what its prompts and scores need of some sixty packages, for the tests that compare ours with them
-LMMS_EVAL = lmms_eval loguru pytz tenacity evaluate sacrebleu portalocker tabulate colorama lxml
+# lmms-eval with what LLaVA's kind of model needs of its some sixty packages, for the tests that compare ours with it
+LMMS_EVAL = lmms_eval loguru pytz tenacity evaluate sacrebleu portalocker tabulate colorama lxml aiohttp multidict yarl \
+	propcache attrs aiohappyeyeballs aiosignal frozenlist decord pytablewriter dataproperty mbstrdecoder pathvalidate \
+	tabledata tcolorpy typepy chardet
 
 .PHONY: demo test slow lint
 

@@ -19,15 +19,24 @@ class AnswerLog:
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], process: int) -> None:
-        self.folder, self.identity = folder / "answers", json.dumps(identity, sort_keys=True)
+        self.folder, self.identity = folder / "answers", json.loads(json.dumps(identity))
         self.path = self.folder / f"{process}.jsonl"
 
-    def begin(self, anew: bool) -> None:
-        """Throw away what belongs to another evaluation, or all that is there; the first process does it alone."""
-        told = self.folder / "of.json"
-        if anew or not told.is_file() or told.read_text() != self.identity:
+    def begin(self, anew: bool) -> list[str]:
+        """Throw away what belongs to another evaluation, or all that is there; the first process does it alone.
+
+        Returns:
+            In what the evaluation differs whose answers are thrown away.
+        """
+        path = self.folder / "of.json"
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        differing = sorted(
+            key for key in before.keys() | self.identity.keys() if before.get(key) != self.identity.get(key)
+        )
+        if anew or differing:
             shutil.rmtree(self.folder, ignore_errors=True)
-            write_whole(told, self.identity)
+            write_whole(path, json.dumps(self.identity))
+        return differing if before else []
 
     def read(self) -> dict[str, str]:
         """All answers so far by the questions' ids, of whichever process; a line that was cut short is none."""

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from cal_cli.config import command_line
@@ -38,12 +39,13 @@ def evaluate_by_lmms_eval(checkpoint: Path, name: str, benchmark: DictConfig, li
         raise InputError(f"engine=lmms_eval: benchmark={name} names no task of lmms-eval (its key lmms_eval)")
     if find_spec("lmms_eval") is None:
         raise InputError(
-            "engine=lmms_eval needs lmms-eval: pip install lmms_eval; it brings many packages along, best in an "
-            "environment of its own, into which this one is installed as well"
+            "engine=lmms_eval needs lmms-eval: pip install 'cal_cli[lmms-eval]', in an environment of its own, as it "
+            "brings many packages along"
         )
     with tempfile.TemporaryDirectory() as folder:
-        words = [sys.executable, "-m", "lmms_eval", "--model", "llava_hf"]
-        words += ["--model_args", f"pretrained={checkpoint}", "--tasks", task, "--batch_size", "1"]
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        words = [sys.executable, "-m", "lmms_eval", "--model", "llava_hf", "--device", device]
+        words += ["--model_args", f"pretrained={checkpoint},device_map={device}", "--tasks", task, "--batch_size", "1"]
         words += ["--output_path", folder, *(["--limit", str(limit)] if limit is not None else [])]
         try:
             subprocess.run(words, check=True)

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from cal_cli.config import build, command_line, typed
@@ -29,6 +26,7 @@ from cal_cli.evaluation.benchmark import IMAGE, Benchmark
 from cal_cli.evaluation.generation import batches_of, generate_answers, lengths_of, turns
 from cal_cli.evaluation.intervals import with_intervals
 from cal_cli.evaluation.lmms_eval import evaluate_by_lmms_eval
+from cal_cli.evaluation.progress import progress
 from cal_cli.evaluation.questions import Question
 from cal_cli.files import device_name, versions, write_whole
 from cal_cli.models.load import load_for_answers
@@ -155,7 +153,8 @@ def evaluate_benchmark(name: str, node: DictConfig, checkpoints: list[Path], eva
             table.add_row(label, metric.replace("_", " "), f"{found['value']:.3f}", interval)
             label = ""
         table.add_section()
-    table.caption = f"{results['n']} questions of the split {results['split']}; intervals over their pictures"
+    intervals = "by lmms-eval's standard errors" if settings.engine == "lmms_eval" else "over their pictures"
+    table.caption = f"{results['n']} questions of the split {results['split']}; intervals {intervals}"
     console.print(table)
 
 
@@ -211,7 +210,9 @@ def evaluate_checkpoint(
     }
     log = AnswerLog(folder, identity, state.process_index)
     if state.is_main_process:
-        log.begin(anew=settings.force)
+        differing = log.begin(anew=settings.force)
+        if differing:
+            console.print(f"{folder}: starting anew; what was answered there before differs in {', '.join(differing)}")
     state.wait_for_everyone()
     answers = log.read()
     state.wait_for_everyone()  # nobody writes before all have read
@@ -281,24 +282,3 @@ def evaluate_checkpoint(
     log.close()
     state.wait_for_everyone()
     return results
-
-
-@contextmanager
-def progress(title: str, total: int, console: Console) -> Iterator[Callable[[int], None]]:
-    """A bar with the time left on a terminal, else a line for each tenth; yields what to call with what is done."""
-    if console.is_terminal and not console.quiet:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task(title, total=total)
-            yield lambda more: bar.advance(task, more)
-        return
-    start, done = time.perf_counter(), 0
-
-    def advance(more: int) -> None:
-        nonlocal done
-        before, done = done, done + more
-        if done < total and 10 * done // total > 10 * before // total:
-            left = (time.perf_counter() - start) / done * (total - done)
-            console.print(f"{title}  {done}/{total} questions  {left:.0f} s left")
-
-    yield advance

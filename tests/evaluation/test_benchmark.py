@@ -11,6 +11,7 @@ from PIL import Image
 from cal_cli.cli import CONF
 from cal_cli.config import build
 from cal_cli.errors import InputError
+from cal_cli.evaluation.benchmark import with_places
 from tests.evaluation.fixtures import NAMES, rows_of, write
 
 BRIEF = "Answer the question using a single word or phrase."
@@ -127,6 +128,20 @@ def test_the_prompt_can_be_another(tmp_path):
     assert found.questions[0].question == "Is there a thing 0 in the image? <image> Short:"
 
 
+def test_ids_that_repeat_are_told_apart(tmp_path):
+    found = benchmark("pope", write("pope", tmp_path / "d"), "benchmark.id=answer")
+    assert [question.id for question in found.questions] == ["yes", "no", "yes-2", "no-3"]
+
+
+def test_there_are_as_many_places_as_pictures():
+    assert with_places("what?", 0) == "what?"
+    assert with_places("what?", 2) == "<image> <image>\nwhat?"
+    assert with_places("in <image> what?", 1) == "in <image> what?"
+    assert with_places("in <image> what?", 2) == "<image>\nin <image> what?"
+    assert with_places("in <image> <image> what?", 1) == "in <image>  what?"
+    assert with_places("<image>what?", 0) == "what?"
+
+
 def test_a_row_s_own_words_for_an_image_are_no_picture(tmp_path):
     found = benchmark("pope", write("pope", tmp_path / "d"), "benchmark.prompt='<image> as in <image>{{ question }}'")
     assert found.questions[0].question.count("<image>") == 1
@@ -140,7 +155,6 @@ def test_a_row_s_own_words_for_an_image_are_no_picture(tmp_path):
         (["benchmark.prompt='{{ nothing }}'"], "row 0 does not fit prompt and tags"),
         (["benchmark.prompt='{{ question'"], "hold no Jinja template"),
         (["benchmark.image=picture"], "there is no such column; there are .*question"),
-        (["benchmark.id=answer"], "two questions are called yes"),
         (["benchmark.where=false"], "the split test has no question"),
         (["benchmark.split=train"], "holds no .* file of the split train"),
         (["benchmark.max_new_tokens=0"], "must be at least 1"),

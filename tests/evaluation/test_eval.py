@@ -15,7 +15,7 @@ from cal_cli.data.collator import Collator
 from cal_cli.models.load import load_model
 from cal_cli.objective import ContrastiveAlignmentLoss
 from tests.cal import cal, started
-from tests.evaluation.fixtures import NAMES, write
+from tests.evaluation.fixtures import COMMIT, NAMES, cache, write
 from tests.evaluation.test_benchmark import CONF, benchmark
 
 without_lmms_eval = pytest.mark.skipif(find_spec("lmms_eval") is not None, reason="lmms-eval is installed")
@@ -130,7 +130,7 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(tmp_path):
     answers.write_bytes(text[: text.rstrip(b"\n").rfind(b"\n") + 9])  # as if it had been cut within a line
     before = answers.read_bytes().count(b"\n")
     again = cal(*words, folder=tmp_path).stdout
-    assert f"continuing after {before} of 200 questions" in again
+    assert f"continuing after {before} of 200 questions" in again, again
     one, two = (folder / "runs/eval/scenes/tiny/predictions.jsonl" for folder in (whole, tmp_path))
     assert one.read_text() == two.read_text()
     assert not answers.parent.exists()
@@ -139,10 +139,10 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(tmp_path):
 def test_answers_of_another_evaluation_are_not_taken(tmp_path):
     folder = tmp_path / "runs/eval/scenes/tiny/answers"
     folder.mkdir(parents=True)
-    (folder / "of.json").write_text("{}")
+    (folder / "of.json").write_text('{"prompts": "others"}')
     (folder / "0.jsonl").write_text('["test-0-000000-caption", "another\'s"]\n')
     told = cal("eval", "checkpoint=tiny", "benchmark.n=2", folder=tmp_path).stdout
-    assert "continuing" not in told
+    assert "continuing" not in told and "starting anew; what was answered there before differs in" in told
     assert "another's" not in (tmp_path / "runs/eval/scenes/tiny/predictions.jsonl").read_text()
 
 
@@ -186,10 +186,39 @@ def test_several_benchmarks_one_after_the_other_and_what_they_tell(data, tmp_pat
         (["checkpoint=nobody/nothing"], "run `hf download nobody/nothing`"),
         (["checkpoint=nowhere"], "there is no such folder"),
         (["engine=lmms_eval"], "names no task of lmms-eval"),
-        pytest.param(["engine=lmms_eval", "benchmark=pope"], "pip install lmms_eval", marks=without_lmms_eval),
+        pytest.param(["engine=lmms_eval", "benchmark=pope"], "cal_cli[lmms-eval]", marks=without_lmms_eval),
     ],
 )
 def test_wrong_words_are_told(words, said, tmp_path):
     words = words if any(word.startswith("checkpoint=") for word in words) else [*words, "checkpoint=tiny"]
     result = cal("eval", *words, folder=tmp_path, check=False)
     assert result.returncode == 2 and said in result.stderr, result.stderr
+
+
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory):
+    """POPE's rows in the cache of `datasets`, as if they had been fetched."""
+    return {"HF_DATASETS_CACHE": str(cache("pope", "lmms-lab-encoder/POPE", tmp_path_factory.mktemp("fetched")))}
+
+
+def test_what_is_in_the_cache_needs_no_network(fetched, tmp_path):
+    cal("eval", "benchmark=pope", "benchmark.max_new_tokens=2", "checkpoint=tiny", folder=tmp_path, **fetched)
+    told = json.loads((tmp_path / "runs/eval/pope/tiny/results.json").read_text())
+    assert told["n"] == 4 and told["data"] == {"path": "lmms-lab-encoder/POPE", "name": None, "revision": COMMIT}
+
+
+@pytest.mark.slow
+def test_lmms_eval_itself_has_the_same_values(fetched, knowing, tmp_path):
+    """The second engine, from end to end, on a model that knows all answers."""
+    pytest.importorskip("lmms_eval.models.simple.llava_hf")
+    words = ["eval", "benchmark=pope", f"checkpoint={knowing}"]
+    found = []
+    for engine in ("cal", "lmms_eval"):
+        cal(*words, f"engine={engine}", "force=true", folder=tmp_path, **fetched)
+        told = results(tmp_path, "pope", knowing)
+        assert told["n"] == 4 and told["settings"]["engine"] == engine
+        found.append({name: metric["value"] for name, metric in told["metrics"].items()})
+    ours, theirs = found
+    assert ours.pop("answered_yes") == 0.5
+    assert ours == pytest.approx(theirs) and theirs["pope_f1_score"] == 1
+    assert told["versions"]["lmms_eval"] and told["generation"]["max_new_tokens"] == 128
