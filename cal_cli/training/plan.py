@@ -117,17 +117,16 @@ def plan_memory(
         activations += trainable * torch.bfloat16.itemsize
     gradients, optimizer = trainable * dtype.itemsize, 2 * trainable * dtype.itemsize
     logits = LOGITS_HELD[device] * 4
-    # the loss's logits are gone when the backward pass begins, in which gradients take the place of activations
-    before, new = (0, gradients) if accumulation == 1 else (gradients, 0)
     forward = backward = 0
     if shard is not None:
         forward, backward = gathered(whole, layers, shard, torch.bfloat16 if bf16 else dtype)
-        # between the batches of one step gradients stay whole
-        weights, gradients, optimizer, new = (
-            math.ceil(share / devices) for share in (weights, gradients, optimizer, new)
-        )
+        weights, gradients, optimizer = (math.ceil(share / devices) for share in (weights, gradients, optimizer))
+    # the loss's logits are gone when the backward pass begins, in which gradients take the place of activations
+    before, new = (0, gradients) if accumulation == 1 else (gradients, 0)
     on_cpu = weights + gradients + optimizer if offload else 0
-    peak = before + max(forward + activations + logits, backward + max(activations, 0 if offload else new) + one_layer)
+    if offload:
+        before = new = 0
+    peak = before + max(forward + activations + logits, backward + max(activations, new) + one_layer)
     peak += 0 if offload else weights + optimizer
     return Plan(
         parameters=parameters,

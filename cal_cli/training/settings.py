@@ -123,7 +123,9 @@ def sharding_arguments(launch: LaunchConfig) -> dict[str, Any]:
         "auto_wrap_policy": "NO_WRAP",  # CALTrainer has done it
         "state_dict_type": "FULL_STATE_DICT",
     }
-    return {"fsdp": True, "fsdp_config": options}
+    # without it whole gradients would lie in memory between the batches of one step
+    each_batch = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+    return {"fsdp": True, "fsdp_config": options, "accelerator_config": each_batch}
 
 
 def accumulation(settings: TrainConfig, devices: int) -> int:

@@ -46,9 +46,7 @@ def measure(rank, world, port, node, rates, batch_size, tokens, checkpointing, a
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], foreach=False)
     for _ in range(2):
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-        for number in range(accumulation):
-            if way is not None:
-                model.set_requires_gradient_sync(number == accumulation - 1)
+        for _ in range(accumulation):  # gradients are divided after each batch, as `cal train` has it
             model(objective=ContrastiveAlignmentLoss(), batch=batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
