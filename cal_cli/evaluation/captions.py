@@ -10,11 +10,11 @@ from importlib.util import find_spec
 from typing import Any
 
 from cal_cli.errors import InputError
-from cal_cli.evaluation.metrics import Parts, Sums, share
+from cal_cli.evaluation.metrics import Metric, Parts, Sums, share
 from cal_cli.evaluation.questions import Question
 
 
-class Captions:
+class Captions(Metric):
     """CIDEr (Vedantam et al. 2015): n-grams shared with people's captions, weighted by rarity, a mean over pictures.
 
     How rare an n-gram is follows from the people's captions of all pictures together: with `limit` it is another
@@ -23,8 +23,6 @@ class Captions:
     Args:
         name: of the value.
     """
-
-    top: float | None = None
 
     def __init__(self, name: str) -> None:
         self.name = name

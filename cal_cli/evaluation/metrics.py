@@ -5,7 +5,7 @@ follow from their sums. So one bootstrap serves them all. The names and scales o
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from hydra.utils import get_object
@@ -18,21 +18,26 @@ Parts = dict[str, float]
 Sums = Mapping[str, np.ndarray]
 
 
-class Metric(Protocol):
-    """How the answers to a benchmark's questions are scored.
+class Metric:
+    """How the answers to a benchmark's questions are scored; a metric has `values`, and `part` or `parts`.
 
     Attributes:
         top: the most that each value can be, where all are means of scores from 0; else None.
     """
 
-    top: float | None
+    top: float | None = None
 
     def ready(self) -> None:
         """Raise InputError if something that scoring needs is not installed."""
 
     def parts(self, questions: Sequence[Question], predictions: Sequence[str]) -> list[Parts]:
         """What each answer adds to the metric's sums; `score` among them is the answer's own."""
-        ...
+        pairs = zip(questions, predictions, strict=True)
+        return [self.part(question, prediction.strip()) for question, prediction in pairs]
+
+    def part(self, question: Question, prediction: str) -> Parts:
+        """What one answer, without outer space, adds, where that depends on no other."""
+        raise NotImplementedError
 
     def values(self, sums: Sums) -> dict[str, Any]:
         """The metric's values by name, the first of them the benchmark's headline.
@@ -40,7 +45,7 @@ class Metric(Protocol):
         Args:
             sums: of each part over the questions, arrays of any one shape; parts that no question has are missing.
         """
-        ...
+        raise NotImplementedError
 
 
 def share(part: Any, whole: Any) -> np.ndarray:
@@ -70,7 +75,7 @@ def rule_named(name: str) -> Callable[..., float]:
         ) from error
 
 
-class Mean:
+class Mean(Metric):
     """The mean of a rule's scores, over all questions and over those of each kind.
 
     Args:
@@ -94,20 +99,14 @@ class Mean:
         self.rule, self.name, self.scale, self.top = rule_named(rule), name, scale, scale
         self.given, self.by, self.names = list(given or ()), by, dict(names or {})
 
-    def ready(self) -> None:
-        pass
-
-    def parts(self, questions: Sequence[Question], predictions: Sequence[str]) -> list[Parts]:
-        found = []
-        for question, prediction in zip(questions, predictions, strict=True):
-            keywords = {name: question.tags[name] for name in self.given}
-            score = float(self.rule(prediction.strip(), question.answers, **keywords))
-            parts = {"score": score, "n": 1.0}
-            if self.by is not None:
-                kind = self.names.get(question.tags[self.by], question.tags[self.by])
-                parts |= {f"score/{kind}": score, f"n/{kind}": 1.0}
-            found.append(parts)
-        return found
+    def part(self, question: Question, prediction: str) -> Parts:
+        keywords = {name: question.tags[name] for name in self.given}
+        score = float(self.rule(prediction, question.answers, **keywords))
+        parts = {"score": score, "n": 1.0}
+        if self.by is not None:
+            kind = self.names.get(question.tags[self.by], question.tags[self.by])
+            parts |= {f"score/{kind}": score, f"n/{kind}": 1.0}
+        return parts
 
     def values(self, sums: Sums) -> dict[str, Any]:
         values = {self.name: share(sums["score"], sums["n"]) * self.scale}
@@ -115,45 +114,32 @@ class Mean:
         return values | kinds
 
 
-class OCRBench:
+class OCRBench(Metric):
     """Answers contained in predictions, out of 1,000, and the sums of its groups (Liu et al. 2023)."""
 
-    top: float | None = None
     RECOGNITION = "Recognition"  # ends the names of six kinds of question, 300 in all; formulas are a kind of their own
 
-    def ready(self) -> None:
-        pass
-
-    def parts(self, questions: Sequence[Question], predictions: Sequence[str]) -> list[Parts]:
-        found = []
-        for question, prediction in zip(questions, predictions, strict=True):
-            score = rules.contained(prediction.strip(), question.answers, question.tags["dataset"])
-            kind = question.tags["question_type"]
-            reading = kind.endswith(self.RECOGNITION) and not kind.startswith("Handwritten Mathematical")
-            parts = {"score": score, f"score/{kind}": score}
-            found.append(parts | ({"score/Text Recognition": score} if reading else {}))
-        return found
+    def part(self, question: Question, prediction: str) -> Parts:
+        score = rules.contained(prediction, question.answers, question.tags["dataset"])
+        kind = question.tags["question_type"]
+        reading = kind.endswith(self.RECOGNITION) and not kind.startswith("Handwritten Mathematical")
+        parts = {"score": score, f"score/{kind}": score}
+        return parts | ({"score/Text Recognition": score} if reading else {})
 
     def values(self, sums: Sums) -> dict[str, Any]:
         kinds = {kind: np.asarray(sums[f"score/{kind}"], dtype=float) for kind in kinds_in(sums, "score")}
         return {"ocrbench_accuracy": np.asarray(sums["score"]) / 1000} | kinds
 
 
-class MMStar:
+class MMStar(Metric):
     """The mean over six abilities' finer kinds, each the share of letters that are right (Chen et al. 2024)."""
 
-    top: float | None = 1.0
+    top = 1.0
 
-    def ready(self) -> None:
-        pass
-
-    def parts(self, questions: Sequence[Question], predictions: Sequence[str]) -> list[Parts]:
-        found = []
-        for question, prediction in zip(questions, predictions, strict=True):
-            score = rules.letter_extracted(prediction.strip(), question.answers)
-            kind = f"{question.tags['category']}/{question.tags['l2_category']}"
-            found.append({"score": score, f"score/{kind}": score, f"n/{kind}": 1.0})
-        return found
+    def part(self, question: Question, prediction: str) -> Parts:
+        score = rules.letter_extracted(prediction, question.answers)
+        kind = f"{question.tags['category']}/{question.tags['l2_category']}"
+        return {"score": score, f"score/{kind}": score, f"n/{kind}": 1.0}
 
     def values(self, sums: Sums) -> dict[str, Any]:
         fine = {kind: share(sums[f"score/{kind}"], sums[f"n/{kind}"]) for kind in kinds_in(sums, "n")}
@@ -166,17 +152,13 @@ class MMStar:
         return values
 
 
-class MME:
+class MME(Metric):
     """The sum over kinds of the share of right answers and the share of pictures with both right, each times 100.
 
     Source: MME (Fu et al. 2023): two questions a picture, ten kinds of perception and four of cognition.
     """
 
-    top: float | None = None
     COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
-
-    def ready(self) -> None:
-        pass
 
     def parts(self, questions: Sequence[Question], predictions: Sequence[str]) -> list[Parts]:
         pairs: dict[tuple[str, str], list[float]] = {}
@@ -214,33 +196,25 @@ class MME:
         return values | kinds
 
 
-class POPE:
+class POPE(Metric):
     """Accuracy, precision, recall and F1 of "yes" on the presence of objects (Li et al. 2023).
 
     An answer counts only if it is "yes" or "no" and nothing else. `pope_yes_ratio` is lmms-eval's, which is that of the
     right answers and the same for every model; `answered_yes` is the paper's, the share of "yes" among the predictions.
     """
 
-    top: float | None = 1.0
+    top = 1.0
 
-    def ready(self) -> None:
-        pass
-
-    def parts(self, questions: Sequence[Question], predictions: Sequence[str]) -> list[Parts]:
-        found = []
-        for question, prediction in zip(questions, predictions, strict=True):
-            said, right = prediction.lower().strip(), question.answers[0].lower().strip()
-            found.append(
-                {
-                    "score": float(said == right),
-                    "n": 1.0,
-                    "said_yes": float(said == "yes"),
-                    "is_yes": float(right == "yes"),
-                    "true_yes": float(said == right == "yes"),
-                    "false_no": float(said == "no" and right == "yes"),
-                }
-            )
-        return found
+    def part(self, question: Question, prediction: str) -> Parts:
+        said, right = prediction.lower().strip(), question.answers[0].lower().strip()
+        return {
+            "score": float(said == right),
+            "n": 1.0,
+            "said_yes": float(said == "yes"),
+            "is_yes": float(right == "yes"),
+            "true_yes": float(said == right == "yes"),
+            "false_no": float(said == "no" and right == "yes"),
+        }
 
     def values(self, sums: Sums) -> dict[str, Any]:
         precision = np.nan_to_num(share(sums["true_yes"], sums["said_yes"]))
@@ -255,25 +229,19 @@ class POPE:
         }
 
 
-class Boxes:
+class Boxes(Metric):
     """The share of boxes that overlap the right one by at least half, and the mean overlap (RefCOCOg).
 
     Boxes are (left, top, right, bottom) as shares of the picture's sides, in a prediction the first four numbers in
     square brackets. Source: accuracy at an intersection over union of 0.5 (Mao et al. 2016), with lmms-eval's parsing.
     """
 
-    top: float | None = 1.0
+    top = 1.0
 
-    def ready(self) -> None:
-        pass
-
-    def parts(self, questions: Sequence[Question], predictions: Sequence[str]) -> list[Parts]:
-        found = []
-        for question, prediction in zip(questions, predictions, strict=True):
-            right = [float(value) for value in question.answers]
-            overlap = rules.intersection_over_union(right, rules.box_in(prediction))
-            found.append({"score": float(overlap >= 0.5), "overlap": overlap, "n": 1.0})
-        return found
+    def part(self, question: Question, prediction: str) -> Parts:
+        right = [float(value) for value in question.answers]
+        overlap = rules.intersection_over_union(right, rules.box_in(prediction))
+        return {"score": float(overlap >= 0.5), "overlap": overlap, "n": 1.0}
 
     def values(self, sums: Sums) -> dict[str, Any]:
         accuracy = share(sums["score"], sums["n"])

@@ -2,7 +2,6 @@
 
 import random
 import re
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +9,7 @@ from cal_cli.data.scenes import CAPTION_PROMPT, COLOURS, PLACES, SHAPES, caption
 from cal_cli.errors import InputError
 from cal_cli.evaluation.answers import exact_match
 from cal_cli.evaluation.benchmark import Benchmark
-from cal_cli.evaluation.metrics import Parts, Sums, kinds_in, share
+from cal_cli.evaluation.metrics import Metric, Parts, Sums, kinds_in, share
 from cal_cli.evaluation.questions import Question
 
 
@@ -46,26 +45,19 @@ def scenes_benchmark(
     return Benchmark("test", asked, Scenes(), max_new_tokens, {"path": "cal_cli.data.scenes", "seed": seed})
 
 
-class Scenes:
+class Scenes(Metric):
     """Captions with every attribute right (`scene_accuracy`), and questions answered word for word (`exact_match`)."""
 
-    top: float | None = 1.0
+    top = 1.0
 
-    def ready(self) -> None:
-        pass
-
-    def parts(self, questions: Sequence[Question], predictions: Sequence[str]) -> list[Parts]:
-        found = []
-        for question, prediction in zip(questions, predictions, strict=True):
-            kind = question.tags["kind"]
-            if kind == "caption":
-                right = scene_match(prediction, question.answers)
-                found.append({"score": right, "scenes": right, "captions": 1.0})
-            else:
-                right = exact_match(prediction, question.answers)
-                parts = {"score": right, "answers": right, "questions": 1.0}
-                found.append(parts | {f"answers/{kind}": right, f"questions/{kind}": 1.0})
-        return found
+    def part(self, question: Question, prediction: str) -> Parts:
+        kind = question.tags["kind"]
+        if kind == "caption":
+            right = scene_match(prediction, question.answers)
+            return {"score": right, "scenes": right, "captions": 1.0}
+        right = exact_match(prediction, question.answers)
+        parts = {"score": right, "answers": right, "questions": 1.0}
+        return parts | {f"answers/{kind}": right, f"questions/{kind}": 1.0}
 
     def values(self, sums: Sums) -> dict[str, Any]:
         values = {"scene_accuracy": share(sums["scenes"], sums["captions"])}

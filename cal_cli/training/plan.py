@@ -111,9 +111,8 @@ def plan_memory(
     parameters = {name: sum(p.numel() for p in members) for name, members in parts.items()}
     trainable = sum(p.numel() for p in whole.parameters() if p.requires_grad)
     weights = sum(parameters.values()) * dtype.itemsize
-    if (
-        bf16 and dtype != torch.bfloat16 and shard is None
-    ):  # autocast keeps a copy of what it casts until the backward pass is over
+    # autocast keeps a copy of what it casts until the backward pass is over
+    if bf16 and dtype != torch.bfloat16 and shard is None:
         activations += trainable * torch.bfloat16.itemsize
     gradients, optimizer = trainable * dtype.itemsize, 2 * trainable * dtype.itemsize
     logits = LOGITS_HELD[device] * 4
