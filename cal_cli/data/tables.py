@@ -164,36 +164,50 @@ def numbers_in(file: str, rows: int) -> list[int]:
     return numbers
 
 
-def loaded(path: str, name: str | None, split: str) -> Any:
+def loaded(
+    path: str,
+    name: str | None,
+    split: str,
+    files: list[Path] | None = None,
+    revision: str | None = None,
+    key: str = "data",
+) -> Any:
     """The data set, its images not decoded.
+
+    Args:
+        path: a file, a folder or a hub id.
+        name: of the configuration, on the hub.
+        split: on the hub.
+        files: those of the folder that are meant; None means all.
+        revision: on the hub.
+        key: of the config, for messages.
 
     Raises:
         InputError: it cannot be loaded.
     """
     import datasets  # seconds, which no other data set's user should wait
 
-    files = files_of(Path(path))
+    files = files_of(Path(path)) if files is None else files
+    if not files and Path(path).exists():
+        raise InputError(f"{key}.path={path}: holds no {', '.join(BUILDERS)} file")
     try:
         if files:
             # one split of its own: the names of the hub's splits are not those of local files
             found = datasets.load_dataset(BUILDERS[files[0].suffix], data_files=[str(file) for file in files])["train"]
-        elif Path(path).exists():
-            raise InputError(f"data.path={path}: holds no {', '.join(BUILDERS)} file")
         else:
-            found = datasets.load_dataset(path, name, split=split)
-    except InputError:
-        raise
+            found = datasets.load_dataset(path, name, split=split, revision=revision)
     except Exception as error:  # whatever a builder stumbles on
         cause = str(error.__cause__ or error).strip().splitlines()
         told = cause[0] if cause else type(error).__name__
         if files:
-            raise InputError(f"data.path={path}: cannot be read: {told}") from error
+            raise InputError(f"{key}.path={path}: cannot be read: {told}") from error
         raise InputError(
-            f"data.path={path}: neither a file or folder here nor a data set that the hub or its cache gives ({told}): "
-            f"run `hf download --repo-type dataset {path}` where there is a network, and give the folder"
+            f"{key}.path={path}: neither a file or folder here nor a data set of the hub or its cache ({told}): "
+            f"run `hf download --repo-type dataset {path} --local-dir {Path(path).name}` where there is a network, and "
+            f"give {key}.path={Path(path).name}, a folder with .parquet files, or .json with its images beside it"
         ) from error
-    for column in IMAGES:
-        if column in found.column_names:
+    for column, feature in found.features.items():
+        if isinstance(getattr(feature, "feature", feature), datasets.Image):
             found = undecoded(found, column, datasets)
     return found
 

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from cal_cli.data.llava_json import open_image, open_inside
-from cal_cli.data.tables import BUILDERS, files_of, undecoded
+from cal_cli.data.tables import BUILDERS, files_of, loaded
 from cal_cli.errors import InputError
 
 
@@ -23,37 +23,15 @@ def rows_of(path: str, name: str | None, split: str, revision: str | None) -> tu
     Raises:
         InputError: it cannot be had.
     """
-    import datasets  # seconds, which the default benchmark's user should not wait
-
     if not sys.stderr.isatty():
+        import datasets
+
         datasets.disable_progress_bars()
     files = files_of_split(Path(path), name, split)
-    try:
-        if files:
-            found = datasets.load_dataset(BUILDERS[files[0].suffix], data_files=[str(file) for file in files])["train"]
-            state: dict[str, Any] = {"sha256": sha256_of(files)}
-        elif Path(path).exists():
-            raise InputError(f"benchmark.path={path}: holds no {', '.join(BUILDERS)} file of the split {split}")
-        else:
-            found = datasets.load_dataset(path, name, split=split, revision=revision)
-            state = {"revision": commit_of(found) or revision}
-    except InputError:
-        raise
-    except Exception as error:  # whatever a builder stumbles on
-        cause = str(error.__cause__ or error).strip().splitlines()
-        told = cause[0] if cause else type(error).__name__
-        if files:
-            raise InputError(f"benchmark.path={path}: cannot be read: {told}") from error
-        raise InputError(
-            f"benchmark.path={path}: neither a folder here nor a data set that the hub or its cache gives ({told}): "
-            f"where there is a network run `hf download --repo-type dataset {path} --local-dir {Path(path).name}` and "
-            f"give benchmark.path={Path(path).name}, a folder with the files of the split {split} (.parquet, or .json "
-            "with the images beside it)"
-        ) from error
-    for column, feature in found.features.items():
-        if isinstance(getattr(feature, "feature", feature), datasets.Image):
-            found = undecoded(found, column, datasets)
-    return found, state
+    if not files and files_of(Path(path)):
+        raise InputError(f"benchmark.path={path}: holds no {', '.join(BUILDERS)} file of the split {split}")
+    found = loaded(path, name, split, files, revision, key="benchmark")
+    return found, {"sha256": sha256_of(files)} if files else {"revision": commit_of(found) or revision}
 
 
 def files_of_split(path: Path, name: str | None, split: str) -> list[Path]:

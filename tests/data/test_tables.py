@@ -228,7 +228,7 @@ def test_what_cannot_be_loaded_is_told_in_one_sentence(tmp_path):
     (tmp_path / "broken.parquet").write_text("no")
     datasets.Dataset.from_list([{"a": 1}]).to_parquet(str(tmp_path / "other.parquet"))
     for path, said in (
-        ("nobody/nothing", "run `hf download --repo-type dataset nobody/nothing`"),
+        ("nobody/nothing", "run `hf download --repo-type dataset nobody/nothing --local-dir nothing`"),
         (f"{tmp_path}/empty", "holds no .parquet, .tar"),
         (f"{tmp_path}/broken.parquet", "cannot be read"),
         (f"{tmp_path}/other.parquet", "has no column of conversations: there are a, and one of"),

@@ -21,6 +21,16 @@ def resident(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
+def random_batch(image_token_id, batch_size, tokens):
+    """Samples of one picture of 16 tokens, their last 40 tokens supervised."""
+    ids = torch.randint(300, 500, (batch_size, tokens))
+    ids[:, 3:19] = image_token_id
+    labels = ids.clone()
+    labels[:, :-40] = IGNORED
+    pictures = torch.randn(batch_size, 3, 28, 28)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "pixel_values": pictures}
+
+
 def measure(rank, world, port, node, rates, batch_size, tokens, checkpointing, accumulation, way, folder):
     """Write the peak of the second step's memory, less what the process had before it built the model."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -37,12 +47,7 @@ def measure(rank, world, port, node, rates, batch_size, tokens, checkpointing, a
     if way is not None:
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, reshard_after_forward=way == "parameters")
         shard(model, plugin)
-    ids = torch.randint(300, 500, (batch_size, tokens))
-    ids[:, 3:19] = processor.image_token_id
-    labels = ids.clone()
-    labels[:, :-40] = IGNORED
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-    batch["pixel_values"] = torch.randn(batch_size, 3, 28, 28)
+    batch = random_batch(processor.image_token_id, batch_size, tokens)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], foreach=False)
     for _ in range(2):
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM

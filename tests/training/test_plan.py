@@ -5,7 +5,6 @@ import torch
 from torch.multiprocessing import start_processes
 
 from cal_cli.bench.steps import tensor_bytes_during
-from cal_cli.data.collator import IGNORED
 from cal_cli.models.load import checkpoint_activations
 from cal_cli.models.pretrained import pretrained, processor_of
 from cal_cli.objective import ContrastiveAlignmentLoss
@@ -14,7 +13,7 @@ from cal_cli.training.parts import train_parts
 from cal_cli.training.plan import plan_memory
 from tests.cal import cal
 from tests.models.parts import save_language_model, save_vision_tower
-from tests.training.sharded_memory import measure
+from tests.training.sharded_memory import measure, random_batch
 
 ALL = {"language_model": 1.0, "projector": 1.0, "vision_tower": 1.0}
 FROZEN_TOWER = {**ALL, "vision_tower": 0.0}
@@ -46,12 +45,7 @@ def test_a_plan_is_within_15_percent_of_a_real_step(node, rates, checkpointing, 
         checkpoint_activations(model)
     assert sum(planned.parameters.values()) == sum(p.numel() for p in model.parameters())
     assert planned.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
-    ids = torch.randint(300, 500, (batch_size, tokens))
-    ids[:, 3:19] = processor.image_token_id
-    labels = ids.clone()
-    labels[:, :-40] = IGNORED
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-    batch["pixel_values"] = torch.randn(batch_size, 3, 28, 28)
+    batch = random_batch(processor.image_token_id, batch_size, tokens)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], foreach=False)
     objective = ContrastiveAlignmentLoss()
 
