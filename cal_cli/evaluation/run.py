@@ -1,7 +1,6 @@
 """`cal eval`: answers of a checkpoint, or of every run of a folder, to a benchmark's questions, and their scores."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,17 +17,19 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Column, Table
 
-from cal_cli.config import build, command_line, typed
+from cal_cli.config import build, typed
 from cal_cli.data.collator import to_messages
 from cal_cli.errors import InputError
 from cal_cli.evaluation.answer_log import AnswerLog
 from cal_cli.evaluation.benchmark import IMAGE, Benchmark
+from cal_cli.evaluation.dataset import sha256_of
 from cal_cli.evaluation.generation import batches_of, generate_answers, lengths_of, turns
-from cal_cli.evaluation.intervals import with_intervals
 from cal_cli.evaluation.lmms_eval import evaluate_by_lmms_eval
+from cal_cli.evaluation.predictions import read_predictions
 from cal_cli.evaluation.progress import progress
 from cal_cli.evaluation.questions import Question
-from cal_cli.files import device_name, versions, write_whole
+from cal_cli.evaluation.results import read_results, save_results, score
+from cal_cli.files import device_name, versions
 from cal_cli.models.load import load_for_answers
 from cal_cli.runs import find_checkpoints, result_folder
 from cal_cli.training.launch import LaunchConfig, is_worker, process_state, run_workers, wanted_processes
@@ -46,6 +47,7 @@ class EvalConfig:
     limit: int | None
     dtype: str | None
     engine: str
+    predictions: str | None
     launch: LaunchConfig
     force: bool
 
@@ -83,7 +85,16 @@ def evaluate(config: DictConfig) -> None:
     if settings.launch.shard is not None:
         raise InputError("launch: cal eval divides questions, not models: give launch=single or launch=ddp")
     processes = wanted_processes(settings.launch)
-    checkpoints = find_checkpoints(settings.checkpoint)
+    if settings.predictions is None:
+        checkpoints = find_checkpoints(settings.checkpoint)
+    else:
+        if settings.checkpoint is not None or settings.engine != "cal" or processes * settings.launch.machines > 1:
+            raise InputError(
+                "predictions are scored as they are, by one process: leave checkpoint, engine and launch out"
+            )
+        checkpoints = [Path(settings.predictions)]
+        if not checkpoints[0].is_file():
+            raise InputError(f"predictions={settings.predictions}: there is no such file")
     if processes * settings.launch.machines > 1 and not is_worker() and settings.engine == "cal":
         run_workers("eval", settings.launch, processes, Path(HydraConfig.get().runtime.output_dir))
         return
@@ -130,9 +141,12 @@ def evaluate_benchmark(name: str, node: DictConfig, checkpoints: list[Path], eva
     table = Table(Column("checkpoint", overflow="fold"), "metric", "value", "95 % interval", title=name)
     benchmark: Benchmark | None = None
     told = {"benchmark": OmegaConf.to_container(node), "limit": settings.limit, "engine": settings.engine}
+    if settings.predictions is not None:
+        told["predictions"] = sha256_of(checkpoints)
     results: dict[str, Any] = {}
     for checkpoint in checkpoints:
-        folder = result_folder(checkpoint, "eval", name if settings.limit is None else f"{name}_{settings.limit}")
+        subject = checkpoint if settings.predictions is None else checkpoint.with_suffix("")
+        folder = result_folder(subject, "eval", name if settings.limit is None else f"{name}_{settings.limit}")
         known = None if settings.force else read_results(folder, told)
         if known:
             console.print(f"{folder}: already evaluated; force=true repeats it")
@@ -146,8 +160,11 @@ def evaluate_benchmark(name: str, node: DictConfig, checkpoints: list[Path], eva
                     benchmark = build(OmegaConf.create({"benchmark": node}), "benchmark")
                 benchmark.questions = benchmark.questions[: settings.limit]
                 benchmark.metric.ready()
-            results = evaluate_checkpoint(checkpoint, name, benchmark, told, folder, evaluation)
-        label = label_of(checkpoint)
+            if settings.predictions is None:
+                results = evaluate_checkpoint(checkpoint, name, benchmark, told, folder, evaluation)
+            else:
+                results = evaluate_predictions(checkpoint, name, benchmark, told, folder)
+        label = label_of(subject)
         for metric, found in results["metrics"].items():
             interval = "-" if found["ci95"] is None else "{:.3f} to {:.3f}".format(*found["ci95"])
             table.add_row(label, metric.replace("_", " "), f"{found['value']:.3f}", interval)
@@ -156,20 +173,6 @@ def evaluate_benchmark(name: str, node: DictConfig, checkpoints: list[Path], eva
     intervals = "by lmms-eval's standard errors" if settings.engine == "lmms_eval" else "over their pictures"
     table.caption = f"{results['n']} questions of the split {results['split']}; intervals {intervals}"
     console.print(table)
-
-
-def read_results(folder: Path, told: dict[str, Any]) -> dict | None:
-    """Results already there for the same settings, else None."""
-    path = folder / "results.json"
-    if not path.is_file():
-        return None
-    results = json.loads(path.read_text())
-    return results if results["settings"] == told else None
-
-
-def save_results(folder: Path, results: dict[str, Any]) -> None:
-    """Write `results.json`."""
-    write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
 
 
 def label_of(checkpoint: Path) -> str:
@@ -191,11 +194,7 @@ def evaluate_checkpoint(
     folder: Path,
     evaluation: Evaluation,
 ) -> dict[str, Any]:
-    """Answer, score and write the results into `folder`; return what `results.json` has.
-
-    Beside it lie `predictions.jsonl` and `parts.jsonl`: of each question its picture and what its answer adds to the
-    metric's sums, from which two results can be compared.
-    """
+    """Have a checkpoint answer, and score what it says; see `score`."""
     settings, state, console = evaluation.settings, evaluation.state, evaluation.console
     model, processor = evaluation.load(checkpoint)
     asked = benchmark.questions
@@ -238,28 +237,7 @@ def evaluate_checkpoint(
     if not state.is_main_process:
         state.wait_for_everyone()
         return read_results(folder, told) or {}
-    parts = benchmark.metric.parts(asked, texts)
-    pictures = [question.picture or question.id for question in asked]
-    predictions = [
-        {
-            "id": question.id,
-            "question": question.question,
-            "prediction": text,
-            "answers": question.answers,
-            "score": part["score"],
-        }
-        for question, text, part in zip(asked, texts, parts, strict=True)
-    ]
-    summands = [
-        {"id": question.id, "picture": picture, "parts": part}
-        for question, picture, part in zip(asked, pictures, parts, strict=True)
-    ]
-    results = {
-        "benchmark": name,
-        "split": benchmark.split,
-        "n": len(asked),
-        "pictures": len(set(pictures)),
-        "metrics": with_intervals(benchmark.metric, parts, pictures),
+    facts = {
         "checkpoint": str(checkpoint),
         "prompt": prompts[0],
         "prompts_sha256": prompt_hash,
@@ -269,16 +247,21 @@ def evaluate_checkpoint(
             "batch_size": settings.batch_size,
             "dtype": identity["dtype"],
         },
-        "data": benchmark.source,
         "settings": told,
-        "versions": versions(),
         "device": device_name(),
         "processes": state.num_processes,
-        "command": command_line("eval"),
     }
-    for file, lines in (("predictions.jsonl", predictions), ("parts.jsonl", summands)):
-        write_whole(folder / file, "".join(json.dumps(line) + "\n" for line in lines))
-    save_results(folder, results)
+    results = score(name, benchmark, texts, facts, folder)
     log.close()
     state.wait_for_everyone()
     return results
+
+
+def evaluate_predictions(
+    path: Path, name: str, benchmark: Benchmark, told: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    """Score answers that were given elsewhere; see `score`."""
+    texts = read_predictions(path, benchmark.questions, beyond=told["limit"] is not None)
+    # what was asked there, and how, is not known
+    facts = {"checkpoint": None, "predictions": str(path), "prompt": None, "generation": None, "settings": told}
+    return score(name, benchmark, texts, facts, folder)
