@@ -1,5 +1,6 @@
 """LoRA and QLoRA through peft: adapters in the language model's linear layers, and the projector trained whole."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,16 +53,11 @@ def with_adapters(model: Any, adapters: AdapterConfig, rates: Mapping[str, float
             "peft=lora trains adapters of the language model and the projector: give parts.vision_tower=0 and a "
             "parts.language_model above 0"
         )
-    names = {id(module): name for name, module in model.named_modules()}
-    decoder, head = names[id(model.get_decoder())], names.get(id(model.get_output_embeddings()))
-    layers = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith(f"{decoder}.") and name != head
-    ]
+    layers = adapted_layers(model)
     if adapters.bits is not None:
         quantize(model, layers)
-    between = [name for name in ("multi_modal_projector", "connector") if any(n.endswith(name) for n in names.values())]
+    names = [name for name, _ in model.named_modules()]
+    between = [part for part in ("multi_modal_projector", "connector") if any(name.endswith(part) for name in names)]
     config = LoraConfig(
         r=adapters.r,
         lora_alpha=adapters.alpha,
@@ -69,7 +65,20 @@ def with_adapters(model: Any, adapters: AdapterConfig, rates: Mapping[str, float
         target_modules=layers,
         modules_to_save=between if rates.get("projector", 1.0) > 0 else None,
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():  # peft 0.21 asks for a name that transformers 5.23 is about to give up
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        return get_peft_model(model, config)
+
+
+def adapted_layers(model: Any) -> list[str]:
+    """The names of a model's linear layers that get adapters: all of the decoder's, its head left out."""
+    names = {id(module): name for name, module in model.named_modules()}
+    decoder, head = names[id(model.get_decoder())], names.get(id(model.get_output_embeddings()))
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.startswith(f"{decoder}.") and name != head
+    ]
 
 
 def merged(model: Any, adapter: Path) -> Any:

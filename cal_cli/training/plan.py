@@ -1,13 +1,14 @@
 """`cal train plan=true`: what a run will need, before the hours are spent; no weights are loaded.
 
-Weights, gradients and AdamW's two moments follow from the parameters. What the backward pass keeps is counted on a
-model of the same shape whose tensors hold no numbers (`FakeTensorMode`), layer for layer as autograd would keep it.
+Weights, gradients and AdamW's two moments follow from the parameters of a model on the meta device. What the backward
+pass keeps is counted on that model with tensors that hold no numbers (`FakeTensorMode`), layer for layer as autograd
+would keep it.
 """
 
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,21 @@ from transformers import AutoModelForImageTextToText
 
 from cal_cli.config import build
 from cal_cli.data.collator import Collator
-from cal_cli.errors import InputError
 from cal_cli.models.load import checkpoint_activations
 from cal_cli.models.outline import outline
 from cal_cli.models.pretrained import processor_of
 from cal_cli.objective.head import LOGITS_HELD
+from cal_cli.training.adapters import AdapterConfig, adapted_layers, with_adapters
 from cal_cli.training.grouping import length_of
 from cal_cli.training.parts import parts_of, train_parts
 from cal_cli.training.settings import TrainConfig, accumulation
 from cal_cli.training.sharding import decoder_layers
 
-ROWS = {"gathered": "gathered from other devices", "on_cpu": "in the CPU's memory instead"}
+ROWS = {
+    "gathered": "gathered from other devices",
+    "unpacked": "a weight of four bits, unpacked",
+    "on_cpu": "in the CPU's memory instead",
+}
 ASSUMED_LENGTH = 2048  # tokens, where neither max_length nor the data tell
 
 
@@ -51,6 +56,7 @@ class Plan:
     activations: int
     logits: int  # of a chunk
     gathered: int
+    unpacked: int  # the largest weight, where weights lie in four bits
     on_cpu: int
     peak: int
     tokens: int  # of the longest sample, its image among them
@@ -68,6 +74,7 @@ def plan_memory(
     devices: int = 1,
     shard: str | None = None,
     offload: bool = False,
+    adapters: AdapterConfig | None = None,
 ) -> Plan:
     """Plan a step of `batch_size` samples of the same length, one process a device.
 
@@ -82,43 +89,40 @@ def plan_memory(
         device: `cpu` or `cuda`, for the size of the loss's chunks.
         devices: among which the model is divided, if it is.
         shard, offload: as in `conf/launch/`.
+        adapters: which learn in the language model's place, if any do.
 
     Raises:
         InputError: the model's config is not to be had, or nothing is left to learn.
     """
     config = outline(model)
     dtype = getattr(torch, model.get("dtype") or "float32")
-    held = os.environ.get("TRANSFORMERS_DISABLE_TORCH_CHECK")
-    os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = "1"  # checks of values, of which there are none
-    try:
-        with FakeTensorMode():
-            # kept numbers are of the type that autocast computes in
-            whole = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16 if bf16 else dtype).train()
-            train_parts(whole, rates)
-            parts = parts_of(whole)
-            layers = [list(layer.parameters()) for layer in decoder_layers(whole)]
-            activations = sum(kept(run, whole) for run in passes(whole, rates, batch_size, tokens))
-            one_layer = 0
-            if checkpointing:  # kept are the layers' inputs; in the backward pass one layer is whole, computed again
-                one_layer = activations // config.get_text_config().num_hidden_layers
-                checkpoint_activations(whole)
-                activations = sum(kept(run, whole) for run in passes(whole, rates, batch_size, tokens))
-    finally:
-        if held is None:
-            del os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"]
-        else:
-            os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = held
-    parameters = {name: sum(p.numel() for p in members) for name, members in parts.items()}
-    trainable = sum(p.numel() for p in whole.parameters() if p.requires_grad)
-    weights = sum(parameters.values()) * dtype.itemsize
+    compute = torch.bfloat16 if bf16 else dtype
+    with torch.device("meta"):
+        whole = AutoModelForImageTextToText.from_config(config, dtype=dtype).train()
+        train_parts(whole, rates)
+        packed = unpacked = 0
+        if adapters is not None:
+            under = [whole.get_submodule(name).weight for name in adapted_layers(whole)]
+            with_adapters(whole, replace(adapters, bits=None), rates)  # into `whole` itself
+            if adapters.bits is not None:
+                packed = sum(weight.nbytes - bytes_in_four_bits(weight) for weight in under)
+                unpacked = max(weight.numel() for weight in under) * compute.itemsize
+    parameters = {name: sum(p.numel() for p in members) for name, members in parts_of(whole).items()}
+    learning = [parameter for parameter in whole.parameters() if parameter.requires_grad]
+    trainable = sum(parameter.numel() for parameter in learning)
+    weights = sum(parameter.nbytes for parameter in whole.parameters()) - packed
+    gradients = sum(parameter.nbytes for parameter in learning)
+    optimizer = 2 * gradients
+    whole.to(compute)  # kept numbers are of the type that autocast computes in
+    activations, one_layer = kept_of_a_step(whole, rates, batch_size, tokens, checkpointing)
     # autocast keeps a copy of what it casts until the backward pass is over
     if bf16 and dtype != torch.bfloat16 and shard is None:
         activations += trainable * torch.bfloat16.itemsize
-    gradients, optimizer = trainable * dtype.itemsize, 2 * trainable * dtype.itemsize
     logits = LOGITS_HELD[device] * 4
     forward = backward = 0
     if shard is not None:
-        forward, backward = gathered(whole, layers, shard, torch.bfloat16 if bf16 else dtype)
+        layers = [list(layer.parameters()) for layer in decoder_layers(whole)]
+        forward, backward = gathered(whole, layers, shard, compute)
         weights, gradients, optimizer = (math.ceil(share / devices) for share in (weights, gradients, optimizer))
     # the loss's logits are gone when the backward pass begins, in which gradients take the place of activations
     before, new = (0, gradients) if accumulation == 1 else (gradients, 0)
@@ -126,7 +130,7 @@ def plan_memory(
     if offload:
         before = new = 0
     peak = before + max(forward + activations + logits, backward + max(activations, new) + one_layer)
-    peak += 0 if offload else weights + optimizer
+    peak += unpacked + (0 if offload else weights + optimizer)
     return Plan(
         parameters=parameters,
         trainable=trainable,
@@ -136,10 +140,20 @@ def plan_memory(
         activations=activations,
         logits=logits,
         gathered=max(forward, backward),
+        unpacked=unpacked,
         on_cpu=on_cpu,
         peak=peak,
         tokens=tokens,
     )
+
+
+def bytes_in_four_bits(weight: torch.Tensor) -> int:
+    """What a weight takes as `cal_cli.training.quantized` keeps it: NF4 and a scale of eight bits for each 64 numbers.
+
+    Of the scales again 256 share one in float32 (Dettmers et al. 2023, double quantization).
+    """
+    scales = math.ceil(weight.numel() / 64)
+    return math.ceil(weight.numel() / 2) + scales + 4 * math.ceil(scales / 256)
 
 
 def gathered(model: Any, layers: list[list[Any]], shard: str, dtype: torch.dtype) -> tuple[int, int]:
@@ -162,6 +176,33 @@ def gathered(model: Any, layers: list[list[Any]], shard: str, dtype: torch.dtype
     # a layer's gradients, and the copy of them that is summed over the processes
     leaving = 2 * max(size(layer, learning=True) for layer in layers)
     return rest + held, rest + held + rest_learning + leaving
+
+
+def kept_of_a_step(
+    model: Any, rates: dict[str, float], batch_size: int, tokens: int, checkpointing: bool
+) -> tuple[int, int]:
+    """Bytes that the backward pass finds kept, and those that it makes again of one layer; see `plan_memory`.
+
+    Args:
+        model: on the meta device; its tensors become the mode's.
+    """
+    held = os.environ.get("TRANSFORMERS_DISABLE_TORCH_CHECK")
+    os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = "1"  # checks of values, of which there are none
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):  # which the meta device's are
+            model.to_empty(device="cpu")
+            activations = sum(kept(run, model) for run in passes(model, rates, batch_size, tokens))
+            if not checkpointing:
+                return activations, 0
+            # kept are the layers' inputs; in the backward pass one layer is whole, computed again
+            one_layer = activations // model.config.get_text_config().num_hidden_layers
+            checkpoint_activations(model)
+            return sum(kept(run, model) for run in passes(model, rates, batch_size, tokens)), one_layer
+    finally:
+        if held is None:
+            del os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"]
+        else:
+            os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = held
 
 
 def passes(model: Any, rates: dict[str, float], batch_size: int, tokens: int) -> Iterator[Callable[[], Any]]:
@@ -213,9 +254,19 @@ def tell(plan: Plan, samples: int | None, epochs: float, max_steps: int, step_sa
     table = Table(title="what a device needs", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     table.add_column("GB", justify="right")
-    for name in ("weights", "gradients", "optimizer", "gathered", "activations", "logits", "peak", "on_cpu"):
+    for name in (
+        "weights",
+        "gradients",
+        "optimizer",
+        "gathered",
+        "unpacked",
+        "activations",
+        "logits",
+        "peak",
+        "on_cpu",
+    ):
         size = getattr(plan, name)
-        if size or name not in ("gathered", "on_cpu"):
+        if size or name not in ROWS:
             table.add_row(ROWS.get(name, name), f"{size / 1e9:,.2f}")
     console.print(table)
     total = sum(plan.parameters.values())
@@ -235,8 +286,6 @@ def print_plan(config: DictConfig, settings: TrainConfig, devices: int, console:
     Raises:
         InputError: a wrong value, or data that are here and cannot be read.
     """
-    if settings.peft is not None:
-        raise InputError("plan=true does not count adapters: without peft=... it tells an upper bound")
     samples, tokens = None, settings.max_length or ASSUMED_LENGTH
     node: Any = OmegaConf.to_container(config.data)
     files = [source["path"] for source in node.get("sources", [node]) if "path" in source]
@@ -261,6 +310,7 @@ def print_plan(config: DictConfig, settings: TrainConfig, devices: int, console:
         devices,
         settings.launch.shard,
         settings.launch.offload,
+        None if settings.peft is None else OmegaConf.to_object(settings.peft),  # type: ignore[arg-type]
     )
     step_samples = settings.batch_size * batches * devices
     tell(found, samples, settings.epochs, settings.max_steps, step_samples, console)

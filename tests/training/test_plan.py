@@ -8,6 +8,7 @@ from cal_cli.bench.steps import tensor_bytes_during
 from cal_cli.models.load import checkpoint_activations
 from cal_cli.models.pretrained import pretrained, processor_of
 from cal_cli.objective import ContrastiveAlignmentLoss
+from cal_cli.training.adapters import AdapterConfig, with_adapters
 from cal_cli.training.launch import free_port
 from cal_cli.training.parts import train_parts
 from cal_cli.training.plan import plan_memory
@@ -17,6 +18,8 @@ from tests.training.sharded_memory import measure, random_batch
 
 ALL = {"language_model": 1.0, "projector": 1.0, "vision_tower": 1.0}
 FROZEN_TOWER = {**ALL, "vision_tower": 0.0}
+LORA = AdapterConfig(r=16, alpha=32, dropout=0.05, bits=None)
+QLORA = AdapterConfig(r=16, alpha=32, dropout=0.05, bits=4)
 PROJECTOR = {"language_model": 0.0, "projector": 1.0, "vision_tower": 0.0}
 
 
@@ -31,19 +34,29 @@ def node(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("rates", "checkpointing", "accumulation"),
-    [(ALL, False, 1), (FROZEN_TOWER, True, 1), (PROJECTOR, False, 2), (ALL, True, 2)],
-    ids=["all", "frozen tower, checkpointing", "projector, accumulation", "all, both"],
+    ("rates", "checkpointing", "accumulation", "adapters"),
+    [
+        (ALL, False, 1, None),
+        (FROZEN_TOWER, True, 1, None),
+        (PROJECTOR, False, 2, None),
+        (ALL, True, 2, None),
+        (FROZEN_TOWER, False, 1, LORA),
+        (FROZEN_TOWER, True, 1, QLORA),
+    ],
+    ids=["all", "frozen tower, checkpointing", "projector, accumulation", "all, both", "LoRA", "QLoRA, checkpointing"],
 )
-def test_a_plan_is_within_15_percent_of_a_real_step(node, rates, checkpointing, accumulation):
+def test_a_plan_is_within_15_percent_of_a_real_step(node, rates, checkpointing, accumulation, adapters):
     batch_size, tokens = 8, 256
-    planned = plan_memory(node, rates, batch_size, tokens, checkpointing, accumulation, False, "cpu")
+    shape = batch_size, tokens, checkpointing, accumulation
+    planned = plan_memory(node, rates, *shape, False, "cpu", adapters=adapters)
 
     model, processor = pretrained(**node)
     train_parts(model.train(), rates)
     if checkpointing:
         checkpoint_activations(model)
-    assert sum(planned.parameters.values()) == sum(p.numel() for p in model.parameters())
+    if adapters is not None:
+        model = with_adapters(model, adapters, rates)
+    assert sum(planned.parameters.values()) == counted(model)
     assert planned.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
     batch = random_batch(processor.image_token_id, batch_size, tokens)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], foreach=False)
@@ -59,8 +72,20 @@ def test_a_plan_is_within_15_percent_of_a_real_step(node, rates, checkpointing, 
     states = sum(t.nbytes for state in optimizer.state.values() for t in state.values())
     assert planned.optimizer == pytest.approx(states, rel=0.01)
     weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    weights += sum(t.nbytes for state in scales_of(model) for t in (state.absmax, state.state2.absmax))
+    assert planned.weights == pytest.approx(weights, rel=0.01)
     measured = weights + states + tensor_bytes_during(step)
     assert planned.peak == pytest.approx(measured, rel=0.15)
+
+
+def counted(model):
+    """Parameters, of two in a byte both."""
+    return sum(p.numel() * (2 if p.dtype == torch.uint8 else 1) for p in model.parameters())
+
+
+def scales_of(model):
+    """What says how the weights of four bits are to be read."""
+    return [p.quant_state for p in model.parameters() if getattr(p, "quant_state", None) is not None]
 
 
 @pytest.mark.slow
