@@ -231,7 +231,9 @@ def evaluate_checkpoint(
             advance(len(found))
 
         generate_answers(model, processor, asked, settings.batch_size, benchmark.max_new_tokens, mine, keep)
-    for found in gather_object([new]):
+    shares = gather_object([new])
+    assert len(set().union(*shares)) == sum(map(len, shares))  # no question was answered by two processes
+    for found in shares:
         answers |= found
     texts = [answers[question.id] for question in asked]
     if not state.is_main_process:

@@ -97,6 +97,6 @@ def merged(model: Any, adapter: Path) -> Any:
         return model.merge_and_unload()
     from peft import PeftModel
 
-    base = model.unload()
+    base = model.unload().to("cpu")  # whole weights may not fit where the rounded ones did
     dequantize(base)
     return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()

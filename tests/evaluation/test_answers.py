@@ -37,6 +37,7 @@ from cal_cli.evaluation.answers import (
         ("1,000", "1000"),
         ("3.5", "3.5"),
         ("5.", "5"),
+        ("a" + 40 * ".", "a" + 8 * "."),  # the 32 of re.UNICODE, where sub takes a count
         ("1/2", "1 2"),
         ("1 / 2", "1 2"),
         ("50%", "50%"),
@@ -104,6 +105,7 @@ def test_anls_by_hand(prediction, answers, score):
         ("1/2", "0.5", 0),
         ("nan", "14", 0),
         ("14\n15", "14", 0),
+        ("21", "20", 1.0),  # 5 % exactly
     ],
 )
 def test_relaxed_accuracy_by_hand(prediction, answer, score):
