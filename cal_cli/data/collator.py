@@ -1,6 +1,6 @@
-"""From samples to tensors: the chat template says which tokens are the assistant's, and only those are supervised."""
+"""From samples to tensors: only the assistant's tokens are supervised."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from cal_cli.data.conversations import Bad
+from cal_cli.data.supervision import ADVICE, Rendered, rendered, supervised
 from cal_cli.errors import InputError
 
 IGNORED = -100  # the label of an unsupervised position, as everywhere in torch and transformers
@@ -48,11 +49,11 @@ class Collator:
 
     Returns `input_ids`, `attention_mask` (int64 [batch, length]), `pixel_values` (where a sample has an image) and
     `labels` (int64 [batch, length]): the token itself where the assistant speaks, its end token included, and -100
-    elsewhere; and `scores_without_image` (float32 [batch, length]) where the samples have them. The mask is the chat
-    template's own, found by the tokenizer's offsets, never by tokenizing pieces.
+    elsewhere; and `scores_without_image` (float32 [batch, length]) where the samples have them. How the assistant's
+    tokens are found is told in `cal_cli.data.supervision`.
 
     Args:
-        processor: a processor whose chat template marks the assistant's text with `{% generation %}`.
+        processor: a processor with a chat template and a fast tokenizer.
         max_length: tokens after which a sample is cut; None keeps everything.
         keep_ids: also return `id`, the samples' names, as `CALTrainer` takes them for its error messages.
         leave_out: leave bad samples out of a batch in which another is good. `bad` then lists them, beside those in
@@ -85,20 +86,44 @@ class Collator:
             batch["bad"] = bad
         return batch
 
+    def closes(self, sample: dict) -> bool:
+        """Whether a sample's last supervised token is a special one, such as ends a turn: a model learns to stop by it.
+
+        Of a bad sample, which training will name, nothing is said: True.
+        """
+        try:
+            labels = replace(self, max_length=None)([sample])["labels"][0]
+        except InputError:
+            return True
+        tokenizer = self.processor.tokenizer
+        special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        return int(labels[labels != IGNORED][-1]) in special | {tokenizer.eos_token_id}
+
     def _batch(self, samples: list[dict]) -> BatchFeature:
         messages = [to_messages(sample["conversations"], sample["image"]) for sample in samples]
+        texts = rendered(messages, self.processor)
         batch = self.processor.apply_chat_template(
             messages,
             tokenize=True,
             return_dict=True,
-            processor_kwargs={"padding": True, "padding_side": "right", "return_tensors": "pt"},
+            processor_kwargs={
+                "padding": True,
+                "padding_side": "right",
+                "return_offsets_mapping": True,
+                "return_text_replacement_offsets": True,
+            },
         )
-        batch["labels"] = batch["input_ids"].masked_fill(~self._supervised(messages, batch), IGNORED)
+        replaced = batch.pop("text_replacement_offsets", [()] * len(samples))  # text alone may come without
+        batch.convert_to_tensors("pt")  # only now: there are processors that would try it with what was replaced
+        chosen = self._supervised(texts, batch, replaced)
+        batch["labels"] = batch["input_ids"].masked_fill(~chosen, IGNORED)
         if self.max_length is not None:
             beyond = batch["input_ids"][:, self.max_length :] == self.processor.image_token_id
             self._refuse(samples, beyond.any(dim=1), "is cut within its image")
-            for name in ("input_ids", "attention_mask", "labels"):
-                batch[name] = batch[name][:, : self.max_length]
+            whole = batch["input_ids"].shape
+            for name, value in batch.items():
+                if getattr(value, "shape", None) == whole:  # token types too, where a model has them
+                    batch[name] = value[:, : self.max_length]
         if "scores_without_image" in samples[0]:
             batch["scores_without_image"] = self._at_labels(samples, batch["labels"])
         unsupervised = (batch["labels"][:, 1:] == IGNORED).all(dim=1)
@@ -107,30 +132,14 @@ class Collator:
             batch["id"] = [sample["id"] for sample in samples]
         return batch
 
-    def _supervised(self, messages: list[list[dict]], batch: BatchFeature) -> Tensor:
-        """Which tokens are the assistant's, bool [batch, length].
+    def _supervised(self, texts: list[Rendered], batch: BatchFeature, replaced: list) -> Tensor:
+        """Which tokens are the assistant's, bool [batch, length]; takes their offsets out of the batch.
 
-        The tokenizer finds them in the text as the template renders it, where an image is one token; the mask of the
-        text's tokens is then carried over to the batch, where it is many. (The processor's own mask is not used:
-        before it learnt to count them, in transformers 5.17, it was off by the length of the image.)
+        The processor's own mask is not used: in transformers 5.17 it is off by the length of the image, and there is
+        none where the template marks no answers.
         """
-        rendered = self.processor.tokenizer.apply_chat_template(
-            messages,
-            chat_template=self.processor.chat_template,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-        )
-        is_text = batch["attention_mask"].bool() & (batch["input_ids"] != self.processor.image_token_id)
-        supervised = torch.zeros_like(is_text)
-        for row, (ids, mask) in enumerate(zip(rendered["input_ids"], rendered["assistant_masks"], strict=True)):
-            pairs = zip(ids, mask, strict=True)
-            text = [(token, bool(kept)) for token, kept in pairs if token != self.processor.image_token_id]
-            columns = is_text[row].nonzero()[:, 0][-len(text) :]  # the processor may put a token before the text
-            if batch["input_ids"][row, columns].tolist() != [token for token, _ in text]:
-                raise InputError("the processor changes the text beside its image: the answers cannot be found")
-            supervised[row, columns] = torch.tensor([kept for _, kept in text])
-        return supervised
+        rows = [supervised(*one) for one in zip(texts, batch.pop("offset_mapping"), replaced, strict=True)]
+        return torch.stack(rows) & batch["attention_mask"].bool()
 
     def _at_labels(self, samples: list[dict], labels: Tensor) -> Tensor:
         """Each sample's scores at the places of its supervised labels: float32 [batch, length], nan elsewhere."""
@@ -148,6 +157,6 @@ class Collator:
             cause = (
                 f" at max_length={self.max_length}: give a larger one or shorten the sample"
                 if self.max_length is not None
-                else ": give each answer a text, and use a chat template that marks it with {% generation %}"
+                else f": give each answer a text, or {ADVICE}"
             )
             raise UnusableSamples(f"sample {', '.join(names)} {problem}{cause}", problem, wrong.tolist())

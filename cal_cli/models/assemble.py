@@ -57,7 +57,7 @@ def assemble(
         projector: a folder with a `projector.safetensors` of `cal train stage=pretrain`; None means random weights.
         image_aspect_ratio: `square` (the shorter side fitted, the rest cut off), `pad` (padded to a square) or
             `anyres` (LLaVA-NeXT: tiles at up to three times the tower's size, and the whole).
-        template: of the conversation, `v1` or `plain`.
+        template: of the conversation, `v1`, `plain` or a `.jinja` file.
         dtype: of the weights.
         seed: of the projector's random weights.
 

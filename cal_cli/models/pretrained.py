@@ -36,7 +36,7 @@ def pretrained(
         vision_tower: hub id or folder.
         projector: a folder that `cal train stage=pretrain` wrote.
         image_aspect_ratio: `square`, `pad` or `anyres`; None means as the checkpoint has it, or `pad`.
-        template: of the conversation, `v1` or `plain`; None means the checkpoint's own, or `v1`.
+        template: of the conversation, `v1`, `plain` or a `.jinja` file; None means the checkpoint's own, or `v1`.
         dtype: of the weights, `float32` or `bfloat16`.
         seed: of a projector's random weights.
 

@@ -5,6 +5,7 @@
 `preprocess_multimodal`, `preprocess_v1`, `preprocess_plain` of its `llava/train/train.py`.
 """
 
+from pathlib import Path
 from typing import Any
 
 from cal_cli.errors import InputError
@@ -65,15 +66,21 @@ def chat_template(name: str, tokenizer: Any, image_token: str = "<image>") -> st
     space out behind a special token, the template writes it.
 
     Args:
-        name: `v1` or `plain`.
+        name: `v1` or `plain`; or a file that ends with `.jinja`, which is taken as it is.
         tokenizer: knows `image_token` as one token.
         image_token: what stands for an image in the text.
 
     Raises:
-        InputError: another name, or a tokenizer without an end token.
+        InputError: another name, no such file, or a tokenizer without an end token.
     """
+    if name.endswith(".jinja"):
+        if not Path(name).is_file():
+            raise InputError(f"model.template={name}: there is no such file")
+        return Path(name).read_text(encoding="utf-8")
     if name not in TEMPLATES:
-        raise InputError(f"model.template={name}: allowed are {' and '.join(TEMPLATES)}, or null for the model's own")
+        raise InputError(
+            f"model.template={name}: allowed are {' and '.join(TEMPLATES)}, a .jinja file, or null for the model's own"
+        )
     if tokenizer.eos_token is None:
         raise InputError(f"model.template={name}: the tokenizer has no end token, with which each answer must close")
     behind = tokenizer.tokenize(f"{image_token}a")[1:]

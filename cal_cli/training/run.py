@@ -21,7 +21,7 @@ from cal_cli.training.bad_samples import BadSamples, TooManyBadSamples
 from cal_cli.training.callbacks import MetricsWriter, ProgressReporter, StopOnSignal
 from cal_cli.training.frozen import with_cached_scores, with_reference
 from cal_cli.training.launch import is_worker, join, run_workers, wanted_processes
-from cal_cli.training.parts import train_parts
+from cal_cli.training.parts import only_projector, train_parts
 from cal_cli.training.plan import print_plan
 from cal_cli.training.run_folder import completed, forget, last_checkpoint, save_whole, summarize, write_summary
 from cal_cli.training.run_trainer import RunTrainer
@@ -67,6 +67,11 @@ def train(config: DictConfig) -> None:
             forget(folder)
         write_whole(folder / "config.yaml", OmegaConf.to_yaml(config))
     collate = Collator(processor, settings.max_length, keep_ids=True, leave_out=data.max_bad > 0)
+    if not only_projector(settings.parts) and not collate.closes(data[0]):
+        console.print(
+            "the chat template closes answers with no end token, so that the model will not learn to stop: give "
+            "model.template=v1, or a .jinja file that closes them"
+        )
     with state.main_process_first():  # the others find what the first has computed
         samples = with_cached_scores(objective, model, collate, data, settings.batch_size, console)
         last = last_checkpoint(folder)

@@ -12,6 +12,7 @@ IMAGE = "an image"
 CONVERSATIONS = {
     "one turn": (["<image>\nwhat is red?"], ["the ring is red."]),
     "image last": (["what is red?\n<image>"], ["a ring"]),
+    "image alone": (["<image>"], ["a ring"]),
     "two turns": (["<image>\nwhere is the ring?", "and the cross?"], ["top left.", "in the middle\nof it, twice."]),
     "no image": (["where is the ring?", "sure?"], ["left", "yes"]),
     "odd spaces": (["  <image>  what?  "], ["  the  cross "]),

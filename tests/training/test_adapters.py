@@ -8,9 +8,10 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
 from cal_cli.models.load import load_model
+from cal_cli.training.quantized import dequantize, quantize
 from tests.cal import cal
 
 WORDS = ["peft=lora", "peft.r=4", "peft.alpha=8", "parts.vision_tower=0", "data.n=64", "batch_size=8", "save_steps=4"]
@@ -95,6 +96,21 @@ def test_a_run_over_rounded_weights_continues_to_the_same_weights(quantized_run,
     assert "continuing from checkpoint-4" in told
     one, two = (load_file(folder / "checkpoint/model.safetensors") for folder in (quantized_run, here))
     assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_what_is_beside_the_weights_survives_rounding():
+    sizes = {"vocab_size": 32, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=1, attention_bias=True))
+    name = "model.layers.0.self_attn.q_proj"
+    layer = model.get_submodule(name)
+    torch.nn.init.normal_(layer.bias)
+    weight, bias, other = layer.weight.clone(), layer.bias.clone(), model.lm_head.weight.clone()
+    quantize(model, [name])
+    assert model.get_submodule(name).weight.dtype == torch.uint8
+    dequantize(model)
+    whole = model.get_submodule(name)
+    assert torch.equal(whole.bias, bias) and torch.equal(model.lm_head.weight, other)
+    assert whole.weight.dtype == weight.dtype and 0 < (whole.weight - weight).abs().max() < 0.2 * weight.abs().max()
 
 
 def test_wrong_values_are_told(tmp_path):
