@@ -14,6 +14,7 @@ from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImagePr
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from cal_cli.data.scenes import scenes
+from tests.objective.families import VISION
 
 # each family's way of writing a conversation, our own words
 SMOLVLM = """\
@@ -32,14 +33,6 @@ TEXT = {
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
     "head_dim": 16,
-}
-VISION = {
-    "image_size": 16,
-    "patch_size": 4,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
 }
 
 
