@@ -16,6 +16,8 @@ from cal_cli.data.llava_json import open_image, open_inside
 from cal_cli.data.tables import BUILDERS, files_of, loaded
 from cal_cli.errors import InputError
 
+HELD_OUT = ("val", "validation", "dev")  # names of one split
+
 
 def rows_of(path: str, name: str | None, split: str, revision: str | None) -> tuple[Any, dict[str, Any]]:
     """A data set with its pictures as bytes, and what pins its state: a commit of the hub, or the files' hash.
@@ -37,17 +39,22 @@ def rows_of(path: str, name: str | None, split: str, revision: str | None) -> tu
 def files_of_split(path: Path, name: str | None, split: str) -> list[Path]:
     """The data files of a folder that belong to a configuration and a split, by their names.
 
-    Names as the hub gives them (`test-00000-of-00002.parquet`) must name the split; of others all are read if none
-    does.
+    Names as the hub gives them (`test-00000-of-00002.parquet`) must name the split, and so must others where they name
+    splits at all; `val`, `validation` and `dev` are one. A single file that is given is taken as it is.
     """
 
-    def naming(word: str | None, files: list[Path]) -> list[Path]:
-        return [file for file in files if word and re.search(rf"(^|\W|_){re.escape(word)}(\W|_|$)", inside(file, path))]
+    def naming(words: Sequence[str], files: list[Path]) -> list[Path]:
+        pattern = re.compile(rf"(^|\W|_)({'|'.join(map(re.escape, words))})(\W|_|$)")
+        return [file for file in files if pattern.search(inside(file, path))]
 
     files = files_of(path)
-    files = naming(name, files) or files
-    told = naming(split, files)
-    return told if told or any(re.search(r"-\d+-of-\d+", file.name) for file in files) else files
+    if path.is_file():
+        return files
+    if name is not None:
+        files = naming([name], files) or files
+    told = naming([split], files) or naming(HELD_OUT if split in HELD_OUT else [split], files)
+    others = naming(["train", "test", *HELD_OUT], files)
+    return told or [file for file in files if file not in others and not re.search(r"-\d+-of-\d+", file.name)]
 
 
 def inside(file: Path, folder: Path) -> str:

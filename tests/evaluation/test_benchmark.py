@@ -12,6 +12,7 @@ from cal_cli.cli import CONF
 from cal_cli.config import build
 from cal_cli.errors import InputError
 from cal_cli.evaluation.benchmark import with_places
+from cal_cli.evaluation.dataset import files_of_split
 from tests.evaluation.fixtures import NAMES, rows_of, write
 
 BRIEF = "Answer the question using a single word or phrase."
@@ -70,6 +71,30 @@ def test_the_prompts_and_answers_are_those_of_the_field(name, tmp_path):
 def test_only_the_file_of_the_split_is_read(tmp_path):
     found = benchmark("textvqa", write("textvqa", tmp_path / "data"))
     assert [question.id for question in found.questions] == ["34600", "34601", "34602", "34603"]
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "taken"),
+    [
+        (["val.json", "test.json", "train.json"], "validation", ["val.json"]),
+        (["val.json", "validation.json"], "validation", ["validation.json"]),
+        (["dev.json"], "val", ["dev.json"]),
+        (["train.json"], "test", []),
+        (["mine.json"], "test", ["mine.json"]),
+        (["mine.json", "train.json"], "test", ["mine.json"]),
+        (["latest.json", "data_test.json"], "test", ["data_test.json"]),
+        (["popular-00000-of-00001.json"], "test", []),
+        (["a/test.json", "b/test.json"], "test", ["a/test.json"]),
+        (["test/one.json", "test/two.json", "train/one.json"], "test", ["test/one.json", "test/two.json"]),
+    ],
+)
+def test_of_a_folder_s_files_those_of_the_split_are_read(tmp_path, files, split, taken):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("[]")
+    found = files_of_split(tmp_path, "a", split)
+    assert [str(path.relative_to(tmp_path)) for path in found] == taken
+    assert files_of_split(tmp_path / files[0], None, split) == [tmp_path / files[0]]
 
 
 def test_questions_about_one_picture_are_known_by_its_contents(tmp_path):
