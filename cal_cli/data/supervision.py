@@ -41,8 +41,11 @@ def rendered(messages: Sequence[list[dict]], processor: Any) -> list[Rendered]:
         processor: with a chat template and a fast tokenizer.
 
     Raises:
-        InputError: there is no template, or answers cannot be told apart in what it renders.
+        InputError: there is no such tokenizer or no template, or answers cannot be told apart in what it renders.
     """
+    if not getattr(processor.tokenizer, "is_fast", False):
+        kind = type(processor.tokenizer).__name__
+        raise InputError(f"the model's {kind} does not tell where its tokens lie in a text: it needs a fast tokenizer")
     template = processor.chat_template
     if isinstance(template, Mapping):  # several by name
         template = template.get("default")

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import LlavaProcessor
+from transformers import ByT5Tokenizer, LlavaProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from cal_cli.data.collator import IGNORED, Collator, to_messages
@@ -121,6 +121,15 @@ def test_without_its_marks_a_template_supervises_the_same(llava, processor):
         assert "generation -" not in plain.chat_template and marked.chat_template != plain.chat_template
         one, two = Collator(marked)(samples), Collator(plain)(samples)
         assert torch.equal(one["labels"], two["labels"]) and (one["labels"] != IGNORED).any(dim=1).all()
+
+
+def test_a_tokenizer_that_tells_no_offsets_is_refused(llava):
+    tokenizer = ByT5Tokenizer()
+    add_image_token(tokenizer)
+    template = chat_template("v1", tokenizer)
+    slow = LlavaProcessor(llava.image_processor, tokenizer, patch_size=7, chat_template=template)
+    with pytest.raises(InputError, match="ByT5Tokenizer does not tell where its tokens lie"):
+        Collator(slow)([sample("a", "b")])
 
 
 @pytest.mark.parametrize(
