@@ -21,8 +21,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from cal_cli.config import command_line, typed
 from cal_cli.data.collator import IGNORED, Collator
+from cal_cli.data.conversations import opened, renamed
 from cal_cli.data.llava_json import (
     Source,
+    inside,
     name_of,
     open_inside,
     problem_of,
@@ -65,7 +67,7 @@ class EntryChecks(Dataset):
 
     Args:
         entries: as the file has them.
-        open_image: from an entry's `image` and the most pixels that it may have to the picture.
+        open_image: from the name of an image and the most pixels that it may have to the picture.
         collate: makes tokens of them.
         max_pixels: of an image.
     """
@@ -89,7 +91,7 @@ class EntryChecks(Dataset):
             return Checked(problem)
         kind = "image" if "image" in entry else "text"
         try:
-            image = self.open_image(entry["image"], self.max_pixels) if kind == "image" else None
+            image = opened(entry, self.open_image, self.max_pixels)
             batch = self.collate([{"id": entry["id"], "image": image, "conversations": entry["conversations"]}])
         except InputError as error:
             return Checked(str(error))
@@ -135,7 +137,9 @@ def data_check(config: DictConfig) -> None:
                 bad.append({"source": source.path, "index": index, "id": name_of(entry), "problem": checked.problem})
                 continue
             good.append(checked)
-            clean.append(index if isinstance(source, Rows) else with_whole_path(entry, source.folder))
+            clean.append(
+                index if isinstance(source, Rows) else renamed(entry, partial(inside, source.folder.resolve()))
+            )
         read += len(entries)
         if clean and isinstance(source, Rows):
             written.append(folder / "rows.json")
@@ -179,11 +183,6 @@ def sources_of_config(config: DictConfig) -> dict[str, Source | Rows]:
     if "path" not in node:
         raise InputError("data: names no file to check; give data=llava_json data.path=..., or another with files")
     return {"data.path": Source(node["path"], node.get("image_folder"))}
-
-
-def with_whole_path(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """An entry whose image is named so that it is found from anywhere."""
-    return entry | ({"image": str((folder / entry["image"]).resolve())} if "image" in entry else {})
 
 
 def kind_of(problem: str) -> str:

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from PIL import Image, UnidentifiedImageError
 
-from cal_cli.data.conversations import Bad, Conversations, Entry
+from cal_cli.data.conversations import Bad, Conversations, Entry, image_names, renamed
 from cal_cli.errors import InputError
 from cal_cli.files import write_whole
 
@@ -48,11 +48,16 @@ def llava_mixture(sources: list[Any], seed: int = 0, max_bad_fraction: float = 0
     good, bad = read_good(named, max_bad_fraction)
     entries: list[Entry] = []
     for number, (key, source) in enumerate(named.items()):
-        found = [{**e, "image": str(source.folder / e["image"])} if "image" in e else e for e in good[key]]
+        found = [renamed(entry, partial(inside, source.folder)) for entry in good[key]]
         whole, part = divmod(round(source.weight * len(found)), max(len(found), 1))
         entries += found * whole
         entries += [found[i] for i in sorted(random.Random(f"{number}-{seed}").sample(range(len(found)), part))]
     return Conversations(entries, partial(open_in, Path()), bad, max_bad_fraction)
+
+
+def inside(folder: Path, name: str) -> str:
+    """The path of an image of a folder."""
+    return str(folder / name)
 
 
 @dataclass
@@ -165,15 +170,15 @@ def name_of(entry: object) -> str:
 
 
 def problem_of_image(entry: Entry, folder: Path, present: set[str]) -> str | None:
-    """Whether an entry's image is missing or lies elsewhere; `present` are the names that were found before."""
-    name = entry.get("image")
-    if name is None or name in present:
-        return None
-    if not (folder / name).resolve().is_relative_to(folder.resolve()):
-        return f"its image {name} leaves the folder {folder}"
-    if not (folder / name).is_file():
-        return f"its image {name} is not in {folder}"
-    present.add(name)
+    """Whether an image of an entry is missing or lies elsewhere; `present` are the names that were found before."""
+    for name in image_names(entry):
+        if name in present:
+            continue
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            return f"its image {name} leaves the folder {folder}"
+        if not (folder / name).is_file():
+            return f"its image {name} is not in {folder}"
+        present.add(name)
     return None
 
 
@@ -186,8 +191,11 @@ def problem_of(entry: object) -> str | None:
     missing = [key for key in ("id", "conversations") if key not in entry]
     if missing:
         return f"has no {missing[0]!r}"
-    if "image" in entry and not isinstance(entry["image"], str):
-        return f"'image' must be one file name, not {entry['image']!r}; leave the key out for text alone"
+    named = entry.get("image", "")
+    if not isinstance(named, str) and not (
+        isinstance(named, list) and named and all(isinstance(n, str) for n in named)
+    ):
+        return f"'image' must be a file name or a list of some, not {named!r:.80}; leave the key out for text alone"
     turns = entry["conversations"]
     if not isinstance(turns, list) or not turns:
         return "'conversations' must be a list of turns, at least one of them"
@@ -199,9 +207,9 @@ def problem_of(entry: object) -> str | None:
         return f"its turns must go human, gpt, human, gpt, ..., not {', '.join(speakers)}"
     if any("<image>" in turn["value"] for turn in turns if turn["from"] != "human"):
         return "'<image>' may stand in a human turn only"
-    markers, images = sum(turn["value"].count("<image>") for turn in turns), int("image" in entry)
+    markers, images = sum(turn["value"].count("<image>") for turn in turns), len(image_names(entry))
     if markers != images:
-        return f"it has {images} image but '<image>' stands in its turns {markers} times"
+        return f"it has {images} image{'s' * (images != 1)} but '<image>' stands in its turns {markers} times"
     return None
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cal_cli.data.conversations import Entry
+from cal_cli.data.conversations import Entry, image_names
 from cal_cli.errors import InputError
 
 
@@ -61,16 +61,24 @@ def swap_conversations(entries: Sequence[Entry], ratio: float, seed: int) -> tup
         The entries in their order, and what was changed, in that order.
 
     Raises:
-        InputError: the ratio lies outside [0, 1], or there are too few image samples to exchange anything.
+        InputError: the ratio lies outside [0, 1], there are too few image samples to exchange anything, or they show
+            different numbers of images.
     """
     if not 0 <= ratio <= 1:
         raise InputError(f"noise ratio {ratio}: allowed is a number from 0 to 1")
-    with_image = [index for index, entry in enumerate(entries) if "image" in entry]
+    images = [len(image_names(entry)) for entry in entries]
+    with_image = [index for index, count in enumerate(images) if count]
     count = round(ratio * len(with_image))
     if ratio > 0 and (len(with_image) < 2 or count == 1):
         raise InputError(
             f"noise ratio {ratio} of {len(with_image)} image samples is {count}: an exchange needs at least 2; "
             "give more samples or a larger ratio"
+        )
+    kinds = sorted({images[index] for index in with_image})
+    if ratio > 0 and len(kinds) > 1:
+        raise InputError(
+            f"noise ratio {ratio}: samples show {' or '.join(map(str, kinds))} images, and a conversation about one "
+            "number cannot stand beside another; give data in which all show equally many, or noise.ratio=0"
         )
     cycle = random.Random(f"swap-{seed}").sample(with_image, count)
     donors = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))

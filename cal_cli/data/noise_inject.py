@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from cal_cli.config import build, typed
-from cal_cli.data.conversations import Conversations
+from cal_cli.data.conversations import Conversations, image_names
 from cal_cli.data.llava_json import write_llava_json
 from cal_cli.data.noise import manifest, swap_conversations
 from cal_cli.data.tables import Rows
@@ -43,10 +43,10 @@ def noise_inject(config: DictConfig) -> None:
     entries = list(exchanged)
     if source is None or (isinstance(data.entries, Rows) and not data.entries.by_name):
         for entry in entries:
-            if "image" in entry:
-                picture = output / "images" / entry["image"]
+            for name in image_names(entry):
+                picture = output / "images" / name
                 picture.parent.mkdir(parents=True, exist_ok=True)
-                data.open_image(entry["image"]).save(picture)
+                data.open_image(name).save(picture)
     sha256 = write_llava_json(entries, output / "data.json")
     origin = source or json.dumps(OmegaConf.to_container(config.data))
     record = manifest(settings.ratio, settings.seed, entries, changed, origin, sha256)

@@ -126,9 +126,9 @@ class Rows(Sequence[Entry]):
     def _entry(self, index: int, row: dict[str, Any]) -> Entry:
         identity = row.get("id") or row.get("__key__") or f"row {index}"
         images = int(self.images[index])
-        entry = {"id": str(identity), "conversations": turns_of(row[self.talk], images > 0)}
+        entry = {"id": str(identity), "conversations": turns_of(row[self.talk], images)}
         if images > 1:
-            entry["image"] = [f"{index:08d}-{number}.png" for number in range(images)]  # which nothing here can show
+            entry["image"] = [f"{index:08d}-{number}.png" for number in range(images)]
         elif images:
             entry["image"] = row[str(self.pictures)] if self.by_name else f"{index:08d}.png"
         return entry
@@ -141,8 +141,9 @@ class Rows(Sequence[Entry]):
         """
         if self.by_name:
             return open_inside(self.folder, name, max_pixels)
-        picture = self.source[int(name.split(".")[0])][self.pictures]
-        picture = picture[0] if isinstance(picture, list) else picture
+        row, _, number = name.removesuffix(".png").partition("-")
+        picture = self.source[int(row)][self.pictures]
+        picture = picture[int(number or 0)] if isinstance(picture, list) else picture
         if isinstance(picture, str):
             return open_inside(self.folder, picture, max_pixels)
         content = picture if isinstance(picture, bytes) else picture["bytes"]
@@ -263,11 +264,14 @@ def images_in(column: pa.ChunkedArray) -> np.ndarray:
     return np.asarray(pc.is_valid(column)).astype(np.int64)
 
 
-def turns_of(talk: Any, with_image: bool) -> Any:
-    """A conversation in LLaVA's form from any of the forms that `table` names; what is none of them stays as it is."""
+def turns_of(talk: Any, images: int) -> Any:
+    """A conversation in LLaVA's form from any of the forms that `table` names; what is none of them stays as it is.
+
+    Where no turn says where the images stand, they come first.
+    """
     if isinstance(talk, dict):  # the JSON object of a tar shard, or a row of one pair
         found = [name for name in TALKS if talk.get(name) is not None]
-        return turns_of(talk[found[0]], with_image) if found else talk
+        return turns_of(talk[found[0]], images) if found else talk
     if isinstance(talk, str):
         turns = [{"from": "human", "value": ""}, {"from": "gpt", "value": talk}]
     elif isinstance(talk, list) and talk and all(isinstance(turn, dict) for turn in talk):
@@ -284,8 +288,8 @@ def turns_of(talk: Any, with_image: bool) -> Any:
         return talk
     asked = [turn for turn in turns if turn["from"] == "human"]
     marked = any("<image>" in str(turn["value"]) for turn in turns)
-    if with_image and asked and not marked:
-        asked[0]["value"] = f"<image>\n{asked[0]['value']}".rstrip("\n")
+    if images and asked and not marked:
+        asked[0]["value"] = f"{'<image>' * images}\n{asked[0]['value']}".rstrip("\n")
     return turns
 
 

@@ -18,9 +18,16 @@ class HeatmapSample:
     """One sample of the page."""
 
     id: str
-    image: Image.Image | None
+    image: Image.Image | list[Image.Image] | None
     pieces: list[Piece]
     is_noise: bool | None
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """All of them."""
+        if self.image is None:
+            return []
+        return self.image if isinstance(self.image, list) else [self.image]
 
 
 def heatmap_html(samples: list[HeatmapSample], title: str, score: str) -> str:

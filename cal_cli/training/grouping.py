@@ -5,16 +5,16 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
-from cal_cli.data.conversations import Entry
+from cal_cli.data.conversations import Entry, image_names
 
 IMAGE_WORDS = 128  # what a picture counts for beside a text's words, as in LLaVA
 CHUNK = 32  # batches that are sorted among one another
 
 
 def length_of(entry: Entry) -> int:
-    """About how long a sample will be: the words of its turns, and `IMAGE_WORDS` for a picture."""
+    """About how long a sample will be: the words of its turns, and `IMAGE_WORDS` for each picture."""
     words = sum(len(turn["value"].split()) for turn in entry["conversations"])
-    return words + (IMAGE_WORDS if "image" in entry else 0)
+    return words + IMAGE_WORDS * len(image_names(entry))
 
 
 class ModalityLengthSampler(Sampler[int]):

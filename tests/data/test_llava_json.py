@@ -7,6 +7,7 @@ from PIL import Image
 
 from cal_cli.data.llava_json import llava_json, llava_mixture
 from cal_cli.errors import InputError
+from tests.cal import cal
 
 GOOD = {"id": "a", "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]}
 
@@ -15,6 +16,46 @@ def write(folder, content):
     path = folder / "data.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return str(path)
+
+
+def shown(identity, image="p.png", question="<image>x"):
+    return {
+        "id": identity,
+        "image": image,
+        "conversations": [{"from": "human", "value": question}, GOOD["conversations"][1]],
+    }
+
+
+def test_several_images_of_a_sample_are_read_in_their_order_wherever_they_lie(tmp_path):
+    for name, red in (("a.png", 10), ("b.png", 20)):
+        Image.new("RGB", (5, 4), (red, 0, 0)).save(tmp_path / name)
+    entries = [
+        shown("two", ["b.png", "a.png"], "<image>x and <image>y"),
+        shown("one", "a.png"),
+        shown("list", ["a.png"]),
+    ]
+    path = write(tmp_path, entries)
+    for data in (llava_json(path), llava_mixture([{"path": path}])):
+        assert [image.getpixel((0, 0))[0] for image in data[0]["image"]] == [20, 10]
+        assert data[1]["image"].getpixel((0, 0))[0] == data[2]["image"].getpixel((0, 0))[0] == 10
+
+
+def test_samples_with_several_images_are_checked_trained_on_and_shown(tmp_path):
+    for number in range(3):
+        Image.new("RGB", (48, 48), (80 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    question = "<image> and <image>\nwhich?"
+    entries = [shown(f"s{n}", [f"{n % 3}.png", f"{(n + 1) % 3}.png"], question) for n in range(8)]
+    entries += [shown("one", "0.png"), GOOD]
+    path = write(tmp_path, entries)
+    checked = cal("data-check", f"data.path={path}", "workers=0", "hydra.run.dir=checked", folder=tmp_path)
+    assert "10 good, 0 bad" in checked.stdout
+    clean = ["data=llava_json", "data.path=checked/clean.json", "data.image_folder=/"]
+    words = ["batch_size=5", "epochs=1", "launch.processes=1", "group_by_modality_length=true"]
+    assert "completed" in cal("train", *clean, *words, folder=tmp_path).stdout
+    cal("token-weight-dump", *clean, "heatmap_samples=1", "output=shown", folder=tmp_path)
+    assert (tmp_path / "shown/heatmap.html").read_text().count("data:image/png") == 2
+    told = cal("train", *clean, *words, "noise.ratio=0.5", folder=tmp_path, check=False)
+    assert told.returncode == 2 and "samples show 1 or 2 images" in told.stderr
 
 
 def test_entries_and_pictures_are_read(tmp_path):
@@ -42,7 +83,10 @@ def test_entries_and_pictures_are_read(tmp_path):
         ({"id": "b", "conversations": GOOD["conversations"][::-1]}, "human, gpt"),
         ({"id": "b", "conversations": GOOD["conversations"][:1]}, "human, gpt"),
         ({**GOOD, "id": "b", "image": "p.png"}, "stands in its turns 0 times"),
-        ({**GOOD, "id": "b", "image": ["p.png"]}, "must be one file name"),
+        ({**GOOD, "id": "b", "image": ["p.png", "q.png"]}, "2 images but '<image>' stands in its turns 0 times"),
+        ({**GOOD, "id": "b", "image": []}, "must be a file name or a list of some"),
+        ({**GOOD, "id": "b", "image": ["p.png", None]}, "must be a file name or a list of some"),
+        ({**shown("b"), "image": ["p.png"]}, "its image p.png is not in"),
         (
             {
                 "id": "b",

@@ -53,6 +53,15 @@ def test_seeds_choose_different_samples():
     assert len(chosen) == 5
 
 
+def test_samples_with_several_images_are_exchanged_among_their_like_alone():
+    several = [{**entry, "image": ["a.png", "b.png"]} for entry in entries_of([True] * 4)]
+    noisy, changed = swap_conversations(several, 1.0, 0)
+    assert len(changed) == 4 and all(entry["image"] == ["a.png", "b.png"] for entry in noisy)
+    with pytest.raises(InputError, match="samples show 1 or 2 images"):
+        swap_conversations(several + entries_of([True] * 4), 0.5, 0)
+    assert swap_conversations(several + entries_of([True] * 4), 0.0, 0)[1] == []
+
+
 @pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan")])
 def test_a_ratio_outside_0_and_1_is_an_error(ratio):
     with pytest.raises(InputError, match="from 0 to 1"):

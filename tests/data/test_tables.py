@@ -205,15 +205,25 @@ def test_data_check_finds_bad_rows_and_training_takes_the_good_ones(world, entri
         table(str(folder), rows=str(report))
 
 
-def test_lists_of_names_are_opened_and_two_images_are_refused(world, entries, tmp_path):
+@pytest.mark.parametrize("kind", ["names", "bytes"])
+def test_lists_of_images_are_opened_in_their_order(world, entries, tmp_path, kind):
     shown = [entry["image"] for entry in entries if "image" in entry][:2]
-    lines = tmp_path / "lists.jsonl"
-    rows = [{"images": shown[:1], "caption": "one"}, {"images": shown, "caption": "two"}]
-    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = table(str(lines), image_folder=str(world / "images"), max_bad_fraction=0.5)
-    expected = np.asarray(Image.open(world / "images" / shown[0]).convert("RGB"))
-    assert len(found) == 1 and np.array_equal(np.asarray(found[0]["image"]), expected)
-    assert len(found.bad) == 1 and "must be one file name" in found.bad[0].problem
+    expected = [np.asarray(Image.open(world / "images" / name).convert("RGB")) for name in shown]
+    rows = [{"images": shown[:1], "caption": "one"}, {"images": shown[::-1], "caption": "two"}]
+    if kind == "names":
+        path = tmp_path / "lists.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        path = tmp_path / "lists.parquet"
+        content = [
+            {**row, "images": [(world / "images" / name).read_bytes() for name in row["images"]]} for row in rows
+        ]
+        datasets.Dataset.from_list(content).to_parquet(path)
+    found = table(str(path), image_folder=str(world / "images"))
+    assert np.array_equal(np.asarray(found[0]["image"]), expected[0])
+    pairs = zip(found[1]["image"], expected[::-1], strict=True)
+    assert all(np.array_equal(np.asarray(one), other) for one, other in pairs)
+    assert found[1]["conversations"][0]["value"] == "<image><image>"
 
 
 def test_noise_inject_writes_the_pictures_that_lie_in_the_table(world, entries, tmp_path):
