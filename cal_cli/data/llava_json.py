@@ -165,8 +165,8 @@ def parsed(line: str) -> Any:
 
 
 def name_of(entry: object) -> str:
-    """An entry's id as messages name it."""
-    return repr(entry["id"]) if isinstance(entry, dict) and "id" in entry else "without an id"
+    """An entry's id as messages and files name it."""
+    return str(entry["id"]) if isinstance(entry, dict) and "id" in entry else "without an id"
 
 
 def problem_of_image(entry: Entry, folder: Path, present: set[str]) -> str | None:

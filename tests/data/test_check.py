@@ -18,7 +18,7 @@ def test_every_bad_sample_is_named_and_training_runs_on_the_rest(tmp_path, worke
     output = cal("data-check", *words, "hydra.run.dir=checked", folder=tmp_path).stdout
     report = json.loads((tmp_path / "checked/report.json").read_text())
     bad = [json.loads(line) for line in (tmp_path / "checked/bad_samples.jsonl").read_text().splitlines()]
-    found = {one["id"].strip("'"): one["problem"] for one in bad}
+    found = {one["id"]: one["problem"] for one in bad}
     assert found.keys() == told.keys() | {"without an id"}
     assert all(problem in found[name] for name, problem in told.items())
     assert "not valid JSON" in found["without an id"]
@@ -75,7 +75,7 @@ def test_training_leaves_out_few_bad_samples_and_stops_at_too_many(tmp_path):
     trained = cal(*words, "data.max_bad_fraction=0.5", "name=all", folder=tmp_path)
     (run,) = (path.parent for path in tmp_path.glob("runs/train/all/*/summary.json"))
     summary = json.loads((run / "summary.json").read_text())
-    named = {json.loads(line)["id"].strip("'") for line in (run / "bad_samples.jsonl").read_text().splitlines()}
+    named = {json.loads(line)["id"] for line in (run / "bad_samples.jsonl").read_text().splitlines()}
     assert named == told.keys() - {"large"}  # training has no limit of its own but Pillow's
     assert summary["bad_samples"] == len(named) and summary["status"] == "completed"
     assert "left out: sample" in trained.stdout

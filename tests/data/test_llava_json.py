@@ -75,7 +75,7 @@ def test_entries_and_pictures_are_read(tmp_path):
     ("entry", "named"),
     [
         ("text", "entry 1 .without an id.: must be an object"),
-        ({"id": "b"}, "entry 1 .'b'.: has no 'conversations'"),
+        ({"id": "b"}, "entry 1 .b.: has no 'conversations'"),
         ({"conversations": GOOD["conversations"]}, "entry 1 .without an id.: has no 'id'"),
         ({"id": "b", "conversations": []}, "at least one"),
         ({"id": "b", "conversations": ["hi"]}, "a turn must be"),
@@ -175,7 +175,7 @@ def test_wrong_sources_are_told(sources, said):
 def test_few_bad_entries_are_left_out_and_named(tmp_path):
     path = write(tmp_path, [GOOD, {"id": "b"}, *[{**GOOD, "id": f"c{n}"} for n in range(8)]])
     data = llava_json(path, max_bad_fraction=0.1)
-    assert len(data) == 9 and [bad.id for bad in data.bad] == ["'b'"]
+    assert len(data) == 9 and [bad.id for bad in data.bad] == ["b"]
     with pytest.raises(InputError, match="1 more are bad; cal data-check names all"):
         llava_json(write(tmp_path, [GOOD, {"id": "b"}, {"id": "c"}]), max_bad_fraction=0.1)
     with pytest.raises(InputError, match="a share from 0 to below 1"):
