@@ -102,17 +102,17 @@ class Collator:
     def _batch(self, samples: list[dict]) -> BatchFeature:
         messages = [to_messages(sample["conversations"], sample["image"]) for sample in samples]
         texts = rendered(messages, self.processor)
-        batch = self.processor.apply_chat_template(
-            messages,
-            tokenize=True,
-            return_dict=True,
-            processor_kwargs={
-                "padding": True,
-                "padding_side": "right",
-                "return_offsets_mapping": True,
-                "return_text_replacement_offsets": True,
-            },
-        )
+        told = {"return_offsets_mapping": True, "return_text_replacement_offsets": True}
+        try:
+            batch = self.processor.apply_chat_template(
+                messages,
+                tokenize=True,
+                return_dict=True,
+                processor_kwargs={"padding": True, "padding_side": "right", **told},
+            )
+        except ValueError as error:  # such as a template that shows fewer images than there are
+            names = ", ".join(repr(sample["id"]) for sample in samples)
+            raise InputError(f"the model's processor refuses the samples {names}: {error}") from error
         replaced = batch.pop("text_replacement_offsets", [()] * len(samples))  # text alone may come without
         batch.convert_to_tensors("pt")  # only now: there are processors that would try it with what was replaced
         chosen = self._supervised(texts, batch, replaced)

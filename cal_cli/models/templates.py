@@ -1,8 +1,9 @@
 """LLaVA's conversation templates, as chat templates that mark the assistant's text.
 
-`v1` (fine-tuning): the system sentence, then `USER: ... ASSISTANT: ...</s>`, the image first in its turn. `plain`
-(pre-training of the projector): the image and its caption, nothing else. Formats: LLaVA's `llava/conversation.py` and
-`preprocess_multimodal`, `preprocess_v1`, `preprocess_plain` of its `llava/train/train.py`.
+`v1` (fine-tuning): the system sentence, then `USER: ... ASSISTANT: ...</s>`, an image first in its turn, several where
+they stand. `plain` (pre-training of the projector): the image and its caption, nothing else. Formats: LLaVA's
+`llava/conversation.py` and `preprocess_multimodal`, `preprocess_v1`, `preprocess_plain` of its `llava/train/train.py`;
+several images as in LLaVA-NeXT's.
 """
 
 from pathlib import Path
@@ -14,13 +15,19 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-# sets `text`, a message's words without their image, and `image`, whether it shows one
+# sets `text`, a message's words without its images, `images`, how many it shows, and `placed`, the words with them
 READ_MESSAGE = """\
-{%- set found = namespace(text="", image=false) -%}
+{%- set found = namespace(text="", placed="", images=0, behind=false) -%}
 {%- if message.content is string -%}{%- set found.text = message.content -%}{%- else -%}
   {%- for part in message.content -%}
-    {%- if part.type == "image" -%}{%- set found.image = true -%}
-    {%- else -%}{%- set found.text = found.text + part.text -%}{%- endif -%}
+    {%- if part.type == "image" -%}
+      {%- set found.images = found.images + 1 -%}{%- set found.placed = found.placed + "<image>" -%}
+      {%- set found.behind = true -%}
+    {%- else -%}
+      {%- set space = "" if not found.behind else "<more>" if part.text[0] == " " else "<space>" -%}
+      {%- set found.text = found.text + part.text -%}{%- set found.placed = found.placed + space + part.text -%}
+      {%- set found.behind = false -%}
+    {%- endif -%}
   {%- endfor -%}
 {%- endif -%}
 """
@@ -33,7 +40,8 @@ V1 = (
     + READ_MESSAGE
     + """\
   {%- if message.role == "user" -%}
-    {{- "USER: " + (("<image><space>\\n" + found.text | trim) | trim if found.image else found.text) + " " -}}
+    {%- set one = ("<image><space>\\n" + found.text | trim) | trim -%}
+    {{- "USER: " + (found.placed if found.images > 1 else one if found.images else found.text) + " " -}}
   {%- elif message.role == "assistant" -%}
     {{- "ASSISTANT:" -}}{%- generation -%}{{- " " + found.text + eos_token -}}{%- endgeneration -%}
   {%- else -%}{{- found.text + " " -}}{%- endif -%}
@@ -48,7 +56,7 @@ PLAIN = (
 """
     + READ_MESSAGE
     + """\
-  {%- if message.role == "user" and found.image -%}{{- "<image><space>" -}}
+  {%- if message.role == "user" and found.images -%}{{- "<image>" * found.images + "<space>" -}}
   {%- elif message.role == "assistant" -%}
     {%- generation -%}{{- found.text + "\\n" -}}{%- endgeneration -%}
   {%- endif -%}
@@ -83,7 +91,9 @@ def chat_template(name: str, tokenizer: Any, image_token: str = "<image>") -> st
         )
     if tokenizer.eos_token is None:
         raise InputError(f"model.template={name}: the tokenizer has no end token, with which each answer must close")
-    behind = tokenizer.tokenize(f"{image_token}a")[1:]
-    space = "" if behind == tokenizer.tokenize("a") else " "
-    text = TEMPLATES[name].replace("<system>", SYSTEM).replace("<space>", space).replace("<image>", image_token)
+    text = TEMPLATES[name].replace("<system>", SYSTEM)
+    for mark, begin in (("<space>", "a"), ("<more>", " a")):  # some put none before text that has one
+        behind = tokenizer.tokenize(image_token + begin)[1:]
+        text = text.replace(mark, "" if behind == tokenizer.tokenize(begin) else " ")
+    text = text.replace("<image>", image_token)
     return text if tokenizer.bos_token else text.replace("{{- bos_token -}}\n", "")

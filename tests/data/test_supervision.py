@@ -123,6 +123,18 @@ def test_without_its_marks_a_template_supervises_the_same(llava, processor):
         assert torch.equal(one["labels"], two["labels"]) and (one["labels"] != IGNORED).any(dim=1).all()
 
 
+def test_several_pictures_of_a_turn_each_have_their_tokens_or_the_template_is_refused(llava):
+    picture = Image.new("RGB", (28, 28))
+    two = sample("<image> or <image>?", "the first", images=[picture, picture])
+    batch = Collator(llava)([two])
+    assert (batch["input_ids"] == llava.image_token_id).sum() == 2 * 16
+    assert answers(llava, batch, 0) == ["the first</s>"]
+    one_alone = copy.copy(llava)
+    one_alone.chat_template = "{% for m in messages %}{{ '<image>x' if loop.first else 'y' }}{% endfor %}"
+    with pytest.raises(InputError, match="refuses the samples 's': .* 1 <image> tokens and 2 images"):
+        Collator(one_alone)([two])
+
+
 def test_a_tokenizer_that_tells_no_offsets_is_refused(llava):
     tokenizer = ByT5Tokenizer()
     add_image_token(tokenizer)

@@ -13,6 +13,7 @@ CONVERSATIONS = {
     "one turn": (["<image>\nwhat is red?"], ["the ring is red."]),
     "image last": (["what is red?\n<image>"], ["a ring"]),
     "image alone": (["<image>"], ["a ring"]),
+    "several": (["<image><image>\nwhich is <image> red?", "and <image>\nor <image>"], ["the first", "no"]),
     "two turns": (["<image>\nwhere is the ring?", "and the cross?"], ["top left.", "in the middle\nof it, twice."]),
     "no image": (["where is the ring?", "sure?"], ["left", "yes"]),
     "odd spaces": (["  <image>  what?  "], ["  the  cross "]),
@@ -40,7 +41,7 @@ def llava_v1(tokenizer, turns):
     text = SYSTEM + " "
     for turn in turns:
         value = turn["value"]
-        if "<image>" in value:
+        if value.count("<image>") == 1:  # of several LLaVA-NeXT leaves each where it stands
             value = ("<image>\n" + value.replace("<image>", "").strip()).strip()
         text += f"USER: {value} " if turn["from"] == "human" else f"ASSISTANT: {value}</s>"
     ids = pieces(tokenizer, text)
@@ -64,9 +65,9 @@ def llava_plain(tokenizer, turns):
 
 
 def ours(tokenizer, name, turns):
-    shows = any("<image>" in turn["value"] for turn in turns)
+    shown = sum(turn["value"].count("<image>") for turn in turns)
     rendered = tokenizer.apply_chat_template(
-        to_messages(turns, IMAGE if shows else None),
+        to_messages(turns, [IMAGE] * shown),
         chat_template=chat_template(name, tokenizer),
         tokenize=True,
         return_dict=True,
