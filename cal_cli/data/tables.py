@@ -191,6 +191,8 @@ def loaded(
     files = files_of(Path(path)) if files is None else files
     if not files and Path(path).exists():
         raise InputError(f"{key}.path={path}: holds no {', '.join(BUILDERS)} file")
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what fails is told once, below
     try:
         if files:
             # one split of its own: the names of the hub's splits are not those of local files
@@ -207,6 +209,8 @@ def loaded(
             f"run `hf download --repo-type dataset {path} --local-dir {Path(path).name}` where there is a network, and "
             f"give {key}.path={Path(path).name}, a folder with .parquet files, or .json with its images beside it"
         ) from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
     for column, feature in found.features.items():
         if isinstance(getattr(feature, "feature", feature), datasets.Image):
             found = undecoded(found, column, datasets)
