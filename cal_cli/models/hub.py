@@ -27,6 +27,8 @@ def fetched(loader: Callable, name: str, key: str, **options: Any) -> Any:
     except (OSError, ValueError) as error:
         if Path(name).is_dir():
             raise InputError(f"{key}={name}: the folder cannot be loaded: {str(error).splitlines()[0]}") from error
+        if name.count("/") > 1 or name.startswith((".", "/", "~")):  # no hub id
+            raise InputError(f"{key}={name}: there is no such folder") from error
         raise InputError(
             f"{key}={name}: neither a folder here nor in the cache of the Hugging Face hub, and the hub does not give "
             f"it: run `hf download {name}` where there is a network, or give a folder with config.json, "

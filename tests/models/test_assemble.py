@@ -164,6 +164,8 @@ def test_a_checkpoint_takes_another_projector_template_and_aspect(parts, tmp_pat
     [
         ({"path": "nobody/nothing"}, "run `hf download nobody/nothing`"),
         ({"path": "."}, "the folder cannot be loaded"),
+        ({"path": "./none"}, "model.path=./none: there is no such folder"),
+        ({"path": "runs/train/none"}, "model.path=runs/train/none: there is no such folder"),
         ({"language_model": "nobody/llm"}, "both model.language_model and vision_tower"),
         ({"language_model": "nobody/llm", "vision_tower": "x/y"}, "model.language_model=nobody/llm: neither a folder"),
         ({"dtype": "float8"}, "allowed are float32 and bfloat16"),
