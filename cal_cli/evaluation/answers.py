@@ -1,7 +1,7 @@
 """How one answer is held against the right ones, as each benchmark's authors and lmms-eval (0.7.3) do it.
 
-Predictions come without outer space. Odd corners are kept where lmms-eval has them, since published figures do; the
-docstrings name them.
+Predictions come as a model gave them, outer space and all. Odd corners are kept where lmms-eval has them, since
+published figures do; the docstrings name them.
 """
 
 import re
@@ -128,7 +128,8 @@ def letter_alone(prediction: str, answers: Sequence[str]) -> float:
     Source: ScienceQA's evaluation in LLaVA.
     """
     (answer,) = answers
-    letter = prediction[0] if prediction[:1].isupper() and prediction[1:2] == "." else prediction
+    text = prediction.strip()
+    letter = text[0] if text[:1].isupper() and text[1:2] == "." else text
     return float(letter.lower() == answer.strip().lower())
 
 
@@ -138,13 +139,13 @@ def first_character(prediction: str, answers: Sequence[str]) -> float:
     Source: SEED-Bench (Li et al. 2023) as lmms-eval scores generated answers: `Because ...` counts as B.
     """
     (answer,) = answers
-    return float(prediction[:1].lower() == answer.strip().lower())
+    return float(prediction.strip()[:1].lower() == answer.strip().lower())
 
 
 def letter_among_options(prediction: str, answers: Sequence[str], choices: str) -> float:
     """1 if `last_standing_letter` is the right one; else 0. Source: MMT-Bench (Ying et al. 2024)."""
     (answer,) = answers
-    return float(last_standing_letter(prediction, choices) == answer.strip())
+    return float(last_standing_letter(prediction.strip(), choices) == answer.strip())
 
 
 def last_standing_letter(prediction: str, choices: str) -> str:

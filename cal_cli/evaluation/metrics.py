@@ -33,10 +33,10 @@ class Metric:
     def parts(self, questions: Sequence[Question], predictions: Sequence[str]) -> list[Parts]:
         """What each answer adds to the metric's sums; `score` among them is the answer's own."""
         pairs = zip(questions, predictions, strict=True)
-        return [self.part(question, prediction.strip()) for question, prediction in pairs]
+        return [self.part(question, prediction) for question, prediction in pairs]
 
     def part(self, question: Question, prediction: str) -> Parts:
-        """What one answer, without outer space, adds, where that depends on no other."""
+        """What one answer adds, where that depends on no other."""
         raise NotImplementedError
 
     def values(self, sums: Sums) -> dict[str, Any]:

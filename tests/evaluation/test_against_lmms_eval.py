@@ -50,7 +50,7 @@ def texts(seed, number):
             text += "".join(state.choice(string.punctuation + " abC1\n") for _ in range(state.randint(0, 6)))
         if state.random() < 0.1:
             text = f"The {state.choice(['', 'correct ', 'best '])}answer is {text}"
-        yield text.strip()
+        yield state.choice(["", "", " ", "\n", " \n"]) + text + state.choice(["", "", " ", "\n\n"])
 
 
 def test_rules_are_lmms_eval_s_on_many_answers():
@@ -215,10 +215,13 @@ def test_prompts_and_values_are_lmms_eval_s(name, tmp_path, monkeypatch):
         assert question.question == (theirs if "<image>" in theirs else f"<image>\n{theirs}")
     for seed_number in range(2 if "CIDEr" in str(values) else 30):
         state = random.Random(seed_number)
-        given = [answer(name, question, state) for question in found.questions]
+        given = [
+            state.choice(["", "", " ", "\n"]) + answer(name, question, state) + state.choice(["", "", " ", "\n"])
+            for question in found.questions
+        ]
         parts = found.metric.parts(found.questions, given)
         ours = with_intervals(found.metric, parts, [question.picture for question in found.questions])
-        each = [process(row, text.strip()) for row, text in zip(rows, given, strict=True)]
+        each = [process(row, text) for row, text in zip(rows, given, strict=True)]
         for value, total in values.items():
             theirs = total([one[value] for one in each if value in one])
             assert round(ours[value]["value"], 4) == pytest.approx(round(theirs, 4), abs=1e-4), (value, given)

@@ -240,3 +240,8 @@ def test_exact_match_forgives_case_and_outer_space_alone():
     assert exact_match(" The ring is red. ", ["the ring is red."]) == 1
     assert exact_match("the ring is red", ["the ring is red."]) == 0
     assert exact_match("b", ["a", "b"]) == 1
+
+
+def test_outer_space_counts_for_nothing_where_a_letter_is_read():
+    assert letter_alone("\n B. a river", ["B"]) == letter_alone(" b\n", ["B"]) == first_character("  b", ["B"]) == 1
+    assert letter_among_options(" (B) \n", ["B"], "ABC") == 1 and letter_extracted(" B\n", ["B"]) == 1
