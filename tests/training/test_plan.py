@@ -142,8 +142,8 @@ def test_the_processor_without_the_weights_is_the_model_s(node):
     ("experiment", "parameters"),
     [
         ("llava15_7b", "7,063,427,072"),
-        ("llava15_13b", "13,351,494,656"),
-        ("llava_next_7b", "7,063,431,168"),
+        pytest.param("llava15_13b", "13,351,494,656", marks=pytest.mark.slow),
+        pytest.param("llava_next_7b", "7,063,431,168", marks=pytest.mark.slow),
         ("llava_next_13b", "13,351,499,776"),
     ],
 )
