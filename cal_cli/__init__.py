@@ -1,19 +1,27 @@
 """Contrastive alignment for vision-language training: which text tokens look at the image?
 
-The names below load what they need when they are first used, so that `import cal_cli` costs nothing.
+The names below are loaded on first use, so that `import cal_cli` is fast.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cal_cli.objective import ContrastiveAlignmentLoss, PriorLoss, accept_objective, contrast_logits, token_weights
+    from cal_cli.objective import (
+        ContrastiveAlignmentLoss,
+        CrossEntropyLoss,
+        PriorLoss,
+        accept_objective,
+        contrast_logits,
+        token_weights,
+    )
     from cal_cli.training.trainer import CALMixin, CALTrainer
 
 __all__ = [
     "CALMixin",
     "CALTrainer",
     "ContrastiveAlignmentLoss",
+    "CrossEntropyLoss",
     "PriorLoss",
     "accept_objective",
     "contrast_logits",

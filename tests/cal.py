@@ -10,8 +10,8 @@ from pathlib import Path
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 # a server that has imported the libraries forks a process for each call: importing them takes longer than most calls
 SERVER = multiprocessing.get_context("forkserver")
-COMMANDS = ("bench.run", "data.noise_inject", "evaluation.run", "inspection.run", "reporting.run", "training.run")
-SERVER.set_forkserver_preload([f"cal_cli.{module}" for module in COMMANDS])
+COMMANDS = ("bench", "data_check", "evaluate", "noise_inject", "report", "token_weight_dump", "train")
+SERVER.set_forkserver_preload([f"cal_cli.commands.{module}" for module in COMMANDS])
 
 
 def cal(*words, folder, check=True, **environment):

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from cal_cli.data.collator import Collator
-from cal_cli.data.scenes import scenes
-from cal_cli.models.tiny import tiny_from_scratch
+from cal_cli.toy.model import make_random_model
+from cal_cli.toy.scenes import make_scenes
 
 
 def model_with_large_deltas():
     """The tiny architecture with weights large enough that its logits and deltas are far from 0, and its processor."""
-    model, processor = tiny_from_scratch(seed=0)
+    model, processor = make_random_model(seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -44,7 +44,7 @@ def processor(random_model):
 @pytest.fixture(scope="session")
 def world():
     """Twelve samples of the shipped world: with and without a picture, captions and questions."""
-    return scenes(n=12, seed=3, text_only_share=0.3, question_share=0.5)
+    return make_scenes(n=12, seed=3, text_only_share=0.3, question_share=0.5)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset, Image
 
 from cal_cli.data.collator import Collator
-from cal_cli.models.load import load_model
+from cal_cli.toy.model import load_tiny
 
 PAGE = (Path(__file__).parent.parent / "docs" / "training_loops.md").read_text()
 EXAMPLES = re.findall(r"## ([^\n]*)\n(?:(?!## ).)*?```python\n(.*?)```", PAGE, re.DOTALL)
@@ -28,7 +28,7 @@ def prompt_dataset(world):
 @pytest.mark.parametrize(("title", "code"), EXAMPLES, ids=[title for title, _ in EXAMPLES])
 def test_the_example_trains(title, code, world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model, processor = load_model()
+    model, processor = load_tiny()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     collate = Collator(processor)
     names = {"model": model, "processor": processor, "dataset": world, "prompt_dataset": prompt_dataset(world)}

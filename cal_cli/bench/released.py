@@ -1,7 +1,7 @@
-"""CAL as the paper's released code computes it: the slow reference that `cal bench` measures and the tests trust.
+"""CAL as the paper's released code computes it: the slow reference for `cal bench` and the tests.
 
-Our own writing of github.com/foundation-multimodal-models/CAL. Both passes carry every position, the image's too;
-both project every position onto the whole vocabulary, in float32; the second masks the image out of attention.
+Written anew after github.com/foundation-multimodal-models/CAL. Both passes run over every position, those of the image
+included; both project every position onto the whole vocabulary, in float32; the second masks the image in attention.
 """
 
 from collections.abc import Mapping
@@ -11,20 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cal_cli.objective.contrast import IGNORED
+from cal_cli.objective import IGNORED
 
 
-def released_loss(model: Any, batch: Mapping[str, Any], alpha: float = 1.0, beta: float = 5.0) -> Tensor:
-    """The loss of a LLaVA-like model (image features among the text's embeddings), a differentiable scalar.
+def compute_released_loss(model: Any, batch: Mapping[str, Any], alpha: float = 1.0, beta: float = 5.0) -> Tensor:
+    """Compute the loss of a model like LLaVA (image features among the text's embeddings), a differentiable scalar.
 
     Args:
-        model: `LlavaForConditionalGeneration` or a model built like it.
+        model: `LlavaForConditionalGeneration` or a similar model.
         batch: `input_ids`, `attention_mask`, `labels` (int64 [batch, length]), `pixel_values`, ...
         alpha: lower bound of a weight.
         beta: upper bound of a weight.
 
     Raises:
-        ValueError: the model hands its decoder more than embeddings, mask and positions.
+        ValueError: the model passes its decoder more than embeddings, mask and positions.
     """
     given: dict[str, Any] = {}
     decoder = model.get_decoder()
@@ -38,8 +38,8 @@ def released_loss(model: Any, batch: Mapping[str, Any], alpha: float = 1.0, beta
     own_positions = positions is not None and positions.dim() != 2
     if beside or own_positions or not torch.is_tensor(given["attention_mask"]) or given["attention_mask"].dim() != 2:
         raise ValueError(
-            f"{type(model).__name__} is not built like LLaVA, of which the released code is: leave cal_released out of "
-            "the ways"
+            f"{type(model).__name__} is not like LLaVA, for which the released code was written: leave cal_released "
+            "out of the ways"
         )
     with torch.no_grad():
         text = batch["attention_mask"] * (batch["input_ids"] != model.config.image_token_id)

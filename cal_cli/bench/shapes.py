@@ -1,4 +1,4 @@
-"""Models and batches to measure: a published shape with random weights (only sizes matter to a clock), or a model."""
+"""Models and batches to measure: a published shape with random weights, which take the same time, or a checkpoint."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +13,8 @@ from transformers import (
     LlavaNextConfig,
 )
 
-from cal_cli.models.load import checkpoint_activations, load_model
+from cal_cli.models.load import checkpoint_activations
+from cal_cli.toy.model import load_tiny
 
 PATCH, PICTURE = 14, 336  # of CLIP ViT-L/14-336
 FIRST_WORD = 1000  # the random texts hold no special token
@@ -22,16 +23,16 @@ CPU_DEPTH, CPU_WIDTH = 4, 8  # by default LLaVA-7B becomes 8 layers of width 512
 
 @dataclass
 class Shape:
-    """What a step's time depends on.
+    """The sizes that determine the time of a step.
 
     Args:
-        tiles: pictures a sample that the vision tower sees: 1 as in LLaVA-1.5, or 5 (AnyRes, 2 x 2 tiles and the
-            whole) as in LLaVA-NeXT, which makes 2,928 image tokens of a square picture.
+        tiles: inputs of the vision tower for each sample: 1 as in LLaVA-1.5, or 5 (AnyRes, 2 x 2 tiles and the whole
+            image) as in LLaVA-NeXT, which makes 2,928 image tokens of a square image.
         hidden_size, intermediate_size, layers, heads, vocabulary: of the decoder.
         vision_hidden_size, vision_layers: of the vision tower.
-        text_tokens: words a sample, prompt and answer.
-        supervised_tokens: of these, the answer at the end.
-        batch_size: samples a step.
+        text_tokens: tokens of prompt and answer in a sample.
+        supervised_tokens: tokens of the answer, at the end.
+        batch_size: samples in a step.
     """
 
     tiles: int
@@ -51,8 +52,8 @@ class Shape:
             raise ValueError(f"shape.tiles={self.tiles}: allowed are 1 (LLaVA-1.5) and 5 (LLaVA-NeXT, 2 x 2 tiles)")
         check_tokens(self)
 
-    def scaled(self, depth: int | None = None, width: int | None = None) -> "Shape":
-        """The shape with `depth` times fewer layers and `width` times narrower; the tokens stay as they are.
+    def scale(self, depth: int | None = None, width: int | None = None) -> "Shape":
+        """Return the shape with `depth` times fewer layers, `width` times narrower, and the same tokens.
 
         Args:
             depth, width: None means 1 on a GPU, `CPU_DEPTH` and `CPU_WIDTH` elsewhere.
@@ -69,8 +70,8 @@ class Shape:
         changed |= {name: max(getattr(self, name) // depth, 1) for name in ("layers", "vision_layers")}
         return replace(self, **changed)
 
-    def model(self, dtype: torch.dtype, checkpointing: bool) -> Any:
-        """A LLaVA or LLaVA-NeXT of this shape in training mode, its vision tower frozen."""
+    def make_model(self, dtype: torch.dtype, checkpointing: bool) -> Any:
+        """Make a LLaVA or LLaVA-NeXT of this shape in training mode, with a frozen vision tower."""
         vision = CLIPVisionConfig(
             image_size=PICTURE,
             patch_size=PATCH,
@@ -104,12 +105,14 @@ class Shape:
 
     @property
     def image_tokens(self) -> int:
-        """Image tokens a sample."""
+        """Image tokens of a sample."""
         side = PICTURE // PATCH
-        return side**2 if self.tiles == 1 else side**2 + 2 * side * (2 * side + 1)  # each row of tiles ends a line
+        return (
+            side**2 if self.tiles == 1 else side**2 + 2 * side * (2 * side + 1)
+        )  # one newline token for each row of features
 
-    def batch(self, device: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Random samples: a few words, the picture, the rest of the prompt, the answer."""
+    def make_batch(self, device: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Make random samples: a few words, the image, the rest of the prompt, the answer."""
         generator = torch.Generator().manual_seed(0)
         texts = (self.batch_size, self.text_tokens)
         words = torch.randint(min(FIRST_WORD, self.vocabulary // 2), self.vocabulary, texts, generator=generator)
@@ -118,8 +121,8 @@ class Shape:
         input_ids = torch.cat([words[:, :before], image, words[:, before:]], dim=1)
         labels = input_ids.clone()
         labels[:, : -self.supervised_tokens] = -100
-        pictures = (self.batch_size,) if self.tiles == 1 else (self.batch_size, self.tiles)
-        pixels = torch.randn(*pictures, 3, PICTURE, PICTURE, generator=generator).to(dtype)
+        images = (self.batch_size,) if self.tiles == 1 else (self.batch_size, self.tiles)
+        pixels = torch.randn(*images, 3, PICTURE, PICTURE, generator=generator).to(dtype)
         batch = {
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),
@@ -136,11 +139,11 @@ class Checkpoint:
     """A model with its own weights and processor, and random samples for it.
 
     Args:
-        path: of the model, as `model.path` of `cal train`; None means the shipped base.
-        picture: side of a sample's square picture in pixels.
-        text_tokens: words a sample, prompt and answer; what the chat template writes comes on top.
-        supervised_tokens: of these, the answer at the end.
-        batch_size: samples a step.
+        path: a folder written by `save_pretrained`; None means the shipped base.
+        picture: side of a sample's square image in pixels.
+        text_tokens: tokens of prompt and answer in a sample, in addition to those of the chat template.
+        supervised_tokens: tokens of the answer, at the end.
+        batch_size: samples in a step.
     """
 
     path: str | None
@@ -151,10 +154,10 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         check_tokens(self)
-        self.loaded, self.processor = load_model(self.path)
+        self.loaded, self.processor = load_tiny(self.path)
 
-    def scaled(self, depth: int | None = None, width: int | None = None) -> "Checkpoint":
-        """The model itself.
+    def scale(self, depth: int | None = None, width: int | None = None) -> "Checkpoint":
+        """Return the checkpoint itself.
 
         Raises:
             ValueError: a depth or width is given.
@@ -163,18 +166,18 @@ class Checkpoint:
             raise ValueError("depth and width are for shapes with random weights: a checkpoint has its own")
         return self
 
-    def model(self, dtype: torch.dtype, checkpointing: bool) -> Any:
-        """The loaded model in training mode, every part of it trained."""
+    def make_model(self, dtype: torch.dtype, checkpointing: bool) -> Any:
+        """Return the loaded model in training mode; every part is trained."""
         if checkpointing:
             checkpoint_activations(self.loaded)
         return self.loaded.to(dtype).train()  # type: ignore[arg-type]
 
     @property
     def image_tokens(self) -> int:
-        """Image tokens a sample."""
-        return int((self._prompt()["input_ids"][0] == self.loaded.config.image_token_id).sum())
+        """Image tokens of a sample."""
+        return int((self._make_prompt()["input_ids"][0] == self.loaded.config.image_token_id).sum())
 
-    def _prompt(self) -> Any:
+    def _make_prompt(self) -> Any:
         noise = torch.randint(256, (self.picture, self.picture, 3), generator=torch.Generator().manual_seed(0))
         content = [{"type": "image", "image": Image.fromarray(noise.byte().numpy())}, {"type": "text", "text": ""}]
         return self.processor.apply_chat_template(
@@ -185,9 +188,9 @@ class Checkpoint:
             processor_kwargs={"return_tensors": "pt"},
         )
 
-    def batch(self, device: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Samples of a noisy picture and random words behind the template's prompt."""
-        batch = dict(self._prompt())
+    def make_batch(self, device: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Make samples with a random image, the template's prompt, and random words."""
+        batch = dict(self._make_prompt())
         shape = batch["input_ids"].shape
         size = self.loaded.config.get_text_config().vocab_size
         special = torch.tensor([i for i in self.processor.tokenizer.all_special_ids if i < size])
@@ -208,7 +211,7 @@ class Checkpoint:
 
 
 def check_tokens(shape: Any) -> None:
-    """Raise ValueError unless some words are supervised, and some are not."""
+    """Raise ValueError unless some tokens are supervised and some are not."""
     if not 0 < shape.supervised_tokens < shape.text_tokens:
         raise ValueError(
             f"shape.supervised_tokens={shape.supervised_tokens}: must be above 0 and below shape.text_tokens="

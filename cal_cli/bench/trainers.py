@@ -1,6 +1,6 @@
-"""Tokens a second of whole training loops on the tiny model: `CALTrainer`, and `trl.SFTTrainer` with its collator.
+"""Tokens per second of whole training loops on the tiny model: `CALTrainer`, and `trl.SFTTrainer` with its collator.
 
-Both read the same captions and PNG files, in batches of 48, with AdamW in float32 and without checkpointing.
+Both read the same captions and PNG files, in batches of 48, with AdamW in float32 and without gradient checkpointing.
 """
 
 import json
@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from cal_cli.data.collator import Collator
 from cal_cli.data.llava_json import llava_json
-from cal_cli.data.scenes import scenes
-from cal_cli.errors import InputError
-from cal_cli.files import write_whole
-from cal_cli.models.load import load_model
-from cal_cli.objective import ContrastiveAlignmentLoss
+from cal_cli.objective import ContrastiveAlignmentLoss, CrossEntropyLoss
+from cal_cli.runtime.console import track_items
+from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.files import write_whole
+from cal_cli.toy.model import load_tiny
+from cal_cli.toy.scenes import make_scenes
 from cal_cli.training.trainer import CALTrainer
 
 NAMES = {"trl": "trl.SFTTrainer, CE", "ce": "CALTrainer, CE", "cal": "CALTrainer, CAL"}
@@ -27,7 +27,7 @@ BATCH = 48
 
 
 class StepTimes(TrainerCallback):
-    """When each optimizer step ended, in seconds."""
+    """Record the time at which each optimizer step ends, in seconds."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -36,13 +36,13 @@ class StepTimes(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def trainer_rates(steps: int, repeats: int, console: Console) -> dict[str, list[float]]:
-    """Tokens a second, padding not counted, of each of `NAMES`, one number a round; the trainers take turns.
+def measure_trainer_rates(steps: int, repeats: int, console: Console) -> dict[str, list[float]]:
+    """Measure the tokens per second, without padding, of each of `NAMES`, in turns, one number for each round.
 
-    The clock runs from the end of a round's first step to that of its last.
+    Time is measured from the end of a round's first step to that of its last.
 
     Raises:
-        InputError: TRL is not installed, or a round has less than two steps.
+        InputError: TRL is not installed, or a round has fewer than two steps.
     """
     try:
         import trl  # noqa: F401
@@ -53,17 +53,17 @@ def trainer_rates(steps: int, repeats: int, console: Console) -> dict[str, list[
     rates: dict[str, list[float]] = {name: [] for name in NAMES}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        world = scenes(n=steps * BATCH, text_only_share=0.0, question_share=0.0)
+        world = make_scenes(n=steps * BATCH, text_only_share=0.0, question_share=0.0)
         for entry in world.entries:
             (folder / entry["image"]).parent.mkdir(parents=True, exist_ok=True)
             world.open_image(entry["image"]).save(folder / entry["image"])
         write_whole(folder / "data.json", json.dumps(world.entries))
         data = llava_json(str(folder / "data.json"))
-        collate = Collator(load_model()[1])
+        collate = Collator(load_tiny()[1])
         batches = (range(start, start + BATCH) for start in range(0, len(data), BATCH))
         tokens = sum(int(collate([data[i] for i in batch])["attention_mask"].sum()) for batch in batches)
         names = list(NAMES)
-        for number in track(range(repeats), "measuring", console=console, disable=not console.is_terminal):
+        for number in track_items(range(repeats), "measuring", console):
             for way in names[number % 3 :] + names[: number % 3]:
                 trainer = make_trainer(way, data, folder, steps)
                 times = StepTimes()
@@ -74,8 +74,8 @@ def trainer_rates(steps: int, repeats: int, console: Console) -> dict[str, list[
 
 
 def make_trainer(way: str, data: Any, folder: Path, steps: int) -> Trainer:
-    """One of `NAMES` on a fresh copy of the shipped base."""
-    model, processor = load_model()
+    """Make one of the trainers `NAMES` for a fresh copy of the shipped base."""
+    model, processor = load_tiny()
     arguments: dict[str, Any] = {
         "output_dir": str(folder / "out"),
         "max_steps": steps,
@@ -113,7 +113,7 @@ def make_trainer(way: str, data: Any, folder: Path, steps: int) -> Trainer:
     return CALTrainer(
         model=model,
         args=TrainingArguments(**arguments),
-        objective=ContrastiveAlignmentLoss(alpha=1.0, beta=1.0) if way == "ce" else ContrastiveAlignmentLoss(),
+        objective=CrossEntropyLoss() if way == "ce" else ContrastiveAlignmentLoss(),
         train_dataset=data,
         data_collator=Collator(processor),
     )

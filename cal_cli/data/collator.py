@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
-from cal_cli.data.conversations import Bad
-from cal_cli.data.supervision import ADVICE, Rendered, rendered, supervised
-from cal_cli.errors import InputError
+from cal_cli.data.sample import Bad
+from cal_cli.data.supervision import ADVICE, RenderedText, find_supervised, render
+from cal_cli.objective import IGNORED
+from cal_cli.runtime.errors import InputError
 
-IGNORED = -100  # the label of an unsupervised position, as everywhere in torch and transformers
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
 def to_messages(turns: list[dict[str, str]], image: Any) -> list[dict]:
-    """LLaVA turns as the messages of a chat template, the image, or each of a list, where `<image>` marks it."""
+    """Convert LLaVA turns to the messages of a chat template, with the image, or each of a list, at its `<image>`."""
     images = iter(image if isinstance(image, list) else [image])
     messages = []
     for turn in turns:
@@ -31,11 +31,11 @@ def to_messages(turns: list[dict[str, str]], image: Any) -> list[dict]:
 
 
 class UnusableSamples(InputError):
-    """Samples of a batch cannot be used.
+    """Some samples of a batch cannot be used.
 
     Attributes:
         problem: what is wrong with them.
-        wrong: of each sample of the batch, whether it is one of them.
+        wrong: for each sample of the batch, whether it is one of them.
     """
 
     def __init__(self, message: str, problem: str, wrong: list[bool]) -> None:
@@ -47,20 +47,20 @@ class UnusableSamples(InputError):
 class Collator:
     """Turn samples into one padded batch.
 
-    Returns `input_ids`, `attention_mask` (int64 [batch, length]), `pixel_values` (where a sample has an image) and
+    Returns `input_ids`, `attention_mask` (int64 [batch, length]), `pixel_values` (if a sample has an image) and
     `labels` (int64 [batch, length]): the token itself where the assistant speaks, its end token included, and -100
-    elsewhere; and `scores_without_image` (float32 [batch, length]) where the samples have them. How the assistant's
-    tokens are found is told in `cal_cli.data.supervision`.
+    elsewhere; and `scores_without_image` (float32 [batch, length]) if the samples have them. See
+    `cal_cli.data.supervision` for how the assistant's tokens are found.
 
     Args:
         processor: a processor with a chat template and a fast tokenizer.
-        max_length: tokens after which a sample is cut; None keeps everything.
-        keep_ids: also return `id`, the samples' names, as `CALTrainer` takes them for its error messages.
-        leave_out: leave bad samples out of a batch in which another is good. `bad` then lists them, beside those in
-            whose place the data set gave another; it is there where there are any.
+        max_length: number of tokens after which a sample is cut; None keeps everything.
+        keep_ids: also return `id`, the samples' names, which `CALTrainer` uses in error messages.
+        leave_out: leave bad samples out of a batch that has a good one. If there are any, `bad` lists them, together
+            with those that the dataset replaced.
 
     Raises:
-        InputError: a sample has no supervised token, or is cut within its image, or another stands in its place; with
+        InputError: a sample has no supervised token, is cut within its image, or was replaced by another; with
             `leave_out`, all samples of the batch are bad.
     """
 
@@ -86,10 +86,10 @@ class Collator:
             batch["bad"] = bad
         return batch
 
-    def closes(self, sample: dict) -> bool:
-        """Whether a sample's last supervised token is a special one, such as ends a turn: a model learns to stop by it.
+    def closes_answers(self, sample: dict) -> bool:
+        """Return whether a sample's last supervised token is a special one, which teaches a model to stop.
 
-        Of a bad sample, which training will name, nothing is said: True.
+        For a bad sample, which training reports, this is True.
         """
         try:
             labels = replace(self, max_length=None)([sample])["labels"][0]
@@ -101,48 +101,48 @@ class Collator:
 
     def _batch(self, samples: list[dict]) -> BatchFeature:
         messages = [to_messages(sample["conversations"], sample["image"]) for sample in samples]
-        texts = rendered(messages, self.processor)
-        told = {"return_offsets_mapping": True, "return_text_replacement_offsets": True}
+        texts = render(messages, self.processor)
+        offsets = {"return_offsets_mapping": True, "return_text_replacement_offsets": True}
         try:
             batch = self.processor.apply_chat_template(
                 messages,
                 tokenize=True,
                 return_dict=True,
-                processor_kwargs={"padding": True, "padding_side": "right", **told},
+                processor_kwargs={"padding": True, "padding_side": "right", **offsets},
             )
-        except ValueError as error:  # such as a template that shows fewer images than there are
+        except ValueError as error:  # for example a template that shows fewer images than there are
             names = ", ".join(repr(sample["id"]) for sample in samples)
             raise InputError(f"the model's processor refuses the samples {names}: {error}") from error
-        replaced = batch.pop("text_replacement_offsets", [()] * len(samples))  # text alone may come without
-        batch.convert_to_tensors("pt")  # only now: there are processors that would try it with what was replaced
-        chosen = self._supervised(texts, batch, replaced)
+        replaced = batch.pop("text_replacement_offsets", [()] * len(samples))  # missing for text only
+        batch.convert_to_tensors("pt")  # only now: some processors would convert the replacement offsets too
+        chosen = self._find_supervised(texts, batch, replaced)
         batch["labels"] = batch["input_ids"].masked_fill(~chosen, IGNORED)
         if self.max_length is not None:
             beyond = batch["input_ids"][:, self.max_length :] == self.processor.image_token_id
             self._refuse(samples, beyond.any(dim=1), "is cut within its image")
-            whole = batch["input_ids"].shape
+            shape = batch["input_ids"].shape
             for name, value in batch.items():
-                if getattr(value, "shape", None) == whole:  # token types too, where a model has them
+                if getattr(value, "shape", None) == shape:  # token types too, if the model has them
                     batch[name] = value[:, : self.max_length]
         if "scores_without_image" in samples[0]:
-            batch["scores_without_image"] = self._at_labels(samples, batch["labels"])
+            batch["scores_without_image"] = self._place_scores(samples, batch["labels"])
         unsupervised = (batch["labels"][:, 1:] == IGNORED).all(dim=1)
         self._refuse(samples, unsupervised, "has no supervised token")
         if self.keep_ids:
             batch["id"] = [sample["id"] for sample in samples]
         return batch
 
-    def _supervised(self, texts: list[Rendered], batch: BatchFeature, replaced: list) -> Tensor:
-        """Which tokens are the assistant's, bool [batch, length]; takes their offsets out of the batch.
+    def _find_supervised(self, texts: list[RenderedText], batch: BatchFeature, replaced: list) -> Tensor:
+        """Find the assistant's tokens, bool [batch, length]; removes the offsets from the batch.
 
-        The processor's own mask is not used: in transformers 5.17 it is off by the length of the image, and there is
-        none where the template marks no answers.
+        The processor's own mask is not used: in transformers 5.17 it is shifted by the length of the image, and it does
+        not exist if the template does not mark answers.
         """
-        rows = [supervised(*one) for one in zip(texts, batch.pop("offset_mapping"), replaced, strict=True)]
+        rows = [find_supervised(*one) for one in zip(texts, batch.pop("offset_mapping"), replaced, strict=True)]
         return torch.stack(rows) & batch["attention_mask"].bool()
 
-    def _at_labels(self, samples: list[dict], labels: Tensor) -> Tensor:
-        """Each sample's scores at the places of its supervised labels: float32 [batch, length], nan elsewhere."""
+    def _place_scores(self, samples: list[dict], labels: Tensor) -> Tensor:
+        """Put each sample's scores at its supervised labels: float32 [batch, length], nan elsewhere."""
         scores = torch.full(labels.shape, torch.nan)
         for row, sample in enumerate(samples):
             supervised = labels[row] != IGNORED
@@ -151,12 +151,12 @@ class Collator:
         return scores
 
     def _refuse(self, samples: list[dict], wrong: Any, problem: str) -> None:
-        """Raise UnusableSamples, which names the samples for which `wrong` (bool [batch]) is true."""
+        """Raise UnusableSamples with the names of the samples for which `wrong` (bool [batch]) is true."""
         names = [repr(sample["id"]) for sample, refused in zip(samples, wrong.tolist(), strict=True) if refused]
         if names:
             cause = (
-                f" at max_length={self.max_length}: give a larger one or shorten the sample"
+                f" at max_length={self.max_length}: give a larger value or shorten the sample"
                 if self.max_length is not None
-                else f": give each answer a text, or {ADVICE}"
+                else f": give every answer a text, or {ADVICE}"
             )
             raise UnusableSamples(f"sample {', '.join(names)} {problem}{cause}", problem, wrong.tolist())

@@ -1,4 +1,4 @@
-"""Read and write LLaVA's conversation JSON, with images in a folder: the path that a user's own data takes."""
+"""Read and write LLaVA's conversation JSON, with images in a folder: the format of users' own data."""
 
 import json
 import random
@@ -9,60 +9,60 @@ from typing import IO, Any
 
 from PIL import Image, UnidentifiedImageError
 
-from cal_cli.data.conversations import Bad, Conversations, Entry, image_names, renamed
-from cal_cli.errors import InputError
-from cal_cli.files import write_whole
+from cal_cli.data.sample import Bad, Conversations, Entry, get_image_names, rename_images
+from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.files import write_whole
 
 SPEAKERS = ("human", "gpt", "system")
 
 
 def llava_json(path: str, image_folder: str | None = None, max_bad_fraction: float = 0.001) -> Conversations:
-    """Read a data set: a JSON list of entries, or one entry a line (`.jsonl`), each checked before training starts.
+    """Read a data set: a JSON list of entries, or one entry on each line (`.jsonl`). All entries are checked.
 
     Args:
         path: the file.
-        image_folder: the folder that the entries' `image` names are relative to; by default that of the file.
-        max_bad_fraction: share of the entries that may be malformed, or lack their image, and are left out.
+        image_folder: the folder that the entries' `image` names are relative to; None means that of the file.
+        max_bad_fraction: largest share of malformed entries and of entries without their image, which are left out.
 
     Raises:
-        InputError: there is no such file, or more entries are bad; the message names the first.
+        InputError: there is no such file, or too many entries are bad; the message names the first.
     """
     source = Source(path, image_folder)
-    entries, bad = read_good({"data.path": source}, max_bad_fraction)
-    return Conversations(entries["data.path"], partial(open_in, source.folder), bad, max_bad_fraction)
+    entries, bad = read_good_entries({"data.path": source}, max_bad_fraction)
+    return Conversations(entries["data.path"], partial(open_relative, source.folder), bad, max_bad_fraction)
 
 
 def llava_mixture(sources: list[Any], seed: int = 0, max_bad_fraction: float = 0.001) -> Conversations:
     """Read several data sets as one, in their order.
 
     Args:
-        sources: each `{path, image_folder, weight}`, the two latter optional. A weight is the share of the source that
-            an epoch sees: 0.5 takes a random half, 2 takes each sample twice. Images are named by their whole path.
+        sources: each `{path, image_folder, weight}`; the last two are optional. The weight is the share of the source
+            in an epoch: 0.5 takes a random half, 2 takes each sample twice. Images are named by their full path.
         seed: of the random shares.
         max_bad_fraction: see `llava_json`.
 
     Raises:
         InputError: as `llava_json`, or a weight that is not above 0.
     """
-    named = sources_of(sources)
-    good, bad = read_good(named, max_bad_fraction)
+    named = parse_sources(sources)
+    good, bad = read_good_entries(named, max_bad_fraction)
     entries: list[Entry] = []
     for number, (key, source) in enumerate(named.items()):
-        found = [renamed(entry, partial(inside, source.folder)) for entry in good[key]]
+        found = [rename_images(entry, partial(join_path, source.folder)) for entry in good[key]]
         whole, part = divmod(round(source.weight * len(found)), max(len(found), 1))
         entries += found * whole
         entries += [found[i] for i in sorted(random.Random(f"{number}-{seed}").sample(range(len(found)), part))]
-    return Conversations(entries, partial(open_in, Path()), bad, max_bad_fraction)
+    return Conversations(entries, partial(open_relative, Path()), bad, max_bad_fraction)
 
 
-def inside(folder: Path, name: str) -> str:
-    """The path of an image of a folder."""
+def join_path(folder: Path, name: str) -> str:
+    """Return the path of an image in a folder."""
     return str(folder / name)
 
 
 @dataclass
 class Source:
-    """One file of LLaVA conversations and where its images lie."""
+    """One file of LLaVA conversations and the folder of its images."""
 
     path: str
     image_folder: str | None = None
@@ -74,8 +74,8 @@ class Source:
         return Path(self.path).parent if self.image_folder is None else Path(self.image_folder)
 
 
-def sources_of(sources: list[Any]) -> dict[str, Source]:
-    """The sources of a mixture, by the key that names each in error messages.
+def parse_sources(sources: list[Any]) -> dict[str, Source]:
+    """Parse the sources of a mixture; each is named by its config key, for error messages.
 
     Raises:
         InputError: one is malformed.
@@ -96,14 +96,14 @@ def sources_of(sources: list[Any]) -> dict[str, Source]:
     return named
 
 
-def read_good(sources: dict[str, Source], max_bad_fraction: float) -> tuple[dict[str, list[Entry]], list[Bad]]:
+def read_good_entries(sources: dict[str, Source], max_bad_fraction: float) -> tuple[dict[str, list[Entry]], list[Bad]]:
     """Read and check all sources.
 
     Returns:
-        The good entries of each, by its key, and the bad ones.
+        The good entries of each source, by its key, and the bad ones.
 
     Raises:
-        InputError: a file is not there or not to be read, or too many entries are bad.
+        InputError: a file is missing or cannot be read, or too many entries are bad.
     """
     if not 0 <= max_bad_fraction < 1:
         raise InputError(f"data.max_bad_fraction={max_bad_fraction}: allowed is a share from 0 to below 1")
@@ -114,29 +114,29 @@ def read_good(sources: dict[str, Source], max_bad_fraction: float) -> tuple[dict
         entries, good[key] = read_entries(source, key), []
         present: set[str] = set()
         for number, entry in enumerate(entries):
-            problem = problem_of(entry) or problem_of_image(entry, source.folder, present)
+            problem = find_problem(entry) or find_image_problem(entry, source.folder, present)
             if problem:
-                first = first or f"{key}={source.path}: entry {number} ({name_of(entry)}): {problem}"
-                bad.append(Bad(name_of(entry), problem))
+                first = first or f"{key}={source.path}: entry {number} ({get_id(entry)}): {problem}"
+                bad.append(Bad(get_id(entry), problem))
             else:
                 good[key].append(entry)
         total += len(entries)
     if len(bad) > max_bad_fraction * total:
-        raise too_many_bad(first, len(bad))
+        raise make_bad_fraction_error(first, len(bad))
     return good, bad
 
 
-def too_many_bad(first: str, count: int) -> InputError:
-    """The error that names the first of several bad samples."""
+def make_bad_fraction_error(first: str, count: int) -> InputError:
+    """Make the error that names the first of several bad samples."""
     more = f"; {count - 1} more are bad" if count > 1 else ""
-    return InputError(f"{first}{more}; cal data-check names all that is bad and writes the rest")
+    return InputError(f"{first}{more}; cal data-check lists all bad samples and writes the others")
 
 
 def read_entries(source: Source, key: str) -> list[Any]:
-    """What a file holds, unchecked; a line of a `.jsonl` that is not JSON comes as the error that it raised.
+    """Read the entries of a file, unchecked; a line of a `.jsonl` that is not JSON becomes its JSONDecodeError.
 
     Raises:
-        InputError: the file or its folder of images is not there, or it is no list with an entry.
+        InputError: the file or its image folder is missing, or it is not a list with at least one entry.
     """
     path = Path(source.path)
     if not path.is_file():
@@ -146,7 +146,7 @@ def read_entries(source: Source, key: str) -> list[Any]:
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".jsonl":
-            entries = [parsed(line) for line in text.split("\n") if line.strip()]
+            entries = [parse_line(line) for line in text.split("\n") if line.strip()]
         else:
             entries = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -156,22 +156,22 @@ def read_entries(source: Source, key: str) -> list[Any]:
     return entries
 
 
-def parsed(line: str) -> Any:
-    """A line of JSON, or the error of one that is not."""
+def parse_line(line: str) -> Any:
+    """Parse a line of JSON; return the error if it is invalid."""
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
         return error
 
 
-def name_of(entry: object) -> str:
-    """An entry's id as messages and files name it."""
+def get_id(entry: object) -> str:
+    """Return an entry's id as it appears in messages and files."""
     return str(entry["id"]) if isinstance(entry, dict) and "id" in entry else "without an id"
 
 
-def problem_of_image(entry: Entry, folder: Path, present: set[str]) -> str | None:
-    """Whether an image of an entry is missing or lies elsewhere; `present` are the names that were found before."""
-    for name in image_names(entry):
+def find_image_problem(entry: Entry, folder: Path, present: set[str]) -> str | None:
+    """Describe what is wrong with an entry's images, None if nothing is; `present` holds names found before."""
+    for name in get_image_names(entry):
         if name in present:
             continue
         if not (folder / name).resolve().is_relative_to(folder.resolve()):
@@ -182,8 +182,8 @@ def problem_of_image(entry: Entry, folder: Path, present: set[str]) -> str | Non
     return None
 
 
-def problem_of(entry: object) -> str | None:
-    """What keeps an entry from being LLaVA conversation JSON, in words; None if nothing does."""
+def find_problem(entry: object) -> str | None:
+    """Describe why an entry is not valid LLaVA conversation JSON; None if it is."""
     if isinstance(entry, json.JSONDecodeError):
         return f"its line is not valid JSON ({entry})"
     if not isinstance(entry, dict):
@@ -195,10 +195,12 @@ def problem_of(entry: object) -> str | None:
     if not isinstance(named, str) and not (
         isinstance(named, list) and named and all(isinstance(n, str) for n in named)
     ):
-        return f"'image' must be a file name or a list of some, not {named!r:.80}; leave the key out for text alone"
+        return (
+            f"'image' must be a file name or a list of file names, not {named!r:.80}; leave the key out for text only"
+        )
     turns = entry["conversations"]
     if not isinstance(turns, list) or not turns:
-        return "'conversations' must be a list of turns, at least one of them"
+        return "'conversations' must be a list of at least one turn"
     for turn in turns:
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str) or turn.get("from") not in SPEAKERS:
             return f"a turn must be {{'from': 'human' or 'gpt', 'value': text}}, not {turn!r:.80}"
@@ -206,25 +208,25 @@ def problem_of(entry: object) -> str | None:
     if speakers != (["human", "gpt"] * len(speakers))[: len(speakers)] or len(speakers) < 2 or len(speakers) % 2:
         return f"its turns must go human, gpt, human, gpt, ..., not {', '.join(speakers)}"
     if any("<image>" in turn["value"] for turn in turns if turn["from"] != "human"):
-        return "'<image>' may stand in a human turn only"
-    markers, images = sum(turn["value"].count("<image>") for turn in turns), len(image_names(entry))
+        return "'<image>' is allowed in human turns only"
+    markers, images = sum(turn["value"].count("<image>") for turn in turns), len(get_image_names(entry))
     if markers != images:
-        return f"it has {images} image{'s' * (images != 1)} but '<image>' stands in its turns {markers} times"
+        return f"it has {images} image{'s' * (images != 1)} but its turns contain '<image>' {markers} times"
     return None
 
 
-def open_in(folder: Path, name: str) -> Image.Image:
-    """Read an image of a folder as RGB; see `open_image`."""
+def open_relative(folder: Path, name: str) -> Image.Image:
+    """Read an image by its name relative to a folder as RGB; see `open_image`."""
     return open_image(folder / name)
 
 
 def open_inside(folder: Path, name: str, max_pixels: int | None = None) -> Image.Image:
-    """Read an image that may not lie outside its folder; see `open_image`.
+    """Read an image that must be inside its folder; see `open_image`.
 
     Raises:
-        InputError: it does, is not there, cannot be read or is too large.
+        InputError: it is outside, missing, unreadable or too large.
     """
-    problem = problem_of_image({"image": name}, folder, set())
+    problem = find_image_problem({"image": name}, folder, set())
     if problem:
         raise InputError(problem)
     return open_image(folder / name, max_pixels)
@@ -235,7 +237,7 @@ def open_image(path: Path | IO[bytes], max_pixels: int | None = None) -> Image.I
 
     Args:
         path: the file, or its contents.
-        max_pixels: the most that it may have; None means Pillow's own limit, twice `Image.MAX_IMAGE_PIXELS`.
+        max_pixels: largest allowed number of pixels; None means Pillow's limit, twice `Image.MAX_IMAGE_PIXELS`.
 
     Raises:
         InputError: it cannot be read as an image, or is too large.
@@ -252,5 +254,5 @@ def open_image(path: Path | IO[bytes], max_pixels: int | None = None) -> Image.I
 
 
 def write_llava_json(entries: list[Entry], path: Path) -> str:
-    """Write entries as LLaVA JSON, whole or not at all, and return the SHA-256 of the file."""
+    """Write entries as LLaVA JSON and return the SHA-256 of the file."""
     return write_whole(path, json.dumps(entries, indent=1, ensure_ascii=False) + "\n")

@@ -1,12 +1,12 @@
-"""Caption noise: the conversations of some samples are exchanged among them (paper, Figure 3)."""
+"""Caption noise: exchange the conversations of some samples (paper, Figure 3)."""
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cal_cli.data.conversations import Entry, image_names
-from cal_cli.errors import InputError
+from cal_cli.data.sample import Conversations, Entry, get_image_names
+from cal_cli.runtime.errors import InputError
 
 
 @dataclass
@@ -19,7 +19,7 @@ class NoiseConfig:
 
 @dataclass(frozen=True)
 class Exchange:
-    """One sample whose conversation was replaced: its id and place in the data, and the id of the donor."""
+    """A sample whose conversation was replaced: its id and index in the data, and the id of the donor."""
 
     id: str
     donor_id: str
@@ -28,10 +28,10 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Noisy(Sequence[Entry]):
-    """Entries of which some have the conversation of another, each made when it is asked for."""
+    """Entries of which some have the conversation of another; each is made when it is read."""
 
     entries: Sequence[Entry]
-    donors: dict[int, int]  # by place, the place of the sample whose conversation stands there
+    donors: dict[int, int]  # from the index of a sample to that of its donor
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -40,33 +40,39 @@ class Noisy(Sequence[Entry]):
         if isinstance(place, slice):
             return [self[index] for index in range(*place.indices(len(self)))]
         index = range(len(self))[place]
-        return self._exchanged(index, self.entries[index])
+        return self._exchange(index, self.entries[index])
 
     def __iter__(self) -> Iterator[Entry]:
-        return (self._exchanged(index, entry) for index, entry in enumerate(self.entries))
+        return (self._exchange(index, entry) for index, entry in enumerate(self.entries))
 
-    def _exchanged(self, index: int, entry: Entry) -> Entry:
+    def _exchange(self, index: int, entry: Entry) -> Entry:
         if index not in self.donors:
             return entry
         return {**entry, "conversations": self.entries[self.donors[index]]["conversations"]}
 
 
-def swap_conversations(entries: Sequence[Entry], ratio: float, seed: int) -> tuple[Sequence[Entry], list[Exchange]]:
-    """Exchange the whole conversations of round(ratio x n) of the n image samples among one another.
+def inject_noise(data: Conversations, ratio: float, seed: int) -> tuple[Conversations, list[Exchange]]:
+    """Exchange conversations in a dataset; arguments and errors as `swap_conversations`."""
+    entries, changed = swap_conversations(data.entries, ratio, seed)
+    return data.replace_entries(entries), changed
 
-    Picture and id stay, so that a coherent text stands beside the wrong picture. The exchange is one random cycle
-    through the chosen samples, so that none keeps its own. Samples without an image are left alone.
+
+def swap_conversations(entries: Sequence[Entry], ratio: float, seed: int) -> tuple[Sequence[Entry], list[Exchange]]:
+    """Exchange the whole conversations of round(ratio x n) of the n image samples with one another.
+
+    Image and id stay, so that a coherent text is paired with the wrong image. The exchange is one random cycle through
+    the chosen samples, so that none keeps its own. Samples without an image are not changed.
 
     Returns:
-        The entries in their order, and what was changed, in that order.
+        The entries in their order, and the changes, in that order.
 
     Raises:
-        InputError: the ratio lies outside [0, 1], there are too few image samples to exchange anything, or they show
-            different numbers of images.
+        InputError: the ratio is outside [0, 1], there are too few image samples, or they show different numbers of
+            images.
     """
     if not 0 <= ratio <= 1:
         raise InputError(f"noise ratio {ratio}: allowed is a number from 0 to 1")
-    images = [len(image_names(entry)) for entry in entries]
+    images = [len(get_image_names(entry)) for entry in entries]
     with_image = [index for index, count in enumerate(images) if count]
     count = round(ratio * len(with_image))
     if ratio > 0 and (len(with_image) < 2 or count == 1):
@@ -77,8 +83,8 @@ def swap_conversations(entries: Sequence[Entry], ratio: float, seed: int) -> tup
     kinds = sorted({images[index] for index in with_image})
     if ratio > 0 and len(kinds) > 1:
         raise InputError(
-            f"noise ratio {ratio}: samples show {' or '.join(map(str, kinds))} images, and a conversation about one "
-            "number cannot stand beside another; give data in which all show equally many, or noise.ratio=0"
+            f"noise ratio {ratio}: samples show {' or '.join(map(str, kinds))} images, and conversations can only be "
+            "exchanged between samples with equally many; give such data, or noise.ratio=0"
         )
     cycle = random.Random(f"swap-{seed}").sample(with_image, count)
     donors = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
@@ -86,10 +92,10 @@ def swap_conversations(entries: Sequence[Entry], ratio: float, seed: int) -> tup
     return Noisy(entries, donors), changed
 
 
-def manifest(
+def make_manifest(
     ratio: float, seed: int, entries: Sequence[Entry], changed: list[Exchange], source: str, sha256: str
 ) -> dict:
-    """The contents of `noise_manifest.json`; `n` counts the image samples, among which the ratio is taken."""
+    """Return the contents of `noise_manifest.json`; `n` counts the image samples, to which the ratio refers."""
     return {
         "ratio": ratio,
         "kind": "swap",

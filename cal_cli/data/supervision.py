@@ -1,7 +1,7 @@
-"""Which tokens of a conversation are supervised: the assistant's text and its end token, and nothing else.
+"""Find the supervised tokens of a conversation: the assistant's text and its end token.
 
-They are found in the text as the chat template renders it, and carried over to the tokens by the tokenizer's offsets,
-never by tokenizing pieces.
+They are found in the text that the chat template renders, and mapped to tokens by the tokenizer's offsets, never by
+tokenizing pieces.
 """
 
 import re
@@ -14,45 +14,45 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from cal_cli.errors import InputError
+from cal_cli.runtime.errors import InputError
 
 MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-ADVICE = "give model.template=<file>.jinja, in which {% generation %} and {% endgeneration %} enclose the answers"
+ADVICE = "give model.template=<file>.jinja, with the answers between {% generation %} and {% endgeneration %}"
 
 
 @dataclass
-class Rendered:
-    """A conversation as its template renders it, each image as one placeholder.
+class RenderedText:
+    """A conversation as its template renders it, with one placeholder for each image.
 
     Attributes:
         length: of the text, in characters.
-        answers: where the assistant's texts with their end tokens begin and end in it.
+        answers: begin and end of each of the assistant's texts with its end token, in characters.
     """
 
     length: int
     answers: list[tuple[int, int]]
 
 
-def rendered(messages: Sequence[list[dict]], processor: Any) -> list[Rendered]:
-    """Where each conversation's answers are: as the template marks them, else as `told_apart` finds them.
+def render(messages: Sequence[list[dict]], processor: Any) -> list[RenderedText]:
+    """Find the answers of each conversation: as the template marks them, else by `find_answers`.
 
     Args:
-        messages: of each conversation, as `apply_chat_template` takes them.
+        messages: those of each conversation, as `apply_chat_template` takes them.
         processor: with a chat template and a fast tokenizer.
 
     Raises:
-        InputError: there is no such tokenizer or no template, or answers cannot be told apart in what it renders.
+        InputError: there is no such tokenizer or no template, or the answers cannot be found in the rendered text.
     """
     if not getattr(processor.tokenizer, "is_fast", False):
         kind = type(processor.tokenizer).__name__
-        raise InputError(f"the model's {kind} does not tell where its tokens lie in a text: it needs a fast tokenizer")
+        raise InputError(f"the model's {kind} does not return the offsets of its tokens: a fast tokenizer is needed")
     template = processor.chat_template
-    if isinstance(template, Mapping):  # several by name
+    if isinstance(template, Mapping):  # several templates by name
         template = template.get("default")
     if template is None:
-        raise InputError(f"the model has no chat template: {ADVICE}; for models of LLaVA's kind v1 and plain are there")
+        raise InputError(f"the model has no chat template: {ADVICE}; models like LLaVA can use v1 or plain")
     if not MARK.search(template):
-        return [told_apart(conversation, processor) for conversation in messages]
+        return [find_answers(conversation, processor) for conversation in messages]
     found = processor.tokenizer.apply_chat_template(
         messages,
         chat_template=template,
@@ -65,18 +65,18 @@ def rendered(messages: Sequence[list[dict]], processor: Any) -> list[Rendered]:
     for offsets, mask in zip(found["offset_mapping"], found["assistant_masks"], strict=True):
         runs = [list(run) for kept, run in groupby(zip(offsets, mask, strict=True), key=lambda token: token[1]) if kept]
         answers = [(run[0][0][0], run[-1][0][1]) for run in runs]
-        texts.append(Rendered(max(end for _, end in offsets), answers))
+        texts.append(RenderedText(max(end for _, end in offsets), answers))
     return texts
 
 
-def told_apart(messages: list[dict], processor: Any) -> Rendered:
-    """Find the answers of a conversation whose template does not mark them: what each adds to the turns before it.
+def find_answers(messages: list[dict], processor: Any) -> RenderedText:
+    """Find the answers of a conversation whose template does not mark them, from what each adds to the turns before it.
 
     An answer begins where the prompt for it ends (`add_generation_prompt`), and ends before the white space that
     follows its end token.
 
     Raises:
-        InputError: the template renders turns in another way when others follow.
+        InputError: the template renders a turn differently when others follow.
     """
 
     def text(turns: list[dict], prompt: bool = False) -> str:
@@ -91,26 +91,26 @@ def told_apart(messages: list[dict], processor: Any) -> Rendered:
             continue
         before, through = text(messages[:place], prompt=True), text(messages[: place + 1])
         if not (whole.startswith(through) and through.startswith(before)):
-            raise InputError(f"the model's chat template writes turns otherwise when others follow: {ADVICE}")
+            raise InputError(f"the model's chat template renders a turn differently when others follow: {ADVICE}")
         answers.append((len(before), len(through.rstrip())))
-    return Rendered(len(whole), answers)
+    return RenderedText(len(whole), answers)
 
 
-def supervised(text: Rendered, offsets: Tensor, replaced: Sequence[Mapping[str, Any]]) -> Tensor:
-    """Which tokens begin within an answer, bool [length].
+def find_supervised(text: RenderedText, offsets: Tensor, replaced: Sequence[Mapping[str, Any]]) -> Tensor:
+    """Find the tokens that begin within an answer, bool [length].
 
     Args:
         text: with images as placeholders.
-        offsets: where each token begins and ends in the text with its images expanded, int64 [length, 2].
-        replaced: what was put in the place of each placeholder, as processors of the library tell it: `span` in the
-            text, `new_span` where it is expanded.
+        offsets: begin and end of each token in the text with expanded images, int64 [length, 2].
+        replaced: the expansion of each placeholder, as processors return it: `span` in the text, `new_span` in the
+            expanded text.
 
     Raises:
-        InputError: the processor changed something else of the text.
+        InputError: the processor changed another part of the text.
     """
-    growth = [(one["span"][1], size(one["new_span"]) - size(one["span"])) for one in replaced]
+    growth = [(one["span"][1], measure(one["new_span"]) - measure(one["span"])) for one in replaced]
     if int(offsets.max()) > text.length + sum(more for _, more in growth):
-        raise InputError("the processor changes the text beside its images: the answers cannot be found")
+        raise InputError("the processor changes more of the text than its images: the answers cannot be found")
     starts, found = offsets[:, 0], torch.zeros(len(offsets), dtype=torch.bool)
     for start, end in text.answers:
         shift = sum(more for placeholder, more in growth if placeholder <= start)
@@ -118,6 +118,6 @@ def supervised(text: Rendered, offsets: Tensor, replaced: Sequence[Mapping[str, 
     return found
 
 
-def size(span: tuple[int, int]) -> int:
-    """A span's length."""
+def measure(span: tuple[int, int]) -> int:
+    """Return the length of a span."""
     return span[1] - span[0]

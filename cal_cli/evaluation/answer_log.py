@@ -1,4 +1,4 @@
-"""Answers on disk as they come, so that an evaluation that was cut short goes on where it was."""
+"""Keep answers on disk as they are generated, so that an interrupted evaluation can continue."""
 
 import json
 import shutil
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cal_cli.files import write_whole
+from cal_cli.runtime.files import write_whole
 
 
 class AnswerLog:
-    """Answers of an evaluation in hand, in `<folder>/answers/`: a file a process, a line an answer.
+    """The answers of an unfinished evaluation, in `<folder>/answers/`: a file for each process, a line for each answer.
 
     Args:
-        folder: of the results to come.
-        identity: what the answers depend on; answers of another are thrown away.
-        process: this one's number.
+        folder: of the future results.
+        identity: what the answers depend on; answers with another identity are discarded.
+        process: number of this process.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], process: int) -> None:
@@ -23,10 +23,10 @@ class AnswerLog:
         self.path = self.folder / f"{process}.jsonl"
 
     def begin(self, anew: bool) -> list[str]:
-        """Throw away what belongs to another evaluation, or all that is there; the first process does it alone.
+        """Discard the answers of another evaluation, or all of them; only the first process calls this.
 
         Returns:
-            In what the evaluation differs whose answers are thrown away.
+            The keys in which the discarded evaluation differs.
         """
         path = self.folder / "of.json"
         before = json.loads(path.read_text()) if path.is_file() else {}
@@ -39,7 +39,7 @@ class AnswerLog:
         return differing if before else []
 
     def read(self) -> dict[str, str]:
-        """All answers so far by the questions' ids, of whichever process; a line that was cut short is none."""
+        """Read all answers so far, of all processes, by the ids of their questions; ignore incomplete lines."""
         answers = {}
         for path in sorted(self.folder.glob("*.jsonl")):
             for line in path.read_bytes().splitlines():
@@ -51,13 +51,13 @@ class AnswerLog:
         return answers
 
     def add(self, answers: Mapping[str, str]) -> None:
-        """Add answers by the questions' ids."""
+        """Append answers, given by the ids of their questions."""
         lines = "".join(json.dumps([identity, text]) + "\n" for identity, text in answers.items())
         with self.path.open("a", encoding="utf-8") as file:
             if file.tell() and not self.path.read_bytes().endswith(b"\n"):
-                file.write("\n")  # after a line that was cut short
+                file.write("\n")  # after an incomplete line
             file.write(lines)
 
     def close(self) -> None:
-        """Remove what is now in the results."""
+        """Remove the answers, which the results now contain."""
         shutil.rmtree(self.folder, ignore_errors=True)

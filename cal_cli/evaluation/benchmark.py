@@ -1,4 +1,4 @@
-"""A benchmark from a data set: a short YAML names the data, the prompt and the metric; code is needed for neither."""
+"""A benchmark from a data set: a short YAML names the data, the prompt and the metric; no code is needed."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -11,36 +11,38 @@ from jinja2 import StrictUndefined, TemplateError, Undefined
 from jinja2.sandbox import SandboxedEnvironment
 from omegaconf import OmegaConf
 
-from cal_cli.config import build
-from cal_cli.data.tables import folder_of
-from cal_cli.errors import InputError
-from cal_cli.evaluation.dataset import Picture, fingerprint, outlined, rows_of
+from cal_cli.data.hf_datasets import get_folder
+from cal_cli.evaluation.benchmark_data import Picture, compute_fingerprint, draw_outline, load_rows
 from cal_cli.evaluation.metrics import Metric
 from cal_cli.evaluation.questions import Question
+from cal_cli.runtime.config import build
+from cal_cli.runtime.errors import InputError
 
 IMAGE = "<image>"
 
 
 @dataclass
 class Benchmark:
-    """Questions, how their answers are scored, and what must be told beside the scores.
+    """Questions, how their answers are scored, and what to record with the scores.
 
     Attributes:
         split: of the data.
         questions: in the order of the data.
-        metric: scores them.
-        max_new_tokens: after which an answer is cut.
-        source: where the data come from, with what pins their state.
+        metric: scores the answers.
+        metric_config: the `_target_` and the arguments of the metric; results keep it, so that they can be compared.
+        max_new_tokens: number of tokens after which an answer is cut.
+        source: where the data come from, and what identifies their state.
     """
 
     split: str
     questions: Sequence[Question]
     metric: Metric
+    metric_config: dict[str, Any]
     max_new_tokens: int
     source: dict[str, Any] = field(default_factory=dict)
 
 
-def dataset_benchmark(
+def make_benchmark(
     path: str,
     split: str,
     prompt: str,
@@ -61,62 +63,69 @@ def dataset_benchmark(
     lmms_eval: str | None = None,
     version: int = 1,
 ) -> Benchmark:
-    """A benchmark from a data set of the hub, or from the same files in a folder.
+    """Make a benchmark from a data set of the hub, or from the same files in a folder.
 
-    `prompt` and the `tags` are Jinja templates; `answers`, `id`, `where`, `each` and `outline` Jinja expressions. Both
-    see a row's columns by name, and under `row` (for names that are no words: `row['l2-category']`), its number as
-    `number`, and of its picture `picture.width` and `picture.height` in pixels and whether one is `picture.shown`.
+    `prompt` and `tags` are Jinja templates; `answers`, `id`, `where`, `each` and `outline` are Jinja expressions. Both
+    read a row's columns by name, or from `row` (`row['l2-category']`), its number as `number`, the size of its image in
+    pixels as `picture.width` and `picture.height`, and whether it has one as `picture.shown`.
 
     Args:
-        path: hub id, or a folder or file: Parquet as downloaded from the hub, JSON or JSONL with images beside it.
-        split: its name; of several files in a folder those are read whose names hold it.
-        prompt: what the model is asked; pictures come first where it has no `<image>`.
-        answers: the right answers, text or a list of texts.
+        path: hub id, folder or file: Parquet as downloaded from the hub, JSON or JSONL with image files.
+        split: its name; of several files in a folder, those are read whose names contain it.
+        prompt: the text for the model; images come first if it has no `<image>`.
+        answers: the right answers, a text or a list of texts.
         metric: its `_target_` and arguments.
-        max_new_tokens: after which an answer is cut.
-        name: of the configuration, where a data set has several.
+        max_new_tokens: number of tokens after which an answer is cut.
+        name: the configuration, for a data set that has several.
         revision: branch, tag or commit of the hub's data set.
-        image: the column of the picture, or of a list of them; null: text alone.
-        image_folder: where pictures lie whose file names the column holds; null: beside the data.
-        id: of a question; null: the row's number.
-        where: rows for which it is false are left out.
-        each: a list of a row, for each of whose elements (as `each`) the row is one question.
-        outline: (left, top, width, height) in pixels, drawn on the picture in red.
-        tags: what the metric needs to know of a question.
-        source: who made it; for the reader.
-        headline: the values that stand for the benchmark; for `cal report`.
-        lmms_eval: the task of lmms-eval that is the same; for `engine=lmms_eval`.
-        version: of this file: raise it when prompt or scoring change.
+        image: the column of the image, or of a list of images; None means text only.
+        image_folder: folder of the images, if their column holds file names; None means that of the data.
+        id: of a question; None means the row's number.
+        where: rows for which this is false are left out.
+        each: a list in the row; each of its elements (as `each`) makes one question.
+        outline: (left, top, width, height) in pixels, drawn on the image in red.
+        tags: what the metric needs to know about a question.
+        source: its authors, for the reader.
+        headline: the values that `cal report` shows.
+        lmms_eval: the equivalent task of lmms-eval, for `engine=lmms_eval`.
+        version: of the YAML; to be raised when prompt or scoring change.
 
     Raises:
-        InputError: the data cannot be had or do not fit.
+        InputError: the data are not available or do not fit.
     """
     if max_new_tokens < 1:
         raise InputError(f"benchmark.max_new_tokens={max_new_tokens}: must be at least 1")
     holder = OmegaConf.create({"benchmark.metric": metric})
-    scored: Metric = build(holder, "benchmark.metric")
-    rows, state = rows_of(path, name, split, revision)
-    read = RowReader(
+    built: Metric = build(holder, "benchmark.metric")
+    rows, state = load_rows(path, name, split, revision)
+    reader = RowReader(
         rows=rows,
         prompt=prompt,
         answers=answers,
         image=image,
-        folder=Path(image_folder) if image_folder is not None else folder_of(path),
+        folder=Path(image_folder) if image_folder is not None else get_folder(path),
         id=id,
         where=where,
         each=each,
         outline=outline,
         tags=dict(tags or {}),
     )
-    questions = read.questions()
+    questions = reader.make_questions()
     if not questions:
         raise InputError(f"benchmark.path={path}: the split {split} has no question")
-    return Benchmark(split, questions, scored, max_new_tokens, {"path": path, "name": name, **state})
+    return Benchmark(
+        split=split,
+        questions=questions,
+        metric=built,
+        metric_config=OmegaConf.to_container(holder)["benchmark.metric"],  # type: ignore[index,call-overload,arg-type]
+        max_new_tokens=max_new_tokens,
+        source={"path": path, "name": name, **state},
+    )
 
 
 @dataclass
 class RowReader:
-    """Makes questions of rows; what its attributes mean is told by `dataset_benchmark`."""
+    """Makes questions of rows; see `make_benchmark` for its attributes."""
 
     rows: Any
     prompt: str
@@ -132,26 +141,28 @@ class RowReader:
     def __post_init__(self) -> None:
         environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 
-        def compiled(key: str, expression: str | None) -> Callable[..., Any] | None:
+        def compile_expression(key: str, expression: str | None) -> Callable[..., Any] | None:
             try:
                 return environment.compile_expression(expression, undefined_to_none=False) if expression else None
             except TemplateError as error:
-                raise InputError(f"benchmark.{key}={expression}: is no Jinja expression: {error}") from error
+                raise InputError(f"benchmark.{key}={expression}: is not a Jinja expression: {error}") from error
 
-        self._expressions = {key: compiled(key, getattr(self, key)) for key in ("answers", "id", "where", "each")}
-        self._expressions["outline"] = compiled("outline", self.outline)
+        self._expressions = {
+            key: compile_expression(key, getattr(self, key)) for key in ("answers", "id", "where", "each")
+        }
+        self._expressions["outline"] = compile_expression("outline", self.outline)
         try:
             self._prompt = environment.from_string(self.prompt)
             self._tags = {name: environment.from_string(template) for name, template in self.tags.items()}
         except TemplateError as error:
-            raise InputError(f"benchmark: prompt or tags hold no Jinja template: {error}") from error
+            raise InputError(f"benchmark: prompt or tags are not Jinja templates: {error}") from error
         if self.image is not None and self.image not in self.rows.column_names:
             raise InputError(
                 f"benchmark.image={self.image}: there is no such column; there are {', '.join(self.rows.column_names)}"
             )
 
-    def questions(self) -> list[Question]:
-        """All questions.
+    def make_questions(self) -> list[Question]:
+        """Make all questions.
 
         Raises:
             InputError: a row does not fit the expressions.
@@ -160,59 +171,59 @@ class RowReader:
         words = self.rows.remove_columns([self.image] if self.image is not None else [])
         pictures = self.rows.select_columns([self.image]) if self.image is not None else None
         for number in range(len(self.rows)):
-            for question in self.of_row(number, words[number], Picture(pictures, number, self.folder)):
-                if question.id in found:  # as real data have it now and then
+            for question in self.read_row(number, words[number], Picture(pictures, number, self.folder)):
+                if question.id in found:  # happens in published data
                     question.id = f"{question.id}-{number}"
                 found[question.id] = question
         return list(found.values())
 
-    def of_row(self, number: int, row: Mapping[str, Any], picture: Picture) -> list[Question]:
-        """The questions of one row."""
+    def read_row(self, number: int, row: Mapping[str, Any], picture: Picture) -> list[Question]:
+        """Make the questions of one row."""
         known = {**row, "row": row, "number": number, "picture": picture}
-        where = self._value("where", known)
+        where = self._evaluate("where", known)
         if self.where is not None and not where:
             return []
         if self.each is None:
-            return [self._question(number, known, picture, str(number))]
-        parts = self._value("each", known)
+            return [self._make_question(number, known, picture, str(number))]
+        parts = self._evaluate("each", known)
         return [
-            self._question(number, {**known, "each": part}, picture, f"{number}-{place}")
+            self._make_question(number, {**known, "each": part}, picture, f"{number}-{place}")
             for place, part in enumerate(parts)
         ]
 
-    def _question(self, number: int, known: Mapping[str, Any], picture: Picture, place: str) -> Question:
-        answers = self._value("answers", known)
+    def _make_question(self, number: int, known: Mapping[str, Any], picture: Picture, place: str) -> Question:
+        answers = self._evaluate("answers", known)
         answers = [str(answer) for answer in (answers if isinstance(answers, list | tuple) else [answers])]
-        box = self._value("outline", known)
+        box = self._evaluate("outline", known)
         try:
             prompt = self._prompt.render(known)
             tags = {name: template.render(known) for name, template in self._tags.items()}
         except TemplateError as error:
             raise InputError(f"benchmark: row {number} does not fit prompt and tags: {error}") from error
-        values = picture.values()
-        name, identity = fingerprint(values), self._value("id", known)
+        values = picture.read()
+        name, identity = compute_fingerprint(values), self._evaluate("id", known)
         return Question(
             id=place if identity is None else str(identity),
             picture=name if box is None or name is None else f"{name}-{json.dumps(list(box))}",
-            question=with_places(prompt, len(values)),
+            question=place_images(prompt, len(values)),
             answers=answers,
-            images=picture.open if box is None else partial(outlined, picture, list(box)),
+            images=picture.open if box is None else partial(draw_outline, picture, list(box)),
             tags=tags,
         )
 
-    def _value(self, key: str, known: Mapping[str, Any]) -> Any:
+    def _evaluate(self, key: str, known: Mapping[str, Any]) -> Any:
         expression = self._expressions[key]
         if expression is None:
             return None
         try:
             value = expression(**known)
-            return str(value) if isinstance(value, Undefined) else value  # which tells what is not defined
+            return str(value) if isinstance(value, Undefined) else value  # str() raises an error that names it
         except (TemplateError, TypeError, KeyError, ValueError, ZeroDivisionError) as error:
             raise InputError(f"benchmark.{key}={getattr(self, key)}: row {known['number']}: {error}") from error
 
 
-def with_places(prompt: str, pictures: int) -> str:
-    """A prompt with as many places for pictures as there are: what lacks comes first, what is beyond is left out."""
+def place_images(prompt: str, pictures: int) -> str:
+    """Give a prompt as many `<image>` as there are images: missing ones come first, superfluous ones are removed."""
     lacking = pictures - prompt.count(IMAGE)
     if lacking > 0:
         return f"{' '.join([IMAGE] * lacking)}\n{prompt}"

@@ -1,4 +1,4 @@
-"""CIDEr of captions, by `pycocoevalcap`, whose tokenizer is a Java program."""
+"""CIDEr of captions with `pycocoevalcap`, whose tokenizer is a Java program."""
 
 import os
 import shutil
@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-from cal_cli.errors import InputError
-from cal_cli.evaluation.metrics import Metric, Parts, Sums, share
+from cal_cli.evaluation.metrics import Metric, Parts, Sums, divide
 from cal_cli.evaluation.questions import Question
+from cal_cli.runtime.errors import InputError
 
 
 class Captions(Metric):
-    """CIDEr (Vedantam et al. 2015): n-grams shared with people's captions, weighted by rarity, a mean over pictures.
+    """CIDEr (Vedantam et al. 2015): n-grams shared with human captions, weighted by rarity; the mean over pictures.
 
-    How rare an n-gram is follows from the people's captions of all pictures together: with `limit` it is another
-    measure, and its interval takes the rarities as given.
+    The rarity of an n-gram is computed from the human captions of all pictures: with `limit` it is a different measure.
+    The interval treats the rarities as fixed.
 
     Args:
         name: of the value.
@@ -27,37 +27,37 @@ class Captions(Metric):
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def ready(self) -> None:
+    def check_requirements(self) -> None:
         if find_spec("pycocoevalcap") is None:
             raise InputError("CIDEr needs pycocoevalcap: pip install 'cal_cli[caption]'")
         if shutil.which("java") is None:
             raise InputError(
-                "CIDEr needs Java, with which pycocoevalcap splits captions into words, and there is no `java` here: "
-                "install one (on Debian `apt install default-jre-headless`)"
+                "CIDEr needs Java, with which pycocoevalcap splits captions into words, and there is no `java` on the "
+                "PATH: install it (on Debian `apt install default-jre-headless`)"
             )
 
-    def parts(self, questions: Sequence[Question], predictions: Sequence[str]) -> list[Parts]:
-        self.ready()
+    def score(self, questions: Sequence[Question], predictions: Sequence[str]) -> list[Parts]:
+        self.check_requirements()
         from pycocoevalcap.cider.cider import Cider
         from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
         tokenizer = PTBTokenizer()
-        with tempfile.TemporaryFile("w+") as told, errors_in(told.fileno()):
-            people = tokenizer.tokenize({n: [one_line(text) for text in q.answers] for n, q in enumerate(questions)})
-            given = tokenizer.tokenize({n: [one_line(text)] for n, text in enumerate(predictions)})
-            told.seek(0)
-            if not len(people) == len(given) == len(questions):
-                raise InputError(f"CIDEr: pycocoevalcap's Java program failed: {told.read().strip()[-200:]}")
-        _, scores = Cider().compute_score(people, given)
+        with tempfile.TemporaryFile("w+") as log, redirect_errors(log.fileno()):
+            human = tokenizer.tokenize({n: [to_one_line(text) for text in q.answers] for n, q in enumerate(questions)})
+            given = tokenizer.tokenize({n: [to_one_line(text)] for n, text in enumerate(predictions)})
+            log.seek(0)
+            if not len(human) == len(given) == len(questions):
+                raise InputError(f"CIDEr: pycocoevalcap's Java program failed: {log.read().strip()[-200:]}")
+        _, scores = Cider().compute_score(human, given)
         return [{"score": float(score), "n": 1.0} for score in scores]
 
-    def values(self, sums: Sums) -> dict[str, Any]:
-        return {self.name: share(sums["score"], sums["n"])}
+    def compute(self, sums: Sums) -> dict[str, Any]:
+        return {self.name: divide(sums["score"], sums["n"])}
 
 
 @contextmanager
-def errors_in(file: int) -> Iterator[None]:
-    """Have what programs that we start write to the standard error go to a file."""
+def redirect_errors(file: int) -> Iterator[None]:
+    """Redirect the standard error of this process and of the programs it starts to a file."""
     sys.stderr.flush()
     before = os.dup(2)
     os.dup2(file, 2)
@@ -68,6 +68,6 @@ def errors_in(file: int) -> Iterator[None]:
         os.close(before)
 
 
-def one_line(caption: str) -> dict[str, str]:
-    """A caption as the tokenizer takes it: it reads a line a caption, and any other line's end would shift the rest."""
+def to_one_line(caption: str) -> dict[str, str]:
+    """Convert a caption for the tokenizer, which reads one line for each caption: a line break would shift the rest."""
     return {"caption": " ".join(caption.strip().splitlines())}

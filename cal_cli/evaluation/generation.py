@@ -1,4 +1,4 @@
-"""Greedy answers in batches: the longest questions first, each picture seen once, what does not fit tried in halves."""
+"""Generate greedy answers in batches: longest questions first, image features computed once, large batches halved."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,22 +7,22 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
 from cal_cli.data.collator import to_messages
-from cal_cli.errors import InputError
-from cal_cli.evaluation.pictures import PicturesSeenOnce
+from cal_cli.evaluation.image_feature_cache import ImageFeatureCache
 from cal_cli.evaluation.questions import Question
+from cal_cli.runtime.errors import InputError
 
 
-def batches_of(questions: Sequence[Question], lengths: Sequence[int], batch_size: int) -> list[list[list[int]]]:
-    """Order questions into batches, the longest first, those about one picture together.
+def make_batches(questions: Sequence[Question], lengths: Sequence[int], batch_size: int) -> list[list[list[int]]]:
+    """Order questions into batches, longest first, with those about one picture together.
 
     Args:
-        questions: to be answered.
-        lengths: of each, in tokens.
-        batch_size: the most in a batch.
+        questions: the questions.
+        lengths: of each question, in tokens.
+        batch_size: largest number of questions in a batch.
 
     Returns:
-        Groups of batches of places in `questions`. A picture's questions are in one group: in one batch, unless they
-        are more than fit into one. Which process takes which group changes no batch.
+        Groups of batches of indices into `questions`. A picture's questions are in one group, and in one batch unless
+        there are too many. Batches do not depend on which process takes which group.
     """
     by_picture: dict[str, list[int]] = {}
     for place, question in enumerate(questions):
@@ -38,8 +38,8 @@ def batches_of(questions: Sequence[Question], lengths: Sequence[int], batch_size
     return groups
 
 
-def lengths_of(questions: Sequence[Question], processor: Any) -> list[int]:
-    """The tokens of each question's text; those of its picture are not counted."""
+def count_tokens(questions: Sequence[Question], processor: Any) -> list[int]:
+    """Count the tokens of each question's text, without those of its images."""
     return [len(ids) for ids in processor.tokenizer([question.question for question in questions])["input_ids"]]
 
 
@@ -58,22 +58,22 @@ def generate_answers(
     Args:
         model: in evaluation mode.
         processor: its processor, with a chat template.
-        questions: what is asked.
+        questions: the questions.
         batch_size: questions answered at once.
-        max_new_tokens: tokens after which an answer is cut.
-        groups: batches of places in `questions`, as `batches_of` makes them; None means all questions.
-        keep: called after each batch with its answers by place.
+        max_new_tokens: number of tokens after which an answer is cut.
+        groups: batches of indices into `questions`, as from `make_batches`; None means all questions.
+        keep: called after each batch with its answers by index.
 
     Returns:
-        The answers by place, special tokens and outer space removed.
+        The answers by index, without special tokens and outer white space.
 
     Raises:
-        InputError: a question does not fit into memory by itself.
+        InputError: a single question does not fit into memory.
     """
     if groups is None:
-        groups = batches_of(questions, lengths_of(questions, processor), batch_size)
+        groups = make_batches(questions, count_tokens(questions, processor), batch_size)
     answers: dict[int, str] = {}
-    with PicturesSeenOnce(model) as pictures:
+    with ImageFeatureCache(model) as pictures:
         for group in groups:
             for batch in group:
                 found = answer_batch(model, processor, questions, list(batch), max_new_tokens, pictures)
@@ -89,19 +89,19 @@ def answer_batch(
     questions: Sequence[Question],
     batch: list[int],
     max_new_tokens: int,
-    pictures: PicturesSeenOnce,
+    pictures: ImageFeatureCache,
 ) -> dict[int, str]:
-    """The answers of one batch by place; in two halves, and so on, where it does not fit into memory."""
+    """Answer one batch, by index; a batch that does not fit into memory is halved, repeatedly if needed."""
     try:
-        texts = answer(model, processor, [questions[place] for place in batch], max_new_tokens, pictures)
+        texts = answer_questions(model, processor, [questions[place] for place in batch], max_new_tokens, pictures)
         return dict(zip(batch, texts, strict=True))
     except Exception as error:
         if not should_reduce_batch_size(error):
             raise
         if len(batch) == 1:
             raise InputError(
-                f"question {questions[batch[0]].id!r} does not fit into memory, not even by itself: give a smaller "
-                "benchmark.max_new_tokens, a model in fewer bits (dtype=bfloat16) or a larger device"
+                f"question {questions[batch[0]].id!r} does not fit into memory, even alone: give a smaller "
+                "benchmark.max_new_tokens, a dtype with fewer bits (dtype=bfloat16) or a larger device"
             ) from error
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -113,12 +113,12 @@ def answer_batch(
     return {place: text for half in halves for place, text in half.items()}
 
 
-def answer(
-    model: Any, processor: Any, questions: Sequence[Question], max_new_tokens: int, pictures: PicturesSeenOnce
+def answer_questions(
+    model: Any, processor: Any, questions: Sequence[Question], max_new_tokens: int, pictures: ImageFeatureCache
 ) -> list[str]:
-    """The answers of questions that are asked at once."""
+    """Answer questions in one batch."""
     shown = {question.picture: question.images() for question in questions}
-    messages = [to_messages(turns(question), shown[question.picture]) for question in questions]
+    messages = [to_messages(make_turns(question), shown[question.picture]) for question in questions]
     batch = processor.apply_chat_template(
         messages,
         tokenize=True,
@@ -134,6 +134,6 @@ def answer(
     return [text.strip() for text in processor.batch_decode(new_tokens, skip_special_tokens=True)]
 
 
-def turns(question: Question) -> list[dict[str, str]]:
-    """A question as the turn of a conversation."""
+def make_turns(question: Question) -> list[dict[str, str]]:
+    """Return a question as the turn of a conversation."""
     return [{"from": "human", "value": question.question}]

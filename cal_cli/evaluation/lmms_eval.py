@@ -1,46 +1,48 @@
-"""lmms-eval as a second engine: it evaluates a checkpoint, and its results are read into the same `results.json`."""
+"""Evaluate a checkpoint with lmms-eval, and read its results into the same `results.json`."""
 
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 
-from cal_cli.config import command_line
-from cal_cli.errors import InputError
-from cal_cli.files import device_name, versions
+from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.provenance import get_device_name, get_versions
 
-NORMAL = 1.959964  # standard errors to either side of a 95 % interval
+NORMAL = 1.959964  # half width of a 95 % interval in standard errors
 
 
-def evaluate_by_lmms_eval(checkpoint: Path, name: str, benchmark: DictConfig, limit: int | None) -> dict[str, Any]:
-    """Have lmms-eval answer and score its own task of a benchmark.
+def evaluate_with_lmms_eval(
+    checkpoint: Path, name: str, benchmark: Mapping[str, Any], limit: int | None, command: str
+) -> dict[str, Any]:
+    """Let lmms-eval answer and score its own task of a benchmark.
 
     Args:
-        checkpoint: a model of LLaVA's kind in the library's format.
+        checkpoint: a model like LLaVA in the format of `transformers`.
         name: of the benchmark.
         benchmark: its config, whose `lmms_eval` names the task.
-        limit: questions, of the first; None means all.
+        limit: number of questions, from the first; None means all.
+        command: the command line that regenerates the results.
 
     Returns:
-        As `results.json` has it; intervals are of lmms-eval's standard errors, None where it gives none.
+        The contents of `results.json`; intervals come from lmms-eval's standard errors, None where it gives none.
 
     Raises:
         InputError: lmms-eval is not installed, knows no such task, or fails.
     """
     task = benchmark.get("lmms_eval")
     if task is None:
-        raise InputError(f"engine=lmms_eval: benchmark={name} names no task of lmms-eval (its key lmms_eval)")
+        raise InputError(f"engine=lmms_eval: benchmark={name} names no task of lmms-eval in its key lmms_eval")
     if find_spec("lmms_eval") is None:
         raise InputError(
-            "engine=lmms_eval needs lmms-eval: pip install 'cal_cli[lmms-eval]', in an environment of its own, as it "
-            "brings many packages along"
+            "engine=lmms_eval needs lmms-eval: pip install 'cal_cli[lmms-eval]', in a separate environment, as it "
+            "installs many packages"
         )
     with tempfile.TemporaryDirectory() as folder:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -57,17 +59,17 @@ def evaluate_by_lmms_eval(checkpoint: Path, name: str, benchmark: DictConfig, li
         document = json.loads(files[-1].read_text())
     return {
         "benchmark": name,
-        "split": benchmark.split,
+        "split": benchmark["split"],
         "checkpoint": str(checkpoint),
         **read_document(document, task),
-        "versions": versions() | {"lmms_eval": version("lmms_eval")},
-        "device": device_name(),
-        "command": command_line("eval"),
+        "versions": get_versions() | {"lmms_eval": version("lmms_eval")},
+        "device": get_device_name(),
+        "command": command,
     }
 
 
 def read_document(document: dict[str, Any], task: str) -> dict[str, Any]:
-    """What lmms-eval's results say of a task: `n`, `metrics`, `prompt` and `generation`."""
+    """Extract `n`, `metrics`, `prompt` and `generation` of a task from lmms-eval's results."""
     found: dict[str, dict[str, Any]] = {}
     of_task = document["results"][task]
     for key, value in of_task.items():

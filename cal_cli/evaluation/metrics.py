@@ -1,7 +1,7 @@
-"""Metrics of a benchmark: what each answer adds to them, and what they are when that is summed.
+"""The metrics of benchmarks.
 
-Each metric splits an answer's score into parts (numbers that can be added up over questions) and says how its values
-follow from their sums. So one bootstrap serves them all. The names and scales of the values are lmms-eval's.
+Each metric splits an answer's score into parts, numbers that can be added up over questions, and computes its values
+from their sums. One bootstrap then serves all metrics. The names and scales of the values are lmms-eval's.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,81 +10,81 @@ from typing import Any
 import numpy as np
 from hydra.utils import get_object
 
-from cal_cli.errors import InputError
-from cal_cli.evaluation import answers as rules
+from cal_cli.evaluation import scoring_rules as rules
 from cal_cli.evaluation.questions import Question
+from cal_cli.runtime.errors import InputError
 
 Parts = dict[str, float]
 Sums = Mapping[str, np.ndarray]
 
 
 class Metric:
-    """How the answers to a benchmark's questions are scored; a metric has `values`, and `part` or `parts`.
+    """Scores the answers to a benchmark's questions. A subclass defines `compute`, and `score_one` or `score`.
 
     Attributes:
-        top: the most that each value can be, where all are means of scores from 0; else None.
+        top: the largest possible value, if all values are means of scores from 0; else None.
     """
 
     top: float | None = None
 
-    def ready(self) -> None:
-        """Raise InputError if something that scoring needs is not installed."""
+    def check_requirements(self) -> None:
+        """Raise InputError if a package or program that scoring needs is not installed."""
 
-    def parts(self, questions: Sequence[Question], predictions: Sequence[str]) -> list[Parts]:
-        """What each answer adds to the metric's sums; `score` among them is the answer's own."""
+    def score(self, questions: Sequence[Question], predictions: Sequence[str]) -> list[Parts]:
+        """Return the parts that each answer adds to the metric's sums; `score` is that of the answer itself."""
         pairs = zip(questions, predictions, strict=True)
-        return [self.part(question, prediction) for question, prediction in pairs]
+        return [self.score_one(question, prediction) for question, prediction in pairs]
 
-    def part(self, question: Question, prediction: str) -> Parts:
-        """What one answer adds, where that depends on no other."""
+    def score_one(self, question: Question, prediction: str) -> Parts:
+        """Return the parts of one answer, if they do not depend on other answers."""
         raise NotImplementedError
 
-    def values(self, sums: Sums) -> dict[str, Any]:
-        """The metric's values by name, the first of them the benchmark's headline.
+    def compute(self, sums: Sums) -> dict[str, Any]:
+        """Compute the metric's values by name; the first is the benchmark's headline.
 
         Args:
-            sums: of each part over the questions, arrays of any one shape; parts that no question has are missing.
+            sums: the sum of each part over the questions, arrays of equal shape, without parts that no question has.
         """
         raise NotImplementedError
 
 
-def share(part: Any, whole: Any) -> np.ndarray:
-    """`part / whole`, nan where there is nothing to share."""
+def divide(part: Any, whole: Any) -> np.ndarray:
+    """Compute `part / whole`, nan where `whole` is 0."""
     part, whole = np.asarray(part, dtype=float), np.asarray(whole, dtype=float)
     return np.divide(part, whole, out=np.full(np.broadcast_shapes(part.shape, whole.shape), np.nan), where=whole != 0)
 
 
-def kinds_in(sums: Sums, part: str) -> list[str]:
-    """The kinds for which there is a part `<part>/<kind>`, in the order of their names."""
+def find_kinds(sums: Sums, part: str) -> list[str]:
+    """Return the kinds that have a part `<part>/<kind>`, sorted."""
     return sorted(name.partition("/")[2] for name in sums if name.startswith(f"{part}/"))
 
 
-def rule_named(name: str) -> Callable[..., float]:
-    """A function of `cal_cli.evaluation.answers`, or any other by its dotted path.
+def find_rule(name: str) -> Callable[..., float]:
+    """Return a function of `cal_cli.evaluation.scoring_rules`, or any function by its dotted path.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such function.
     """
     if hasattr(rules, name):
         return getattr(rules, name)
     try:
         return get_object(name)
-    except Exception as error:  # Hydra wraps whatever importing it raises
+    except Exception as error:  # Hydra wraps whatever an import raises
         raise InputError(
-            f"benchmark.metric.rule={name}: neither a rule of cal_cli.evaluation.answers nor a function's dotted path"
+            f"benchmark.metric.rule={name}: not a rule of cal_cli.evaluation.scoring_rules nor a function's dotted path"
         ) from error
 
 
 class Mean(Metric):
-    """The mean of a rule's scores, over all questions and over those of each kind.
+    """The mean of a rule's scores, over all questions and over each kind.
 
     Args:
-        rule: of `cal_cli.evaluation.answers`, or a function's dotted path: takes a prediction and the answers.
+        rule: a function of `cal_cli.evaluation.scoring_rules`, or a dotted path; takes a prediction and the answers.
         name: of the mean over all questions.
-        scale: by which it is multiplied.
-        given: tags of a question that the rule takes as keywords.
-        by: the tag that names a question's kind; None: no kinds.
-        names: of the means by kind; a kind that is not listed has its own name.
+        scale: factor of all values.
+        given: tags of a question that the rule takes as keyword arguments.
+        by: the tag with a question's kind; None means no kinds.
+        names: names of the means by kind; a kind that is not listed keeps its own.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class Mean(Metric):
         by: str | None = None,
         names: dict[str, str] | None = None,
     ) -> None:
-        self.rule, self.name, self.scale, self.top = rule_named(rule), name, scale, scale
+        self.rule, self.name, self.scale, self.top = find_rule(rule), name, scale, scale
         self.given, self.by, self.names = list(given or ()), by, dict(names or {})
 
-    def part(self, question: Question, prediction: str) -> Parts:
+    def score_one(self, question: Question, prediction: str) -> Parts:
         keywords = {name: question.tags[name] for name in self.given}
         score = float(self.rule(prediction, question.answers, **keywords))
         parts = {"score": score, "n": 1.0}
@@ -108,43 +108,45 @@ class Mean(Metric):
             parts |= {f"score/{kind}": score, f"n/{kind}": 1.0}
         return parts
 
-    def values(self, sums: Sums) -> dict[str, Any]:
-        values = {self.name: share(sums["score"], sums["n"]) * self.scale}
-        kinds = {kind: share(sums[f"score/{kind}"], sums[f"n/{kind}"]) * self.scale for kind in kinds_in(sums, "n")}
+    def compute(self, sums: Sums) -> dict[str, Any]:
+        values = {self.name: divide(sums["score"], sums["n"]) * self.scale}
+        kinds = {kind: divide(sums[f"score/{kind}"], sums[f"n/{kind}"]) * self.scale for kind in find_kinds(sums, "n")}
         return values | kinds
 
 
 class OCRBench(Metric):
     """Answers contained in predictions, out of 1,000, and the sums of its groups (Liu et al. 2023)."""
 
-    RECOGNITION = "Recognition"  # ends the names of six kinds of question, 300 in all; formulas are a kind of their own
+    RECOGNITION = (
+        "Recognition"  # ends the names of six kinds of question, 300 questions in all; formulas are another kind
+    )
 
-    def part(self, question: Question, prediction: str) -> Parts:
+    def score_one(self, question: Question, prediction: str) -> Parts:
         score = rules.contained(prediction, question.answers, question.tags["dataset"])
         kind = question.tags["question_type"]
         reading = kind.endswith(self.RECOGNITION) and not kind.startswith("Handwritten Mathematical")
         parts = {"score": score, f"score/{kind}": score}
         return parts | ({"score/Text Recognition": score} if reading else {})
 
-    def values(self, sums: Sums) -> dict[str, Any]:
-        kinds = {kind: np.asarray(sums[f"score/{kind}"], dtype=float) for kind in kinds_in(sums, "score")}
+    def compute(self, sums: Sums) -> dict[str, Any]:
+        kinds = {kind: np.asarray(sums[f"score/{kind}"], dtype=float) for kind in find_kinds(sums, "score")}
         return {"ocrbench_accuracy": np.asarray(sums["score"]) / 1000} | kinds
 
 
 class MMStar(Metric):
-    """The mean over six abilities' finer kinds, each the share of letters that are right (Chen et al. 2024)."""
+    """The mean over the finer kinds of six abilities of the share of right letters (Chen et al. 2024)."""
 
     top = 1.0
 
-    def part(self, question: Question, prediction: str) -> Parts:
+    def score_one(self, question: Question, prediction: str) -> Parts:
         score = rules.letter_extracted(prediction, question.answers)
         kind = f"{question.tags['category']}/{question.tags['l2_category']}"
         return {"score": score, f"score/{kind}": score, f"n/{kind}": 1.0}
 
-    def values(self, sums: Sums) -> dict[str, Any]:
-        fine = {kind: share(sums[f"score/{kind}"], sums[f"n/{kind}"]) for kind in kinds_in(sums, "n")}
+    def compute(self, sums: Sums) -> dict[str, Any]:
+        fine = {kind: divide(sums[f"score/{kind}"], sums[f"n/{kind}"]) for kind in find_kinds(sums, "n")}
         abilities = sorted({kind.partition("/")[0] for kind in fine})
-        # lmms-eval joins finer kinds of one name, which are the same ability's in the data
+        # lmms-eval joins finer kinds of the same name; in the data these belong to the same ability
         values = {"average": np.mean(list(fine.values()), axis=0)}
         for ability in abilities:
             of_it = [value for kind, value in fine.items() if kind.partition("/")[0] == ability]
@@ -153,23 +155,23 @@ class MMStar(Metric):
 
 
 class MME(Metric):
-    """The sum over kinds of the share of right answers and the share of pictures with both right, each times 100.
+    """The sum over kinds of the share of right answers and the share of images with both answers right, each times 100.
 
-    Source: MME (Fu et al. 2023): two questions a picture, ten kinds of perception and four of cognition.
+    Source: MME (Fu et al. 2023): two questions for each image, ten kinds of perception and four of cognition.
     """
 
     COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
-    def parts(self, questions: Sequence[Question], predictions: Sequence[str]) -> list[Parts]:
+    def score(self, questions: Sequence[Question], predictions: Sequence[str]) -> list[Parts]:
         pairs: dict[tuple[str, str], list[float]] = {}
         for question, prediction in zip(questions, predictions, strict=True):
             right = float(rules.yes_or_no(prediction) == question.answers[0].lower().strip().replace(".", ""))
-            pairs.setdefault(self.pair(question), []).append(right)
-        # of a pair, or of one that `limit` has cut, the first answer carries what both are worth together
+            pairs.setdefault(self.get_pair(question), []).append(right)
+        # the first answer of a pair, complete or cut by `limit`, carries the part of the pair
         given: dict[tuple[str, str], list[float]] = {pair: list(scores) for pair, scores in pairs.items()}
         found = []
         for question in questions:
-            pair = self.pair(question)
+            pair = self.get_pair(question)
             kind, scores = pair[0], pairs[pair]
             first = len(given[pair]) == len(scores)
             right = given[pair].pop(0)
@@ -180,14 +182,14 @@ class MME(Metric):
         return found
 
     @staticmethod
-    def pair(question: Question) -> tuple[str, str]:
+    def get_pair(question: Question) -> tuple[str, str]:
         return question.tags["category"], question.tags["question_id"]
 
-    def values(self, sums: Sums) -> dict[str, Any]:
+    def compute(self, sums: Sums) -> dict[str, Any]:
         kinds = {
-            kind: 100 * share(sums[f"right/{kind}"], sums[f"n/{kind}"])
-            + 100 * share(sums[f"both/{kind}"], sums[f"pictures/{kind}"])
-            for kind in kinds_in(sums, "n")
+            kind: 100 * divide(sums[f"right/{kind}"], sums[f"n/{kind}"])
+            + 100 * divide(sums[f"both/{kind}"], sums[f"pictures/{kind}"])
+            for kind in find_kinds(sums, "n")
         }
         perception = [value for kind, value in kinds.items() if kind not in self.COGNITION]
         cognition = [value for kind, value in kinds.items() if kind in self.COGNITION]
@@ -197,15 +199,15 @@ class MME(Metric):
 
 
 class POPE(Metric):
-    """Accuracy, precision, recall and F1 of "yes" on the presence of objects (Li et al. 2023).
+    """Accuracy, precision, recall and F1 of "yes" to questions about the presence of objects (Li et al. 2023).
 
-    An answer counts only if it is "yes" or "no" and nothing else. `pope_yes_ratio` is lmms-eval's, which is that of the
-    right answers and the same for every model; `answered_yes` is the paper's, the share of "yes" among the predictions.
+    An answer counts only if it is exactly "yes" or "no". `pope_yes_ratio` is lmms-eval's, the share among the right
+    answers, the same for every model; `answered_yes` is the paper's, the share of "yes" among the predictions.
     """
 
     top = 1.0
 
-    def part(self, question: Question, prediction: str) -> Parts:
+    def score_one(self, question: Question, prediction: str) -> Parts:
         said, right = prediction.lower().strip(), question.answers[0].lower().strip()
         return {
             "score": float(said == right),
@@ -216,33 +218,33 @@ class POPE(Metric):
             "false_no": float(said == "no" and right == "yes"),
         }
 
-    def values(self, sums: Sums) -> dict[str, Any]:
-        precision = np.nan_to_num(share(sums["true_yes"], sums["said_yes"]))
-        recall = np.nan_to_num(share(sums["true_yes"], np.add(sums["true_yes"], sums["false_no"])))
+    def compute(self, sums: Sums) -> dict[str, Any]:
+        precision = np.nan_to_num(divide(sums["true_yes"], sums["said_yes"]))
+        recall = np.nan_to_num(divide(sums["true_yes"], np.add(sums["true_yes"], sums["false_no"])))
         return {
-            "pope_accuracy": share(sums["score"], sums["n"]),
+            "pope_accuracy": divide(sums["score"], sums["n"]),
             "pope_precision": precision,
             "pope_recall": recall,
-            "pope_f1_score": np.nan_to_num(share(2 * precision * recall, precision + recall)),
-            "pope_yes_ratio": share(sums["is_yes"], sums["n"]),
-            "answered_yes": share(sums["said_yes"], sums["n"]),
+            "pope_f1_score": np.nan_to_num(divide(2 * precision * recall, precision + recall)),
+            "pope_yes_ratio": divide(sums["is_yes"], sums["n"]),
+            "answered_yes": divide(sums["said_yes"], sums["n"]),
         }
 
 
 class Boxes(Metric):
     """The share of boxes that overlap the right one by at least half, and the mean overlap (RefCOCOg).
 
-    Boxes are (left, top, right, bottom) as shares of the picture's sides, in a prediction the first four numbers in
-    square brackets. Source: accuracy at an intersection over union of 0.5 (Mao et al. 2016), with lmms-eval's parsing.
+    Boxes are (left, top, right, bottom) as shares of the image's sides; in a prediction they are the first four numbers
+    in square brackets. Source: accuracy at an intersection over union of 0.5 (Mao et al. 2016), parsed as in lmms-eval.
     """
 
     top = 1.0
 
-    def part(self, question: Question, prediction: str) -> Parts:
+    def score_one(self, question: Question, prediction: str) -> Parts:
         right = [float(value) for value in question.answers]
-        overlap = rules.intersection_over_union(right, rules.box_in(prediction))
+        overlap = rules.intersection_over_union(right, rules.parse_box(prediction))
         return {"score": float(overlap >= 0.5), "overlap": overlap, "n": 1.0}
 
-    def values(self, sums: Sums) -> dict[str, Any]:
-        accuracy = share(sums["score"], sums["n"])
-        return {"refcoco_ACC@0.5": accuracy, "refcoco_IoU": share(sums["overlap"], sums["n"])}
+    def compute(self, sums: Sums) -> dict[str, Any]:
+        accuracy = divide(sums["score"], sums["n"])
+        return {"refcoco_ACC@0.5": accuracy, "refcoco_IoU": divide(sums["overlap"], sums["n"])}

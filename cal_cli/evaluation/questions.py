@@ -8,15 +8,15 @@ from PIL import Image
 
 @dataclass
 class Question:
-    """One question, its right answers, and the picture that it is about.
+    """A question, its right answers, and its images.
 
     Attributes:
         id: unique in its benchmark.
-        picture: the same for all questions about one picture; None: about none.
-        question: what the model is asked, with `<image>` where a picture belongs.
-        answers: as its metric takes them.
-        images: opens the pictures, RGB, one for each `<image>`.
-        tags: what else a metric needs to know, such as the question's kind.
+        picture: the same for all questions about the same images; None for a question without any.
+        question: the text for the model, with `<image>` in the place of each image.
+        answers: in the form that the metric needs.
+        images: opens the images, RGB, one for each `<image>`.
+        tags: what else the metric needs, such as the question's kind.
     """
 
     id: str

@@ -5,19 +5,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cal_cli.config import command_line
 from cal_cli.evaluation.benchmark import Benchmark
-from cal_cli.evaluation.intervals import with_intervals
-from cal_cli.files import versions, write_whole
+from cal_cli.runtime.files import write_whole
+from cal_cli.runtime.provenance import get_versions
+from cal_cli.statistics.bootstrap import estimate_values
 
 
-def read_results(folder: Path, told: dict[str, Any]) -> dict | None:
-    """Results already there for the same settings, else None."""
+def load_results(folder: Path, settings: dict[str, Any]) -> dict | None:
+    """Load the results of a folder if they have these settings; else None."""
     path = folder / "results.json"
     if not path.is_file():
         return None
     results = json.loads(path.read_text())
-    return results if results["settings"] == told else None
+    return results if results["settings"] == settings else None
 
 
 def save_results(folder: Path, results: dict[str, Any]) -> None:
@@ -25,21 +25,23 @@ def save_results(folder: Path, results: dict[str, Any]) -> None:
     write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
 
 
-def score(name: str, benchmark: Benchmark, texts: Sequence[str], facts: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Score answers, write the results into `folder` and return what `results.json` has.
+def score_answers(
+    name: str, benchmark: Benchmark, texts: Sequence[str], facts: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    """Score answers, write the results into `folder` and return the contents of `results.json`.
 
-    Beside it lie `predictions.jsonl` and `parts.jsonl`: of each question its picture and what its answer adds to the
-    metric's sums, from which two results can be compared.
+    `parts.jsonl` has, for each question, its picture and what its answer adds to the sums of the metric; `metric` in
+    `results.json` is the config of the metric. From these, two results can be compared.
 
     Args:
         name: of the benchmark.
         benchmark: its questions and metric.
-        texts: an answer a question.
-        facts: what else is to be told.
+        texts: an answer to each question.
+        facts: what else to record.
         folder: of the results.
     """
     asked = benchmark.questions
-    parts = benchmark.metric.parts(asked, texts)
+    parts = benchmark.metric.score(asked, texts)
     pictures = [question.picture or question.id for question in asked]
     predictions = [
         {
@@ -60,11 +62,11 @@ def score(name: str, benchmark: Benchmark, texts: Sequence[str], facts: dict[str
         "split": benchmark.split,
         "n": len(asked),
         "pictures": len(set(pictures)),
-        "metrics": with_intervals(benchmark.metric, parts, pictures),
+        "metrics": estimate_values(benchmark.metric.compute, parts, pictures, benchmark.metric.top),
+        "metric": benchmark.metric_config,
         **facts,
         "data": benchmark.source,
-        "versions": versions(),
-        "command": command_line("eval"),
+        "versions": get_versions(),
     }
     for file, lines in (("predictions.jsonl", predictions), ("parts.jsonl", summands)):
         write_whole(folder / file, "".join(json.dumps(line) + "\n" for line in lines))

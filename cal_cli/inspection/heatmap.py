@@ -1,4 +1,4 @@
-"""Figure 2a of the paper: the picture beside its text, each token coloured by how much it looks at the image."""
+"""Figure 2a of the paper: the image and its text, each token coloured by how much it looks at the image."""
 
 import base64
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from PIL import Image
 
 from cal_cli.inspection.tokens import Piece
 
-SCALE = 5.0  # the paper's: full colour at a delta of 5; below 0, where the image speaks against a token, in blue
+SCALE = 5.0  # as in the paper: full colour at a delta of 5; tokens that the image contradicts (below 0) are blue
 SEEN, CONTRADICTED = (230, 97, 1), (50, 100, 220)
 
 
@@ -24,29 +24,29 @@ class HeatmapSample:
 
     @property
     def images(self) -> list[Image.Image]:
-        """All of them."""
+        """All images of the sample."""
         if self.image is None:
             return []
         return self.image if isinstance(self.image, list) else [self.image]
 
 
-def heatmap_html(samples: list[HeatmapSample], title: str, score: str) -> str:
-    """The page as one string of HTML that needs no network; text from the data is escaped."""
-    environment = Environment(loader=PackageLoader("cal_cli", "assets"), autoescape=True)
-    environment.globals.update(colour=colour, data_uri=data_uri)
+def render_heatmap(samples: list[HeatmapSample], title: str, score: str) -> str:
+    """Render the page as HTML that needs no network; text from the data is escaped."""
+    environment = Environment(loader=PackageLoader("cal_cli", "inspection"), autoescape=True)
+    environment.globals.update(colour=get_colour, data_uri=encode_image)
     template = environment.get_template("heatmap.html.jinja")
     return template.render(samples=samples, title=title, score=score, scale=SCALE)
 
 
-def colour(delta: float) -> str:
-    """CSS colour of a delta: white at 0, orange towards +5, blue towards -5."""
+def get_colour(delta: float) -> str:
+    """Return the CSS colour of a delta: white at 0, orange towards +5, blue towards -5."""
     strength = min(abs(delta) / SCALE, 1.0)
     red, green, blue = SEEN if delta > 0 else CONTRADICTED
     return f"rgba({red}, {green}, {blue}, {strength:.3f})"
 
 
-def data_uri(image: Image.Image) -> str:
-    """The picture as a PNG within the page, at most 512 pixels wide or high."""
+def encode_image(image: Image.Image) -> str:
+    """Encode an image as a data URI with a PNG of at most 512 pixels in width and height."""
     image = image.copy()
     image.thumbnail((512, 512))
     buffer = BytesIO()

@@ -1,4 +1,4 @@
-"""Figure 4 of the paper: how delta is distributed over tokens, with the share at or below 5 marked."""
+"""Figure 4 of the paper: the distribution of delta over tokens, with the share at or below 5 marked."""
 
 from io import BytesIO
 from typing import Any
@@ -7,14 +7,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 
-def delta_histogram(delta: np.ndarray, is_noise: np.ndarray | None, title: str, bound: float = 5.0) -> bytes:
+def draw_histogram(delta: np.ndarray, is_noise: np.ndarray | None, title: str, bound: float = 5.0) -> bytes:
     """Draw the distribution of delta as a PNG.
 
     Args:
         delta: float [tokens].
-        is_noise: bool [tokens], tokens of exchanged captions, drawn apart; None where that is not known.
-        title: what was measured.
-        bound: the value at or below which the share is written; the paper's upper clamp bound.
+        is_noise: bool [tokens], tokens of exchanged captions, drawn separately; None if that is unknown.
+        title: of the figure.
+        bound: the value whose share of tokens at or below it is shown; by default the paper's upper clamp bound.
 
     Returns:
         The bytes of the PNG.

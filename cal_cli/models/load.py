@@ -1,66 +1,179 @@
-"""A model and its processor, from a folder in the library's own format or from nothing."""
+"""Load a model and its processor: a checkpoint by hub id or folder, or a LLaVA assembled from parts."""
 
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from cal_cli.errors import InputError
-from cal_cli.models.hub import fetched
-from cal_cli.models.tiny import tiny_from_scratch
+from cal_cli.models.configs import load_config
+from cal_cli.models.hub import fetch
+from cal_cli.models.llava import assemble, load_projector, load_tokenizer_with_image, make_llava_processor
+from cal_cli.models.llava_templates import make_chat_template
+from cal_cli.runtime.errors import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-TINY_BASE = Path(__file__).parent.parent / "assets" / "tiny"
 
 
-def load_model(path: str | None = None, from_scratch: bool = False, seed: int = 0) -> tuple[PreTrainedModel, Any]:
-    """Load a model in float32 with its processor.
+class Source(Protocol):
+    """What the `_target_` of `conf/model/` makes: a model that is loaded as a whole or in part."""
+
+    @property
+    def torch_dtype(self) -> torch.dtype: ...
+
+    def load(self, seed: int) -> tuple[Any, Any]:
+        """Return the model and its processor; `seed` is that of random weights."""
+        ...
+
+    def load_processor(self) -> Any:
+        """Return the processor, without loading weights."""
+        ...
+
+    def load_config(self) -> Any:
+        """Return the model's config, without loading weights."""
+        ...
+
+
+@dataclass
+class ModelSource:
+    """A published model: a checkpoint to continue from, or parts to assemble.
 
     Args:
-        path: a folder written by `save_pretrained`; None means the tiny base that ships with the package.
-        from_scratch: build the tiny model with random weights instead.
-        seed: of the random weights.
+        path: hub id or folder of an image-text-to-text model; None means assemble the parts.
+        language_model: hub id or folder of a causal language model, see `assemble`.
+        vision_tower: hub id or folder of a vision tower, see `assemble`.
+        projector: a folder that `cal train stage=pretrain` wrote.
+        image_aspect_ratio: `square`, `pad` or `anyres`; None means that of the checkpoint, or `pad`.
+        template: of the conversation, `v1`, `plain` or a `.jinja` file; None means that of the checkpoint, or `v1`.
+        dtype: of the weights, `float32` or `bfloat16`.
 
     Raises:
-        InputError: `path` is no folder with a model.
+        InputError: an unknown dtype.
     """
-    if from_scratch:
-        if path is not None:
-            raise InputError("model.path and model.from_scratch=true exclude each other: give one of them")
-        return tiny_from_scratch(seed)
-    folder = Path(path) if path is not None else TINY_BASE
-    if not (folder / "config.json").is_file():
-        raise InputError(f"model.path={folder}: no config.json there; give a folder written by save_pretrained")
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    return model, AutoProcessor.from_pretrained(folder)
+
+    path: str | None = None
+    language_model: str | None = None
+    vision_tower: str | None = None
+    projector: str | None = None
+    image_aspect_ratio: str | None = None
+    template: str | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16"):
+            raise InputError(f"model.dtype={self.dtype}: allowed are float32 and bfloat16")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    def load(self, seed: int = 0) -> tuple[Any, Any]:
+        """Load the checkpoint, or assemble the parts.
+
+        Args:
+            seed: of a projector's random weights.
+
+        Raises:
+            InputError: a value is missing or does not fit, or something cannot be loaded.
+        """
+        if self.path is None:
+            if self.language_model is None or self.vision_tower is None:
+                raise InputError(
+                    "model.path is null: give model.path=..., or both model.language_model and vision_tower"
+                )
+            return assemble(
+                self.language_model,
+                self.vision_tower,
+                self.projector,
+                self.image_aspect_ratio or "pad",
+                self.template or "v1",
+                self.torch_dtype,
+                seed,
+            )
+        model = fetch(AutoModelForImageTextToText.from_pretrained, self.path, "model.path", dtype=self.torch_dtype)
+        if self.projector is not None:
+            load_projector(model, self.projector)
+        return model, self.load_processor()
+
+    def load_processor(self) -> Any:
+        """Load the processor alone.
+
+        Raises:
+            InputError: a part of it is not available, or cannot be changed as asked.
+        """
+        if self.path is not None:
+            processor = fetch(AutoProcessor.from_pretrained, self.path, "model.path")
+            if self.image_aspect_ratio is not None:
+                set_aspect_ratio(processor, self.image_aspect_ratio)
+            if self.template is not None:
+                processor.chat_template = make_chat_template(self.template, processor.tokenizer, processor.image_token)
+            return processor
+        config = self.load_config()
+        assert self.language_model is not None and self.vision_tower is not None  # else there is no config
+        tokenizer = load_tokenizer_with_image(self.language_model)
+        config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+        aspect, template = self.image_aspect_ratio or "pad", self.template or "v1"
+        return make_llava_processor(config, tokenizer, self.vision_tower, aspect, template)
+
+    def load_config(self) -> Any:
+        """Load the config alone; for the paper's models it is known without network access.
+
+        Raises:
+            InputError: it is not available.
+        """
+        return load_config(self.path, self.language_model, self.vision_tower, self.image_aspect_ratio)
 
 
-def load_for_answers(path: str, dtype: str | None, device: torch.device) -> tuple[Any, Any]:
-    """Load a model to be asked, in evaluation mode, with its processor.
+def load_checkpoint(path: str, dtype: str | None = None, device: torch.device | None = None) -> tuple[Any, Any]:
+    """Load a checkpoint in evaluation mode, with its processor.
 
     Args:
         path: a folder written by `save_pretrained`, or a hub id.
         dtype: of the weights; None means float32 on a CPU, and as they were saved on a GPU.
-        device: where to.
+        device: of the model; None means the accelerator if there is one.
 
     Raises:
         InputError: it cannot be loaded, or an unknown dtype.
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype={dtype}: allowed are {', '.join(DTYPES)}, or null")
+    device = get_device() if device is None else device
     chosen: Any = DTYPES[dtype] if dtype is not None else torch.float32 if device.type == "cpu" else "auto"
-    model = fetched(AutoModelForImageTextToText.from_pretrained, path, "checkpoint", dtype=chosen)
-    return model.to(device).eval(), fetched(AutoProcessor.from_pretrained, path, "checkpoint")
+    model = fetch(AutoModelForImageTextToText.from_pretrained, path, "checkpoint", dtype=chosen)
+    return model.to(device).eval(), fetch(AutoProcessor.from_pretrained, path, "checkpoint")
+
+
+def get_device() -> torch.device:
+    """Return the accelerator if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Have a model keep little of its forward pass and compute it again in the backward pass."""
-    # the library has renamed it; the older name warns
+    """Enable gradient checkpointing: keep only the inputs of layers, and compute the rest again when needed."""
+    # the library renamed the method; the older name warns
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 
-def place(model: Any) -> Any:
-    """Move a model to the accelerator, where there is one."""
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+def set_aspect_ratio(processor: Any, image_aspect_ratio: str) -> None:
+    """Let a checkpoint's processor fit images into a square as `square` or `pad`; `anyres` must be its own.
+
+    Raises:
+        InputError: the checkpoint does not support it.
+    """
+    images = processor.image_processor
+    tiles = hasattr(images, "image_grid_pinpoints")
+    if image_aspect_ratio == "anyres" and tiles:
+        return
+    if image_aspect_ratio not in ("square", "pad") or tiles or not hasattr(images, "crop_size"):
+        raise InputError(
+            f"model.image_aspect_ratio={image_aspect_ratio}: {type(images).__name__} does not support it; "
+            "allowed is null, its own way" + ("" if tiles else ", and for LLaVA-1.5 square and pad")
+        )
+    if isinstance(images, CLIPImageProcessorPil):  # in LLaVA-1.5's converted checkpoints; it cannot pad
+        known = ("size", "crop_size", "image_mean", "image_std")
+        images = LlavaImageProcessorPil(**{name: getattr(images, name) for name in known})
+    images.do_pad = image_aspect_ratio == "pad"
+    processor.image_processor = images

@@ -1,24 +1,29 @@
-"""The paper's mathematics, for any training loop: it needs torch and a `transformers` model, nothing else.
+"""The paper's mathematics, for any training loop; it needs only torch and a `transformers` model.
 
-Read `contrast.py` (two passes, one number a token), `conditions.py` (what the image is held against), `weights.py`
-(clamp and pool), `head.py` (the vocabulary, met in chunks), `loss.py` (the weighted mean).
+Reading order: `forward.py` (the pass with the image), `text_pass.py` (the pass without it), `conditions.py` (what the
+image is compared with), `contrast.py` (both scores of each token), `weights.py` (clamp and pool), `head.py` (the
+vocabulary, in chunks), `loss.py` (the weighted mean).
 """
 
 from cal_cli.objective.contrast import Contrast, contrast_logits
+from cal_cli.objective.distributed import accept_objective
+from cal_cli.objective.forward import IGNORED
 from cal_cli.objective.loss import (
     ContrastiveAlignmentLoss,
+    CrossEntropyLoss,
     LossOutput,
     NonFiniteLoss,
     PriorLoss,
     WeightedLoss,
     scores_without_image,
 )
-from cal_cli.objective.routing import accept_objective
 from cal_cli.objective.weights import token_weights
 
 __all__ = [
+    "IGNORED",
     "Contrast",
     "ContrastiveAlignmentLoss",
+    "CrossEntropyLoss",
     "LossOutput",
     "NonFiniteLoss",
     "PriorLoss",

@@ -1,8 +1,8 @@
-"""The language head, met only where a label is supervised, and never with the whole vocabulary at once.
+"""The language head, applied only to supervised positions, in chunks.
 
-A batch of LLaVA-1.5 has 776 positions a sample, of which some 120 are supervised, and 32,000 words: the library's
-own loss holds a logit for each pair. Here the head sees supervised positions alone, a chunk at a time, and a raw
-logit of a label is one dot product with the label's row of the head.
+A sample of LLaVA-1.5 has 776 positions, of which some 120 are supervised, and the vocabulary has 32,000 words: the loss
+of `transformers` holds a logit for each pair. Here the head is applied to supervised positions only, one chunk at a
+time, and the raw logit of a label is a dot product with the label's row of the head.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from torch.utils.checkpoint import checkpoint
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LOGITS_HELD = {"cpu": 2**22, "cuda": 2**26}  # positions x vocabulary in memory at a time: 16 and 256 MiB of float32
-PROBE = 40.0  # size of the largest logit when a head is checked: far beyond the linear range of a soft cap of 30
+LOGITS_HELD = {"cpu": 2**22, "cuda": 2**26}  # logits in memory at a time: 16 and 256 MiB of float32
+PROBE = 40.0  # largest logit when a head is checked: far outside the linear range of a soft cap of 30
 
 
 @dataclass(frozen=True)
 class LanguageHead:
-    """The layer from hidden states to logits, and what the model does to its logits afterwards.
+    """The layer from hidden states to logits, and the scale and soft cap that the model applies afterwards.
 
     logits = softcap * tanh(scale * module(hidden) / softcap); without the soft cap, scale * module(hidden).
     """
 
-    module: Any  # an nn.Linear, or what adapters and quantisation make of one
-    scale: float = 1.0  # Cohere multiplies its logits by one, Granite divides by one
+    module: Any  # an nn.Linear, or its adapted or quantised form
+    scale: float = 1.0  # Cohere multiplies its logits by a scale, Granite divides by one
     softcap: float | None = None  # Gemma 2 and 3n
 
     @property
     def is_linear(self) -> bool:
-        """Whether the logits are a plain product with `module.weight`: not so for LoRA or quantised heads."""
+        """Whether the logits are a plain product with `module.weight`; false for LoRA and quantised heads."""
         return isinstance(self.module, nn.Linear) and self.module.weight.is_floating_point()
 
     def finish(self, logits: Tensor) -> Tensor:
@@ -47,9 +47,9 @@ class LanguageHead:
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def label_logits(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """The raw logit of each label, float32 [positions], without gradient.
+        """Compute the raw logit of each label, float32 [positions], without gradient.
 
-        Taken in float32: in bf16 the difference of two large logits would lose most of its digits.
+        The product is in float32: in bf16 the difference of two large logits would lose most of its digits.
 
         Args:
             hidden: [positions, hidden], the last hidden states.
@@ -62,21 +62,21 @@ class LanguageHead:
 
         with torch.no_grad():
             if self.is_linear:
-                return self.finish(within(self.module, dot_product, hidden, labels))
+                return self.finish(call_within(self.module, dot_product, hidden, labels))
             return self._in_chunks(hidden, labels, lambda logits, label: logits.gather(1, label[:, None])[:, 0])
 
     def label_logprobs(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """The log-probability of each label, float32 [positions], without gradient; arguments as `label_logits`."""
+        """Compute the log-probability of each label, float32 [positions], without gradient; see `label_logits`."""
         with torch.no_grad():
             return self._in_chunks(
                 hidden, labels, lambda logits, label: -F.cross_entropy(logits, label, reduction="none")
             )
 
     def weighted_cross_entropy(self, hidden: Tensor, labels: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum over positions of coefficient x cross-entropy.
+        """Compute the sum over positions of coefficient x cross-entropy.
 
-        Each chunk's gradient is taken in the forward pass, where its logits are at hand, so that none is kept or
-        computed twice; a second derivative is not supported.
+        The gradient of each chunk is computed in the forward pass, while its logits exist, so that logits are neither
+        kept nor computed twice; a second derivative is not supported.
 
         Args:
             hidden: [positions, hidden], with gradient where enabled.
@@ -89,7 +89,7 @@ class LanguageHead:
 
         def linear(plain_forward: Callable, hidden: Tensor, labels: Tensor, coefficients: Tensor) -> Any:
             weight, bias = self.module.weight, self.module.bias
-            if not torch.is_grad_enabled():  # a function of torch's is not told so
+            if not torch.is_grad_enabled():  # autograd functions do not see this
                 hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
             return _WeightedCrossEntropy.apply(hidden, weight, bias, labels, coefficients, self.scale, self.softcap)
 
@@ -100,25 +100,25 @@ class LanguageHead:
                 cross_entropy = F.cross_entropy(logits, labels, reduction="none")
                 return (coefficients * cross_entropy).sum(), cross_entropy.detach()
 
-            size = chunk_size(hidden, self.vocabulary)
+            size = get_chunk_size(hidden, self.vocabulary)
             parts = zip(hidden.split(size), labels.split(size), coefficients.split(size), strict=True)
             sums, cross_entropies = zip(*(checkpoint(chunk, *part, use_reentrant=False) for part in parts), strict=True)
             return torch.stack(sums).sum(), torch.cat(cross_entropies)
 
-        return within(self.module, linear if self.is_linear else any_head, hidden, labels, coefficients)
+        return call_within(self.module, linear if self.is_linear else any_head, hidden, labels, coefficients)
 
     @property
     def vocabulary(self) -> int:
-        """Number of logits a position."""
+        """Number of logits of a position."""
         return int(self.module.out_features)  # type: ignore[arg-type]
 
     def _in_chunks(self, hidden: Tensor, labels: Tensor, read: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         def chunks(plain_forward: Callable, hidden: Tensor, labels: Tensor) -> Tensor:
-            size = chunk_size(hidden, self.vocabulary)
+            size = get_chunk_size(hidden, self.vocabulary)
             parts = zip(hidden.split(size), labels.split(size), strict=True)
             return torch.cat([read(self.finish(plain_forward(part).float()), label) for part, label in parts])
 
-        return within(self.module, chunks, hidden, labels)
+        return call_within(self.module, chunks, hidden, labels)
 
 
 class _WeightedCrossEntropy(torch.autograd.Function):
@@ -144,17 +144,19 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         weight_grad, bias_grad = None, None  # in float32: sums over chunks would lose digits in bf16
         cross_entropy = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
         head = LanguageHead(None, scale, softcap)
-        for rows in slices(len(labels), chunk_size(hidden, len(weight))):
+        for rows in split_range(len(labels), get_chunk_size(hidden, len(weight))):
             logits = head.finish(F.linear(states[rows], matrix, offset).float())
             log_sum = logits.logsumexp(dim=1, keepdim=True)
             label = labels[rows, None]
             cross_entropy[rows] = (log_sum - logits.gather(1, label))[:, 0]
             if not (for_hidden or for_weight or for_bias):
                 continue
-            slope = coefficients[rows, None] * scale  # of the loss by the bare logits, but for the soft cap's
+            slope = (
+                coefficients[rows, None] * scale
+            )  # gradient with respect to the bare logits, without the soft cap's factor
             if softcap is not None:
                 slope = slope * (1 - (logits / softcap) ** 2)
-            grad = logits.sub_(log_sum).exp_()  # memory touched before is worth a second use
+            grad = logits.sub_(log_sum).exp_()  # in place: reusing memory is faster
             grad.scatter_add_(1, label, torch.full_like(log_sum, -1.0)).mul_(slope)
             if for_bias:
                 bias_grad = grad.sum(dim=0) if bias_grad is None else bias_grad.add_(grad.sum(dim=0))
@@ -179,26 +181,28 @@ class _WeightedCrossEntropy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if ctx.gradients is None:
-            raise RuntimeError("the loss was taken backward twice: its gradients are made once and given away")
+            raise RuntimeError(
+                "backward was called twice on this loss, which computes its gradients once and releases them"
+            )
         gradients, ctx.gradients = ctx.gradients, None
         return *(None if grad is None else grad.mul_(upstream) for grad in gradients), None, None, None, None
 
 
-def chunk_size(hidden: Tensor, vocabulary: int) -> int:
-    """Positions whose logits are held at a time."""
+def get_chunk_size(hidden: Tensor, vocabulary: int) -> int:
+    """Return the number of positions whose logits are held at a time."""
     return max(LOGITS_HELD.get(hidden.device.type, LOGITS_HELD["cuda"]) // vocabulary, 1)
 
 
-def slices(length: int, size: int) -> Iterator[slice]:
-    """`range(length)` cut into slices of at most `size`."""
+def split_range(length: int, size: int) -> Iterator[slice]:
+    """Cut `range(length)` into slices of at most `size`."""
     return (slice(start, start + size) for start in range(0, length, size))
 
 
-def within(module: nn.Module, function: Callable[..., Any], *tensors: Tensor) -> Any:
+def call_within(module: nn.Module, function: Callable[..., Any], *tensors: Tensor) -> Any:
     """Call `function(plain_forward, *tensors)` as the module's forward.
 
-    What shards a model's weights (FSDP, ZeRO-3) gathers them around a module's call: so they are gathered once,
-    however often `function` uses them.
+    FSDP and ZeRO-3 gather sharded weights around a module's call. This way they are gathered once, however often
+    `function` uses them.
     """
     plain_forward = module.forward
     own = module.__dict__.get("forward")
@@ -215,13 +219,13 @@ def within(module: nn.Module, function: Callable[..., Any], *tensors: Tensor) ->
 _FINISHES: WeakKeyDictionary[nn.Module, tuple[float, float | None]] = WeakKeyDictionary()
 
 
-def language_head(model: PreTrainedModel, inputs: Mapping[str, Any], outputs: Any) -> LanguageHead:
-    """Find a model's head and what the model does to its logits, held against the model's own logits once.
+def find_head(model: PreTrainedModel, inputs: Mapping[str, Any], outputs: Any) -> LanguageHead:
+    """Find a model's head with its scale and soft cap, and verify it once against the model's own logits.
 
     Args:
         model: a model with a language head.
-        inputs: what the model was given, without labels.
-        outputs: what its base model returned for them.
+        inputs: the model's inputs, without labels.
+        outputs: the outputs of its base model for them.
 
     Raises:
         ValueError: the model's logits are not those of its head, scaled and capped.
@@ -229,13 +233,13 @@ def language_head(model: PreTrainedModel, inputs: Mapping[str, Any], outputs: An
     module = model.get_output_embeddings()
     if model not in _FINISHES:
         with torch.no_grad():
-            own, bare = _own_logits(model, module, inputs, outputs)
-        told = torch.isfinite(own) & torch.isfinite(bare)
-        for scale, softcap in _announced(model.config.get_text_config()):
+            own, bare = _compute_logits(model, module, inputs, outputs)
+        finite = torch.isfinite(own) & torch.isfinite(bare)
+        for scale, softcap in _read_scales(model.config.get_text_config()):
             expected = LanguageHead(module, scale, softcap).finish(bare)
-            if not told.any():  # broken weights or pixels: the loss will say so
+            if not finite.any():  # broken weights or pixels: the loss will report it
                 return LanguageHead(module, scale, softcap)
-            if torch.allclose(own[told], expected[told], atol=2e-2 * PROBE * min(scale, 1.0), rtol=1e-4):
+            if torch.allclose(own[finite], expected[finite], atol=2e-2 * PROBE * min(scale, 1.0), rtol=1e-4):
                 _FINISHES[model] = scale, softcap
                 break
         else:
@@ -245,8 +249,8 @@ def language_head(model: PreTrainedModel, inputs: Mapping[str, Any], outputs: An
     return LanguageHead(module, *_FINISHES[model])
 
 
-def _announced(config: Any) -> Iterator[tuple[float, float | None]]:
-    """What a config says of the logits, and last that nothing is done: some families ignore their text model's."""
+def _read_scales(config: Any) -> Iterator[tuple[float, float | None]]:
+    """Yield what a config says about the logits, then no change: some families ignore their text config."""
     scales = [1.0]
     for name in ("logit_scale", "logits_scaling"):
         if value := getattr(config, name, None):
@@ -256,8 +260,8 @@ def _announced(config: Any) -> Iterator[tuple[float, float | None]]:
         yield from ((scale, softcap), (scale, None)) if softcap else ((scale, None),)
 
 
-def _own_logits(model: Any, module: nn.Module, inputs: Mapping[str, Any], outputs: Any) -> tuple[Tensor, Tensor]:
-    """The model's logits and its head's, float32 [batch, vocabulary], for a last hidden state made large."""
+def _compute_logits(model: Any, module: nn.Module, inputs: Mapping[str, Any], outputs: Any) -> tuple[Tensor, Tensor]:
+    """Return the model's logits and its head's, float32 [batch, vocabulary], for an enlarged last hidden state."""
     hidden = outputs.last_hidden_state
     bare = module(hidden[:, -1:])
     factor = PROBE / bare.abs().nan_to_num().max().clamp_min(1e-6)

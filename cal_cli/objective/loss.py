@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from cal_cli.objective.conditions import CONTRASTS, scores_to_contrast
-from cal_cli.objective.contrast import (
-    SCORES,
-    FirstPass,
-    Positions,
-    forward_with_image,
-    label_scores,
-    scored_positions,
-)
+from cal_cli.objective.conditions import CONTRASTS, score_without_image
+from cal_cli.objective.contrast import Contrast, contrast
+from cal_cli.objective.forward import SCORES, ForwardPass, run_with_image
 from cal_cli.objective.weights import check_bounds, clamp_delta, pool_flat, token_weights
 
 if TYPE_CHECKING:
@@ -26,7 +20,7 @@ if TYPE_CHECKING:
 
 NORMALIZATIONS = ("batch", "sample", "length")
 POOLINGS = ("answer", "flat")
-EPSILON = 1e-6  # as in the released code; keeps a batch whose weights are all 0 finite
+EPSILON = 1e-6  # as in the released code; keeps the loss finite if all weights of a batch are 0
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -36,7 +30,7 @@ class NonFiniteLoss(FloatingPointError):
         loss: its value.
         rows: rows of the batch in which a token's cross-entropy or weight is not finite.
         step: in a trainer, the optimizer steps completed before it.
-        samples: in a trainer, the ids of the samples in these rows; empty if the collator names none.
+        samples: in a trainer, the ids of the samples in these rows; empty if the collator returns none.
     """
 
     step: int | None = None
@@ -52,27 +46,32 @@ class NonFiniteLoss(FloatingPointError):
 
 @dataclass
 class LossOutput(ModelOutput):
-    """What one call of the loss computed; the vectors are float32 [supervised tokens], in reading order.
+    """The result of one call of a loss; the vectors are float32 [supervised tokens], in reading order.
 
-    One of the library's outputs, so that what wraps a model (DDP, FSDP) finds the tensors in it.
+    It extends an output of `transformers`, so that wrappers of a model (DDP, FSDP) find the tensors in it.
     """
 
     loss: Tensor = None  # type: ignore[assignment]  # scalar, differentiable
     cross_entropy: Tensor = None  # type: ignore[assignment]  # without gradient
     weights: Tensor = None  # type: ignore[assignment]
-    delta: Tensor | None = None  # None where the weights do not depend on it (alpha equal to beta)
+    delta: Tensor | None = None  # None if the weights do not depend on it
 
 
 class WeightedLoss:
-    """Cross-entropy of the supervised tokens, each weighted as a subclass says: `out = loss(model, batch)`."""
+    """Cross-entropy of the supervised tokens, each weighted by a rule: `out = loss(model, batch)`.
+
+    A subclass defines `weigh`, and `normalization`: one of
+
+    - `batch`: divide by the sum of the weights of the whole batch, as the paper's released code does;
+    - `sample`: divide each sample by the sum of its own weights and average over samples, as the paper's equation does;
+    - `length`: divide each sample by the sum of its own weights and average over tokens, as PRIOR does.
+    """
 
     normalization: str
-    reach = 0  # how far beside the supervised tokens the weights look
+    reach = 0  # number of neighbours, on each side of a supervised token, whose weights are needed
 
-    def weigh(
-        self, first: FirstPass, batch: Mapping[str, Any], positions: Positions, hidden: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Weights, and deltas where they are known, float32 [positions]; called without gradient."""
+    def weigh(self, forward: ForwardPass) -> tuple[Tensor, Tensor | None]:
+        """Compute weights, and deltas if the weights depend on them: float32 [positions]; called without gradient."""
         raise NotImplementedError
 
     def __call__(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> LossOutput:
@@ -80,25 +79,23 @@ class WeightedLoss:
 
         Args:
             model: an image-text-to-text model of `transformers`, unwrapped, or one with PEFT's adapters.
-            batch: `input_ids`, `labels` (int64 [batch, length], -100 where unsupervised, shifted inside) and what
+            batch: `input_ids`, `labels` (int64 [batch, length], -100 where unsupervised, shifted inside) and whatever
                 else the model takes: `attention_mask`, `pixel_values`, ...; for `contrast="cached"` also
-                `scores_without_image` (float32 [batch, length], at the labels' places).
+                `scores_without_image` (float32 [batch, length], at the labels' positions).
 
         Raises:
-            ValueError: no supervised token, pixel values without an image token, or a model that cannot be treated
-                right (the message says why).
-            NonFiniteLoss: before any gradient is taken.
+            ValueError: no supervised token, pixel values without an image token, or a model that is not supported
+                (the message says why).
+            NonFiniteLoss: before any gradient is computed.
         """
-        positions = scored_positions(model, batch, self.reach)
-        supervised = positions.supervised
-        first = forward_with_image(model, batch)
-        hidden = first.hidden[positions.rows, positions.columns]
+        forward = run_with_image(model, batch, self.reach)
+        supervised = forward.positions.supervised
         with torch.no_grad():
-            weights, delta = self.weigh(first, batch, positions, hidden)
-            weights, rows = weights[supervised], positions.rows[supervised]
-            coefficients = shares(weights, rows, self.normalization)
-        loss, cross_entropy = first.head.weighted_cross_entropy(
-            hidden[supervised], positions.labels[supervised], coefficients
+            weights, delta = self.weigh(forward)
+            weights, rows = weights[supervised], forward.positions.rows[supervised]
+            coefficients = compute_shares(weights, rows, self.normalization)
+        loss, cross_entropy = forward.head.weighted_cross_entropy(
+            forward.hidden[supervised], forward.positions.labels[supervised], coefficients
         )
         if not torch.isfinite(loss):
             wrong = ~torch.isfinite(cross_entropy) | ~torch.isfinite(weights)
@@ -107,30 +104,45 @@ class WeightedLoss:
 
 
 @dataclass(frozen=True)
+class CrossEntropyLoss(WeightedLoss):
+    """Plain cross-entropy (CE): every supervised token has weight 1, and nothing is contrasted.
+
+    Args:
+        normalization: see `WeightedLoss`.
+
+    Raises:
+        ValueError: an unknown normalization.
+    """
+
+    normalization: str = "batch"
+
+    def __post_init__(self) -> None:
+        check_choices(self, normalization=NORMALIZATIONS)
+
+    def weigh(self, forward: ForwardPass) -> tuple[Tensor, Tensor | None]:
+        return torch.ones_like(forward.positions.labels, dtype=torch.float32), None
+
+
+@dataclass(frozen=True)
 class ContrastiveAlignmentLoss(WeightedLoss):
     """Contrastive alignment (CAL) for any training loop: `out = loss(model, batch); out.loss.backward()`.
-
-    With `alpha` equal to `beta` every token weighs the same: that is plain cross-entropy, and the contrast pass
-    is left out.
 
     Args:
         score: what is contrasted: `logit` (the paper) or `logprob` (pointwise mutual information).
         alpha: lower bound of a weight, at least 0.
         beta: upper bound of a weight.
         window: width in tokens of the average over neighbouring weights, odd; 1 pools nothing.
-        normalization: `batch` divides by the weights of the whole batch, as the released code does; `sample`
-            divides each sample by its own and averages over samples, as the paper's equation says; `length` divides
-            each sample by its own and averages over tokens, as PRIOR does.
-        pooling: `answer` averages among the supervised tokens of one sample; `flat` along the flattened
+        normalization: see `WeightedLoss`.
+        pooling: `answer` averages over the supervised tokens of one sample; `flat` along the flattened
             (batch x sequence) axis, supervised or not, as the released code does.
-        contrast: what the image is held against, see `conditions.py`: `no_image` (the paper), `masked_patches`,
+        contrast: what the image is compared with, see `conditions.py`: `no_image` (the paper), `masked_patches`,
             `blur`, `cached` or `reference`.
-        ratio: share of the patches that `masked_patches` covers.
-        sigma: width of the blur in pixels.
+        ratio: share of the patches that `masked_patches` covers; None means 0.5.
+        sigma: standard deviation of `blur` in pixels; None means 1.
         reference: the frozen model of `contrast="reference"`.
 
     Raises:
-        ValueError: an option outside its range.
+        ValueError: an option outside its range, or one that the chosen contrast does not use.
 
     Source: arXiv 2405.17871, Algorithm 1; `flat` and `batch` from its released code; contrasts from its tables 8, 9.
     """
@@ -142,50 +154,60 @@ class ContrastiveAlignmentLoss(WeightedLoss):
     normalization: str = "batch"
     pooling: str = "answer"
     contrast: str = "no_image"
-    ratio: float = 0.5
-    sigma: float = 1.0
+    ratio: float | None = None
+    sigma: float | None = None
     reference: Any = None
 
     def __post_init__(self) -> None:
         check_bounds(self.alpha, self.beta, self.window)
         check_choices(self, score=SCORES, normalization=NORMALIZATIONS, pooling=POOLINGS, contrast=CONTRASTS)
-        if not 0 < self.ratio <= 1:
+        for name, contrasts in (
+            ("ratio", ("masked_patches",)),
+            ("sigma", ("blur",)),
+            ("reference", ("reference", "cached")),
+        ):
+            value = getattr(self, name)
+            if value is not None and self.contrast not in contrasts:
+                allowed = " or ".join(f"contrast={choice}" for choice in contrasts)
+                raise ValueError(f"{name}={value} has no effect with contrast={self.contrast}: it needs {allowed}")
+        if self.ratio is not None and not 0 < self.ratio <= 1:
             raise ValueError(f"ratio={self.ratio}: the share of covered patches must be above 0 and at most 1")
-        if not self.sigma > 0:
+        if self.sigma is not None and not self.sigma > 0:
             raise ValueError(f"sigma={self.sigma}: the blur's width in pixels must be above 0")
         if self.contrast in ("cached", "reference") and self.pooling == "flat":
-            raise ValueError(f"contrast={self.contrast} knows supervised tokens alone: use pooling=answer")
-
-    @property
-    def contrasts(self) -> bool:
-        """Whether the weights depend on the image at all."""
-        return self.alpha < self.beta
+            raise ValueError(f"contrast={self.contrast} only knows supervised tokens: use pooling=answer")
 
     @property
     def reach(self) -> int:  # type: ignore[override]
         """Flat pooling also reads the neighbours of supervised positions."""
-        return self.window // 2 if self.contrasts and self.pooling == "flat" else 0
+        return self.window // 2 if self.pooling == "flat" else 0
 
-    def weigh(
-        self, first: FirstPass, batch: Mapping[str, Any], positions: Positions, hidden: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        if not self.contrasts:
-            return torch.where(positions.has_image, self.alpha, 1.0), None
-        with_image = label_scores(first.head, hidden, positions.labels, self.score)
-        delta = with_image - scores_to_contrast(self, first, batch, positions, with_image)
+    def contrast_tokens(self, forward: ForwardPass) -> Contrast:
+        """Score the label tokens with the image and under this loss's condition."""
+        options = {"ratio": self.ratio, "sigma": self.sigma, "reference": self.reference}
+        return contrast(forward, self.contrast, self.score, **options)
+
+    def weigh_contrast(self, contrast: Contrast) -> Tensor:
+        """Compute the weights from the contrast: float32 [tokens]. A subclass with another rule overrides this."""
         if self.pooling == "answer":
-            return token_weights(delta, positions.rows, self.alpha, self.beta, self.window, positions.has_image), delta
-        rows, columns = batch["labels"].shape[0], batch["labels"].shape[1] - 1  # the first label has nothing before
-        clamped = clamp_delta(delta, self.alpha, self.beta, positions.has_image)
-        return pool_flat(clamped, positions.rows * columns + positions.columns, rows * columns, self.window), delta
+            return token_weights(
+                contrast.delta, contrast.sample_index, self.alpha, self.beta, self.window, contrast.has_image
+            )
+        clamped = clamp_delta(contrast.delta, self.alpha, self.beta, contrast.has_image)
+        rows, columns = contrast.batch_shape[0], contrast.batch_shape[1] - 1  # nothing predicts the first token
+        return pool_flat(clamped, contrast.sample_index * columns + contrast.position - 1, rows * columns, self.window)
+
+    def weigh(self, forward: ForwardPass) -> tuple[Tensor, Tensor | None]:
+        found = self.contrast_tokens(forward)
+        return self.weigh_contrast(found), found.delta
 
 
 @dataclass(frozen=True)
 class PriorLoss(WeightedLoss):
-    """PRIOR: tokens that text alone predicts well count little; `w = 1 - P_reference(token | text before)`.
+    """PRIOR: tokens that the text alone predicts well count little; `w = 1 - P_reference(token | text before)`.
 
-    Where its authors train the reference model on the captions alone, give that one; a model's own frozen copy from
-    before training, which reads the text alone, is a stand-in.
+    Its authors train the reference model on the captions alone. The model's own frozen copy from before training,
+    which reads the text alone, can replace it.
 
     Args:
         contrast: `reference`, or `cached`: the reference model's log-probabilities, computed once.
@@ -206,49 +228,48 @@ class PriorLoss(WeightedLoss):
     def __post_init__(self) -> None:
         check_choices(self, contrast=("reference", "cached"), normalization=NORMALIZATIONS)
 
-    def weigh(
-        self, first: FirstPass, batch: Mapping[str, Any], positions: Positions, hidden: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        never_predicted = hidden.new_full(hidden.shape[:1], -torch.inf, dtype=torch.float32)  # without image: weight 1
-        return 1 - scores_to_contrast(self, first, batch, positions, never_predicted).exp(), None
+    def weigh(self, forward: ForwardPass) -> tuple[Tensor, Tensor | None]:
+        shown = forward.positions.has_image
+        weights = torch.ones_like(shown, dtype=torch.float32)
+        weights[shown] -= score_without_image(forward, self.contrast, self.score, reference=self.reference).exp()
+        return weights, None
 
 
 def scores_without_image(objective: WeightedLoss, model: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:
-    """Compute once what `contrast="cached"` reads from its batches afterwards.
+    """Compute once the scores that `contrast="cached"` later reads from its batches.
 
     Args:
-        objective: CAL or PRIOR; its `score`, and its `reference` where it has one. Without a reference, CAL's scores
-            are those of the model itself, without the image.
+        objective: CAL or PRIOR; its `score`, and its `reference` if it has one. Without a reference, CAL's scores are
+            those of the model itself without the image.
         model: the model before training.
         batch: as the objective takes it.
 
     Returns:
-        float32 [batch, length], at the places of the labels; nan where none is supervised.
+        float32 [batch, length], at the labels' positions; nan where none is supervised.
     """
     options: Any = objective
-    if isinstance(objective, PriorLoss) or options.reference is not None:
-        source = replace(options, contrast="reference")
-    else:
-        source = replace(options, contrast="no_image")
+    uses_reference = isinstance(objective, PriorLoss) or options.reference is not None
     with torch.no_grad():
-        positions = scored_positions(model, batch)
-        first = forward_with_image(model, batch)
-        hidden = first.hidden[positions.rows, positions.columns]
-        with_image = label_scores(first.head, hidden, positions.labels, source.score)
-        scores = with_image.new_full(batch["labels"].shape, torch.nan)
-        found = scores_to_contrast(source, first, batch, positions, with_image)
-        scores[positions.rows, positions.columns + 1] = found
+        forward = run_with_image(model, batch)
+        found = contrast(
+            forward, "reference" if uses_reference else "no_image", options.score, reference=options.reference
+        )
+        scores = found.without_image.new_full(found.batch_shape, torch.nan)
+        scores[found.sample_index, found.position] = found.without_image
     return scores
 
 
-def shares(weights: Tensor, sample_index: Tensor, normalization: str) -> Tensor:
-    """Each token's share of the loss: float32 [tokens], so that loss = sum(share * cross-entropy).
+def compute_shares(weights: Tensor, sample_index: Tensor, normalization: str) -> Tensor:
+    """Compute each token's share of the loss, so that loss = sum(share * cross-entropy).
 
     Args:
         weights: float32 [tokens].
         sample_index: int64 [tokens], the sample that each token belongs to.
         normalization: `batch`, w / sum(w); `sample`, w / sum of the sample's w / samples; `length`, w / sum of the
             sample's w * its tokens / all tokens.
+
+    Returns:
+        float32 [tokens].
     """
     if normalization == "batch":
         return weights / (weights.sum() + EPSILON)
@@ -261,7 +282,7 @@ def shares(weights: Tensor, sample_index: Tensor, normalization: str) -> Tensor:
 
 
 def check_choices(options: Any, **allowed: tuple[str, ...]) -> None:
-    """Raise ValueError unless each named option is one of the allowed."""
+    """Raise ValueError unless each named option is one of the allowed values."""
     for name, choices in allowed.items():
         if getattr(options, name) not in choices:
             raise ValueError(

@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def clamp_delta(delta: Tensor, alpha: float, beta: float, has_image: Tensor | None = None) -> Tensor:
-    """Algorithm 1, step 3: `clamp(delta, alpha, beta)`; weight 1 where there is no image to contrast with.
+    """Compute `clamp(delta, alpha, beta)` (Algorithm 1, step 3); tokens of samples without an image get weight 1.
 
     Args:
-        delta: float [tokens], the logit with the image minus the logit without it.
+        delta: float [tokens], the score with the image minus the score without it.
         alpha: lower bound of a weight.
         beta: upper bound of a weight.
         has_image: bool [tokens], whether the token's sample shows an image; None means that all do.
@@ -31,9 +31,9 @@ def token_weights(
     window: int = 3,
     has_image: Tensor | None = None,
 ) -> Tensor:
-    """Clamp, then average over the neighbouring supervised tokens of the same sample (Algorithm 1, steps 3 and 4).
+    """Clamp, then average over neighbouring supervised tokens of the same sample (Algorithm 1, steps 3 and 4).
 
-    A window that reaches over the first or last supervised token of its sample averages what lies inside:
+    A window that extends beyond the first or last supervised token of its sample averages over the tokens inside:
     padding is not counted.
 
     Args:
@@ -60,24 +60,24 @@ def token_weights(
     neighbours = F.pad(weights, (reach, reach)).unfold(0, window, 1)  # [tokens, window]
     owners = F.pad(sample_index, (reach, reach), value=-1).unfold(0, window, 1)
     same_sample = owners == sample_index[:, None]
-    # not a product: a nan of one sample must not reach the next
+    # not a product: a nan in one sample must not reach the next
     return torch.where(same_sample, neighbours, 0).sum(dim=1) / same_sample.sum(dim=1)
 
 
 def pool_flat(weights: Tensor, flat_index: Tensor, size: int, window: int) -> Tensor:
-    """Average pooling as the paper's released code does it: along the flattened (batch x sequence) axis.
+    """Pool along the flattened (batch x sequence) axis, as the paper's released code does.
 
-    Neighbours count whether supervised or not, over the edges of answers and of samples; only the two ends of
-    the flattened batch are not counted as padding.
+    Neighbours count whether they are supervised or not, across the edges of answers and of samples; only the two ends
+    of the flattened batch are not counted as padding.
 
     Args:
-        weights: float [positions], clamped weights; every position within the window of one that is wanted.
-        flat_index: int64 [positions], their places in the flattened batch.
+        weights: float [positions], clamped weights of every position within the window of a wanted one.
+        flat_index: int64 [positions], their indices in the flattened batch.
         size: length of the flattened batch.
         window: width of the average, odd.
 
     Returns:
-        float [positions]; right only for those whose whole window was given.
+        float [positions]; correct only for those whose whole window was given.
     """
     flat = weights.new_zeros(size)
     flat[flat_index] = weights

@@ -1,24 +1,20 @@
-"""The paper's tables 1 and 2: its own figures beside those measured here, and in how many benchmarks each wins."""
+"""The paper's tables 1 and 2: its figures above ours, and in how many benchmarks each row wins."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
-from cal_cli.errors import InputError
-from cal_cli.files import write_whole
-from cal_cli.reporting.collect import Result, group, read_results
-from cal_cli.reporting.statistics import mean_over_seeds
+from cal_cli.reporting.collect import Result, read_results, tabulate_metric
+from cal_cli.runtime.console import make_table
+from cal_cli.runtime.errors import InputError
+from cal_cli.statistics.seeds import mean_over_seeds
 
 
 @dataclass
 class Column:
-    """A benchmark of a table: its heading, the value that stands for it, and by what that is multiplied there."""
+    """A column of a table: its heading, the value of the benchmark, and the factor of this value."""
 
     heading: str
     metric: str
@@ -59,16 +55,16 @@ PUBLISHED = {
 }
 
 
-def paper_tables(folders: list[str], baseline: str) -> dict[str, Any]:
-    """Both tables: rows of the paper, and one for each objective and noise ratio of the runs.
+def make_paper_rows(folders: list[str], baseline: str) -> dict[str, list[dict[str, Any]]]:
+    """Make the rows of both tables: those of the paper, and one for each objective and noise ratio of the runs.
 
     Args:
         folders: of runs.
-        baseline: the objective that the others win against.
+        baseline: the objective that the others are compared with.
 
     Returns:
-        By table a list of rows `{"model", "cells": {benchmark: value or None}, "wins": [won, of], "source"}`; a cell
-        of ours is a mean over seeds, `{"value", "ci95", "n"}`, of one seed with the interval over its pictures.
+        By table a list of rows `{"model", "cells": {benchmark: value or None}, "wins": [won, of], "source"}`. A cell of
+        ours is a mean over seeds, `{"value", "ci95", "n"}`; with one seed the interval is that over pictures.
 
     Raises:
         InputError: no run has results on any of the benchmarks, or runs cannot be compared.
@@ -79,11 +75,13 @@ def paper_tables(folders: list[str], baseline: str) -> dict[str, Any]:
             f"runs={','.join(folders)}: no completed run with results on a benchmark of the paper; run "
             f"cal eval benchmark=paper checkpoint={folders[0]} first"
         )
-    return {title: published(title) + measured(columns, found, baseline) for title, columns in TABLES.items()}
+    return {
+        title: get_published_rows(title) + _measure_rows(columns, found, baseline) for title, columns in TABLES.items()
+    }
 
 
-def published(title: str) -> list[dict[str, Any]]:
-    """The paper's rows of a table; those with CAL win against the same model without."""
+def get_published_rows(title: str) -> list[dict[str, Any]]:
+    """Return the paper's rows of a table; those with CAL count wins against the same model without CAL."""
     rows = []
     for model, values in PUBLISHED[title].items():
         base = PUBLISHED[title].get(model.removesuffix(" + CAL"), values)
@@ -97,21 +95,23 @@ def published(title: str) -> list[dict[str, Any]]:
     return rows
 
 
-def measured(columns: Mapping[str, Column], found: Mapping[str, list[Result]], baseline: str) -> list[dict[str, Any]]:
-    """A row for each objective and noise ratio that has results on one of the benchmarks."""
+def _measure_rows(
+    columns: Mapping[str, Column], found: Mapping[str, list[Result]], baseline: str
+) -> list[dict[str, Any]]:
+    """Make a row for each objective and noise ratio that has results on one of the benchmarks."""
     rows: dict[tuple[float, str], dict[str, Any]] = {}
     for name, column in columns.items():
-        for objective, by_ratio in group(found[name], column.metric).items():
-            for ratio, by_seed in by_ratio.items():
-                runs = [r for r in found[name] if (r.objective, r.noise_ratio) == (objective, ratio)]
-                noise = f", noise {ratio:g}" if ratio else ""
-                row = rows.setdefault((ratio, objective), {"model": f"{objective}{noise}", "cells": {}, "runs": set()})
-                cell = mean_over_seeds([value * column.scale for value in by_seed.values()])
-                interval = runs[0].intervals[column.metric]
-                if cell["n"] == 1 and interval:
-                    cell["ci95"] = [bound * column.scale for bound in interval]
-                row["cells"][name] = cell
-                row["runs"] |= {f"{run.run} ({run.engine})" for run in runs}
+        table = tabulate_metric(found[name], column.metric, baseline)
+        for (ratio, objective), group in table.groupby(["noise_ratio", "objective"], sort=False):
+            runs = [r for r in found[name] if (r.objective, r.noise_ratio) == (objective, ratio)]
+            noise = f", noise {ratio:g}" if ratio else ""
+            row = rows.setdefault((ratio, objective), {"model": f"{objective}{noise}", "cells": {}, "runs": set()})
+            cell = mean_over_seeds((group["value"] * column.scale).tolist())
+            interval = runs[0].intervals[column.metric]
+            if cell["n"] == 1 and interval:
+                cell["ci95"] = [bound * column.scale for bound in interval]
+            row["cells"][name] = cell
+            row["runs"] |= {f"{run.run} ({run.engine})" for run in runs}
     for (ratio, objective), row in rows.items():
         row["source"] = ", ".join(sorted(row.pop("runs")))
         base = rows.get((ratio, baseline))
@@ -122,64 +122,38 @@ def measured(columns: Mapping[str, Column], found: Mapping[str, list[Result]], b
     return [rows[key] for key in sorted(rows, key=lambda key: (key[0], key[1] != baseline, key[1]))]
 
 
-def texts_of(row: dict[str, Any], columns: Mapping[str, Column], intervals: bool = True) -> list[str]:
-    """A row of a table as text."""
-    texts = [row["model"]]
-    for name in columns:
-        cell = row["cells"].get(name)
-        text = "-" if cell is None else f"{cell['value']:.1f}" if columns[name].scale < 1000 else f"{cell['value']:.0f}"
-        if intervals and cell is not None and cell["ci95"]:
-            text += " [{:.1f}, {:.1f}]".format(*cell["ci95"])
-        texts.append(text)
-    wins = row.get("wins")
-    return [*texts, f"{wins[0]}/{wins[1]}" if wins else "", row["source"]]
+def make_paper_table(title: str, rows: list[dict[str, Any]], brief: bool) -> Table:
+    """Make one of the tables.
 
-
-def headings(columns: Mapping[str, Column]) -> list[str]:
-    """The columns of a table."""
-    return ["model", *(column.heading for column in columns.values()), "Win / All", "produced by"]
-
-
-def rich_paper_tables(tables: dict[str, Any]) -> list[Table]:
-    """Both tables for a terminal: without intervals, and what produced them below."""
-    found = []
-    for title, rows in tables.items():
-        columns = TABLES[title]
-        table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=0)
-        table.add_column("model", no_wrap=True)
-        for name in (*(column.heading for column in columns.values()), "Win / All"):
-            table.add_column(name.replace(" / ", "/\n").replace("-", "\n").replace(" ", "\n"), justify="right")
+    Args:
+        title: `table 1` or `table 2`.
+        rows: as `make_paper_rows` returns them.
+        brief: for a terminal: no intervals, narrow headings, sources in the caption. Otherwise sources have a column.
+    """
+    columns = TABLES[title]
+    headings = ["model", *(column.heading for column in columns.values()), "Win / All"]
+    if brief:
+        headings = [heading.replace(" / ", "/\n").replace("-", "\n").replace(" ", "\n") for heading in headings]
+    table = make_table(*headings, *([] if brief else ["produced by"]), title=title)
+    table.padding = (0, 0 if brief else 1)
+    table.columns[0].no_wrap = True
+    for column in table.columns[1 : len(columns) + 2]:
+        column.justify = "right"
+    for row in rows:
+        texts = [row["model"], *(_format_cell(row["cells"].get(name), columns[name], brief) for name in columns)]
+        texts.append("{}/{}".format(*row["wins"]) if "wins" in row else "")
+        table.add_row(*texts, *([] if brief else [row["source"]]))
+    if brief:
+        by_source: dict[str, list[str]] = {}
         for row in rows:
-            table.add_row(*texts_of(row, columns, intervals=False)[:-1])
-        sources = dict.fromkeys(row["source"] for row in rows)
-        models = {source: ", ".join(row["model"] for row in rows if row["source"] == source) for source in sources}
-        table.caption = "\n".join(f"{source}: {of_it}" for source, of_it in models.items())
+            by_source.setdefault(row["source"], []).append(row["model"])
+        table.caption = "\n".join(f"{source}: {', '.join(models)}" for source, models in by_source.items())
         table.caption_justify = "left"
-        found.append(table)
-    return found
+    return table
 
 
-def markdown_paper_tables(tables: dict[str, Any]) -> str:
-    """Both tables as Markdown."""
-    lines: list[str] = []
-    for title, rows in tables.items():
-        names = headings(TABLES[title])
-        lines += [f"## {title.capitalize()}", "", "| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-        lines += ["| " + " | ".join(texts_of(row, TABLES[title])) + " |" for row in rows]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def report_paper_tables(folders: list[str], baseline: str, output: Path, console: Console) -> None:
-    """The paper's tables 1 and 2 with our rows below its own."""
-    tables = paper_tables(folders, baseline)
-    for table in rich_paper_tables(tables):
-        console.print(table)
-    note = (
-        f"Win / All: benchmarks with a higher value than {baseline} (the paper's: than without CAL). Of several seeds "
-        "means with Student's 95 % interval, of one seed the bootstrap's over pictures; the paper's are single runs."
-    )
-    console.print(note)
-    write_whole(output / "paper.json", json.dumps({"tables": tables, "note": note}, indent=2) + "\n")
-    write_whole(output / "paper.md", f"# Tables 1 and 2\n\n{markdown_paper_tables(tables)}\n{note}\n")
-    console.print(f"{output}: paper.md, paper.json")
+def _format_cell(cell: dict[str, Any] | None, column: Column, brief: bool) -> str:
+    if cell is None:
+        return "-"
+    text = f"{cell['value']:.{1 if column.scale < 1000 else 0}f}"
+    return text if brief or not cell["ci95"] else f"{text} [{{:.1f}}, {{:.1f}}]".format(*cell["ci95"])

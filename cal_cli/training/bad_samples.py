@@ -1,16 +1,15 @@
-"""Bad samples met in training: named in a file and on the terminal, and too many of them end the run."""
+"""Bad samples found during training: recorded in a file, reported, and limited in number."""
 
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
+from cal_cli.data.sample import Bad
+from cal_cli.runtime.console import Notify
+from cal_cli.runtime.errors import InputError
 
-from cal_cli.data.conversations import Bad
-from cal_cli.errors import InputError
-
-SHOWN = 10  # on the terminal; the file has them all
+REPORTED = 10  # messages; the file has all samples
 
 
 class TooManyBadSamples(InputError):
@@ -18,28 +17,28 @@ class TooManyBadSamples(InputError):
 
 
 class BadSamples:
-    """Counts the bad samples of a run.
+    """The bad samples of a run.
 
     Args:
-        path: the file with one JSON object a bad sample; a resumed run goes on with it.
-        allowed: how many there may be.
-        console: told of the first ones.
+        path: a file with one JSON object for each bad sample; a resumed run continues it.
+        allowed: largest number of bad samples.
+        notify: receives a message for each of the first ones.
     """
 
-    def __init__(self, path: Path, allowed: int, console: Console) -> None:
-        self.path, self.allowed, self.console = path, allowed, console
+    def __init__(self, path: Path, allowed: int, notify: Notify) -> None:
+        self.path, self.allowed, self.notify = path, allowed, notify
         lines = path.read_text().splitlines() if path.is_file() else []
         self.known = {Bad(**json.loads(line)) for line in lines}
 
     def count(self) -> int:
-        """How many the file names, those of other processes too."""
+        """Return the number of samples in the file, those of other processes included."""
         return len(self.path.read_text().splitlines()) if self.path.is_file() else 0
 
     def add(self, found: Iterable[Bad]) -> None:
-        """Name what has not been named before.
+        """Record the samples that are not recorded yet.
 
         Raises:
-            TooManyBadSamples: it was one too many.
+            TooManyBadSamples: there are more than allowed.
         """
         for bad in found:
             if bad in self.known:
@@ -47,10 +46,10 @@ class BadSamples:
             self.known.add(bad)
             with self.path.open("a") as file:
                 file.write(json.dumps(asdict(bad)) + "\n")
-            if len(self.known) <= SHOWN:
-                self.console.print(f"left out: sample {bad.id}: {bad.problem}")
+            if len(self.known) <= REPORTED:
+                self.notify(f"left out: sample {bad.id}: {bad.problem}")
             if len(self.known) > self.allowed:
                 raise TooManyBadSamples(
-                    f"{len(self.known)} samples are bad, more than data.max_bad_fraction allows ({self.allowed}); they "
-                    f"are named in {self.path}; cal data-check finds all of them and writes the rest"
+                    f"{len(self.known)} samples are bad, more than data.max_bad_fraction allows ({self.allowed}); "
+                    f"{self.path} lists them; cal data-check finds all bad samples and writes the others"
                 )

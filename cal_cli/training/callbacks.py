@@ -1,4 +1,4 @@
-"""What a run tells while it trains: `metrics.jsonl`, a progress bar or plain lines, and an orderly stop on Ctrl-C."""
+"""Callbacks of `cal train`: `metrics.jsonl`, progress, and an orderly stop on Ctrl-C."""
 
 import json
 import signal
@@ -9,14 +9,15 @@ from typing import Any
 import torch
 import torch.distributed
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from cal_cli.files import write_whole
+from cal_cli.runtime.console import make_progress
+from cal_cli.runtime.files import write_whole
 
 
 class MetricsWriter(TrainerCallback):
-    """One JSON object a logged step in `path`; lines after the step that a run resumes from are taken back."""
+    """Write one JSON object for each logged step to `path`; a resumed run removes the lines after its first step."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -25,7 +26,7 @@ class MetricsWriter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if (logged := step_of(line)) is not None and logged <= state.global_step]
+        kept = [line for line in lines if (step := read_step(line)) is not None and step <= state.global_step]
         if state.is_world_process_zero:
             write_whole(self.path, "".join(line + "\n" for line in kept))
         self.tokens, self.time = state.num_input_tokens_seen, time.perf_counter()
@@ -51,8 +52,8 @@ class MetricsWriter(TrainerCallback):
                 file.write(json.dumps(line) + "\n")
 
 
-def step_of(line: str) -> int | None:
-    """The step of a line of `metrics.jsonl`; None for a line cut short when its run was killed."""
+def read_step(line: str) -> int | None:
+    """Return the step of a line of `metrics.jsonl`; None for a line that a kill left incomplete."""
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):
@@ -60,7 +61,7 @@ def step_of(line: str) -> int | None:
 
 
 class ProgressReporter(TrainerCallback):
-    """Step, loss, tokens a second and time left: a bar on a terminal, a line a log otherwise.
+    """Show step, loss, tokens per second and time left: a bar on a terminal, else a line for each log.
 
     It reads `tokens_per_second` from the logs, so it must come after `MetricsWriter`.
     """
@@ -74,14 +75,7 @@ class ProgressReporter(TrainerCallback):
     ) -> None:
         self.start, self.first = time.perf_counter(), state.global_step
         if self.console.is_terminal:
-            self.bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[values]}"),
-                TimeRemainingColumn(),
-                console=self.console,
-            )
+            self.bar = make_progress(self.console)
             self.bar.start()
             self.task = self.bar.add_task(self.title, total=state.max_steps, completed=self.first, values="")
 
@@ -105,21 +99,17 @@ class ProgressReporter(TrainerCallback):
             return
         done = state.global_step - self.first
         left = (time.perf_counter() - self.start) / max(done, 1) * (state.max_steps - state.global_step)
-        self.console.print(
-            f"{self.title}  step {state.global_step}/{state.max_steps}  {values}  {left:.0f} s left",
-            highlight=False,
-            soft_wrap=True,
-        )
+        self.console.print(f"{self.title}  step {state.global_step}/{state.max_steps}  {values}  {left:.0f} s left")
 
     def close(self) -> None:
-        """Take the bar off the terminal; safe to call at any time, more than once."""
+        """Remove the bar from the terminal; may be called at any time, more than once."""
         if self.bar:
             self.bar.stop()
             self.bar = None
 
 
 class StopOnSignal(TrainerCallback):
-    """Turn the first Ctrl-C (or SIGTERM) into a save after the step in hand; the second acts as ever."""
+    """On the first Ctrl-C (or SIGTERM) save after the current step and stop; the second has its usual effect."""
 
     def __init__(self) -> None:
         self.stopped = False
@@ -138,8 +128,8 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if args.world_size > 1:  # all processes stop after the same step
-            told = torch.tensor(int(self.stopped), device=args.device)
-            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-            self.stopped = bool(told)
+            stopped = torch.tensor(int(self.stopped), device=args.device)
+            torch.distributed.all_reduce(stopped, torch.distributed.ReduceOp.MAX)
+            self.stopped = bool(stopped)
         if self.stopped and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True

@@ -1,4 +1,4 @@
-"""`transformers.Trainer`, or any trainer built on it, with an objective of this package as its loss."""
+"""`transformers.Trainer`, or a trainer built on it, with an objective of this package as its loss."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,31 +9,31 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, Trainer
 
 from cal_cli.objective import ContrastiveAlignmentLoss, LossOutput, NonFiniteLoss, WeightedLoss, accept_objective
-from cal_cli.training.sharding import shard
+from cal_cli.training.fsdp import shard
 
 if TYPE_CHECKING:
-    Base = Trainer  # the trainer that the mixin stands before
+    Base = Trainer  # the trainer that the mixin precedes
 else:
     Base = object
 
 
 class CALMixin(Base):
-    """Gives a trainer an objective of this package: `class CALSFTTrainer(CALMixin, trl.SFTTrainer): ...`.
+    """Give a trainer an objective of this package: `class CALSFTTrainer(CALMixin, trl.SFTTrainer): ...`.
 
-    The objective runs inside the model's own `forward`, so that autocast, DDP and FSDP see its two passes as one call.
-    Under gradient accumulation and over several processes the micro-batches' losses are averaged: with
-    `normalization="sample"` and micro-batches of equal size that is the loss of the whole batch. Beside the trainer's
-    values, each log has `weight_mean`, and where the objective contrasts `delta_mean`, `share_at_alpha` and
+    The objective runs inside the model's own `forward`, so autocast, DDP and FSDP see its two passes as one call.
+    With gradient accumulation or several processes, the losses of micro-batches are averaged; with
+    `normalization="sample"` and micro-batches of equal size, this is the loss of the whole batch. In addition to the
+    trainer's values, each log has `weight_mean`, and if the objective contrasts also `delta_mean`, `share_at_alpha` and
     `share_at_beta` (the shares of supervised tokens whose delta is at or beyond a bound), over the supervised tokens
-    of all processes since the log before.
+    of all processes since the previous log.
 
     Args:
         objective: the loss; None means CAL with the paper's settings, see `ContrastiveAlignmentLoss`.
-        *args, **kwargs: as the trainer takes them. A batch may hold `id`, a list of names of its samples for error
+        *args, **kwargs: those of the trainer. A batch may contain `id`, a list with the names of its samples for error
             messages.
 
     Raises:
-        NonFiniteLoss: from `train()`, before the weights are touched by it.
+        NonFiniteLoss: from `train()`, before the step changes any weight.
     """
 
     objective: WeightedLoss
@@ -41,7 +41,7 @@ class CALMixin(Base):
     def __init__(self, *args: Any, objective: WeightedLoss | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.objective = objective or ContrastiveAlignmentLoss()
-        # the loss is a mean over the batch: the Trainer must divide it by the number of accumulated batches
+        # the loss is a mean over the batch, so the Trainer must divide it by the number of accumulated batches
         self.model_accepts_loss_kwargs = False
         self._sums: dict[str, Tensor] = {}
         accept_objective(self.model)
@@ -63,7 +63,7 @@ class CALMixin(Base):
         return (output.loss, {"loss": output.loss}) if return_outputs else output.loss
 
     def _count(self, output: LossOutput) -> None:
-        """Add a batch's weights and deltas to the running sums, on the device, without waiting for it."""
+        """Add a batch's weights and deltas to the running sums, on the device, without synchronising with it."""
         values = {"tokens": torch.ones_like(output.weights), "weight_mean": output.weights}
         if output.delta is not None and isinstance(self.objective, ContrastiveAlignmentLoss):
             values["delta_mean"] = output.delta
@@ -76,17 +76,17 @@ class CALMixin(Base):
         if "loss" in logs and self._sums:
             names = sorted(self._sums)
             sums = self.accelerator.reduce(torch.stack([self._sums[name].float() for name in names]), "sum").tolist()
-            told = dict(zip(names, sums, strict=True))
-            tokens = told.pop("tokens")
-            logs |= {name: value / tokens for name, value in told.items()}
+            totals = dict(zip(names, sums, strict=True))
+            tokens = totals.pop("tokens")
+            logs |= {name: value / tokens for name, value in totals.items()}
             self._sums = {}
         super().log(logs, *args, **kwargs)
 
 
 class CALTrainer(CALMixin, Trainer):
-    """A `Trainer` whose loss is an objective of this package; everything else is the library's. See `CALMixin`.
+    """A `Trainer` whose loss is an objective of this package; all else is unchanged. See `CALMixin`.
 
-    Under FSDP2 it divides the model itself, see `shard`.
+    Under FSDP2 it shards the model itself, see `shard`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -97,8 +97,8 @@ class CALTrainer(CALMixin, Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load a checkpoint's weights into the model, as `from_pretrained` does.
 
-        `save_pretrained` writes LLaVA's weights under the names of the hub's format. The library's own method looks
-        for the model's present names, finds none and, not being strict, leaves the weights as they were.
+        `save_pretrained` writes LLaVA's weights under the names of the hub's format. The Trainer's own method looks
+        for the current names, finds none and, because it is not strict, leaves the weights unchanged.
         """
         model = self.model if model is None else model
         if self.is_deepspeed_enabled or not isinstance(model, PreTrainedModel):

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from cal_cli.bench.released import released_loss
+from cal_cli.bench.released import compute_released_loss
 from cal_cli.bench.shapes import Checkpoint, Shape
-from cal_cli.bench.steps import WAYS, loss_of, operations, peak_memory
+from cal_cli.bench.steps import WAYS, count_operations, make_loss, measure_peak_memory
 from cal_cli.objective import ContrastiveAlignmentLoss
 from tests.cal import cal
 from tests.objective import families
@@ -17,7 +17,7 @@ TINY |= {"vision_hidden_size": 64, "vision_layers": 1, "text_tokens": 20, "super
 
 
 def test_the_released_loss_is_cal_released_gradients_included(model, batch):
-    expected = released_loss(model, batch)
+    expected = compute_released_loss(model, batch)
     # the released code contrasts samples without an image too: their two passes are the same, their weights alpha
     expected.backward()
     gradient = model.lm_head.weight.grad.clone()
@@ -33,7 +33,7 @@ def test_a_shape_has_the_tokens_that_its_model_makes(tiles, image_tokens):
     shape = Shape(tiles=tiles, **TINY)
     model, batch = shape.model(torch.float32, False), shape.batch("cpu", torch.float32)
     assert shape.image_tokens == image_tokens == (batch["input_ids"][0] == 3).sum()
-    losses = {way: loss_of(way, model, batch)().item() for way in WAYS}  # the model itself counts its features
+    losses = {way: make_loss(way, model, batch)().item() for way in WAYS}  # the model itself counts its features
     assert abs(losses["ce"] - losses["ce_library"]) < 1e-4
     assert abs(losses["cal"] - losses["cal_cached"]) < 1e-5
 
@@ -48,7 +48,7 @@ def test_scaling_divides_depth_and_width_alone():
 def test_the_released_way_refuses_what_is_not_built_like_llava():
     model, batch = families.make(families.qwen2_vl)
     with pytest.raises(ValueError, match="leave cal_released out"):
-        released_loss(model, batch)
+        compute_released_loss(model, batch)
 
 
 def test_a_checkpoint_is_measured_with_its_own_processor():
@@ -57,7 +57,7 @@ def test_a_checkpoint_is_measured_with_its_own_processor():
     assert shape.image_tokens == 9
     assert ((batch["labels"] != -100).sum(dim=1) == 12).all()
     assert batch["input_ids"].shape == batch["attention_mask"].shape == batch["labels"].shape
-    losses = {way: loss_of(way, model, batch)().item() for way in WAYS}
+    losses = {way: make_loss(way, model, batch)().item() for way in WAYS}
     assert abs(losses["ce"] - losses["ce_library"]) < 1e-4
 
 
@@ -68,8 +68,8 @@ def test_operations_and_memory_are_those_of_the_logits():
         shape = Shape(tiles=1, **{**TINY, "vocabulary": vocabulary})
         model, batch = shape.model(torch.float32, False), shape.batch("cpu", torch.float32)
         for way in ("ce_library", "ce"):
-            loss = loss_of(way, model, batch)
-            found[way, vocabulary] = operations(model, loss), peak_memory(model, loss)
+            loss = make_loss(way, model, batch)
+            found[way, vocabulary] = count_operations(model, loss), measure_peak_memory(model, loss)
     for way, positions in (("ce_library", 2 * 596), ("ce", 2 * 12)):
         # logits, and the gradients of hidden states and head: two operations for each of their products
         grown = found[way, 12100][0] - found[way, 2100][0]

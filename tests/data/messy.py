@@ -43,8 +43,8 @@ def write_messy(folder, good=30):
     for name, turns, problem in (
         ("silent", ("<image>\nwhat?",), "turns must go human, gpt"),
         ("backwards", ("a red ring", "<image>\nwhat?"), "human turn only"),
-        ("no_marker", ("what?", "a red ring"), "stands in its turns 0 times"),
-        ("two_markers", ("<image><image>what?", "a red ring"), "stands in its turns 2 times"),
+        ("no_marker", ("what?", "a red ring"), "its turns contain '<image>' 0 times"),
+        ("two_markers", ("<image><image>what?", "a red ring"), "its turns contain '<image>' 2 times"),
         ("long", ("<image>\n" + "what? " * 80, "a red ring"), "no supervised token"),
     ):
         entries.insert(5, shown(name, "1.png", *turns))

@@ -55,7 +55,7 @@ def test_wrong_values_are_told(tmp_path):
         (["data.path=none.json"], "there is no such file"),
         (["data.path=data.json"], "not valid JSON"),
         (["data.path=data.json", "max_pixels=0"], "max_pixels=0"),
-        (["data=scenes"], "names no file to check"),
+        (["data=scenes"], "has no file to check"),
     ):
         result = cal("data-check", *words, folder=tmp_path, check=False)
         assert result.returncode == 2 and said in result.stderr, result.stderr
@@ -67,7 +67,7 @@ def test_training_leaves_out_few_bad_samples_and_stops_at_too_many(tmp_path):
     words = ["train", "data=llava_json", "data.path=data.json", "data.image_folder=images", "batch_size=8", "epochs=1"]
     words += ["max_length=80", "save_steps=1"]
     result = cal(*words, folder=tmp_path, check=False)
-    assert result.returncode == 2 and "cal data-check names all that is bad" in result.stderr
+    assert result.returncode == 2 and "cal data-check lists all bad samples" in result.stderr
     many = cal(*words, "data.max_bad_fraction=0.17", "name=few", folder=tmp_path, check=False)  # 7 of 42: not enough
     assert many.returncode == 2 and "more than data.max_bad_fraction allows (7)" in many.stderr
     (run,) = (path.parent for path in tmp_path.glob("runs/train/few/*/summary.json"))

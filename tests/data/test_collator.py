@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 
 from cal_cli.data.collator import IGNORED, Collator
-from cal_cli.data.conversations import Bad
-from cal_cli.errors import InputError
+from cal_cli.data.sample import Bad
+from cal_cli.runtime.errors import InputError
 
 
 def sample(*values, image=False, identity="s"):

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from cal_cli.data.llava_json import llava_json, llava_mixture
-from cal_cli.errors import InputError
+from cal_cli.runtime.errors import InputError
 from tests.cal import cal
 
 GOOD = {"id": "a", "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}]}
@@ -82,10 +82,10 @@ def test_entries_and_pictures_are_read(tmp_path):
         ({"id": "b", "conversations": [{"from": "bot", "value": "x"}]}, "a turn must be"),
         ({"id": "b", "conversations": GOOD["conversations"][::-1]}, "human, gpt"),
         ({"id": "b", "conversations": GOOD["conversations"][:1]}, "human, gpt"),
-        ({**GOOD, "id": "b", "image": "p.png"}, "stands in its turns 0 times"),
-        ({**GOOD, "id": "b", "image": ["p.png", "q.png"]}, "2 images but '<image>' stands in its turns 0 times"),
-        ({**GOOD, "id": "b", "image": []}, "must be a file name or a list of some"),
-        ({**GOOD, "id": "b", "image": ["p.png", None]}, "must be a file name or a list of some"),
+        ({**GOOD, "id": "b", "image": "p.png"}, "its turns contain '<image>' 0 times"),
+        ({**GOOD, "id": "b", "image": ["p.png", "q.png"]}, "2 images but its turns contain '<image>' 0 times"),
+        ({**GOOD, "id": "b", "image": []}, "must be a file name or a list of file names"),
+        ({**GOOD, "id": "b", "image": ["p.png", None]}, "must be a file name or a list of file names"),
         ({**shown("b"), "image": ["p.png"]}, "its image p.png is not in"),
         (
             {
@@ -176,7 +176,7 @@ def test_few_bad_entries_are_left_out_and_named(tmp_path):
     path = write(tmp_path, [GOOD, {"id": "b"}, *[{**GOOD, "id": f"c{n}"} for n in range(8)]])
     data = llava_json(path, max_bad_fraction=0.1)
     assert len(data) == 9 and [bad.id for bad in data.bad] == ["b"]
-    with pytest.raises(InputError, match="1 more are bad; cal data-check names all"):
+    with pytest.raises(InputError, match="1 more are bad; cal data-check lists all"):
         llava_json(write(tmp_path, [GOOD, {"id": "b"}, {"id": "c"}]), max_bad_fraction=0.1)
     with pytest.raises(InputError, match="a share from 0 to below 1"):
         llava_json(path, max_bad_fraction=1.0)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cal_cli.data.noise import swap_conversations
-from cal_cli.errors import InputError
+from cal_cli.runtime.errors import InputError
 
 
 def entries_of(kinds):

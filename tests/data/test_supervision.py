@@ -12,9 +12,9 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from cal_cli.data.collator import IGNORED, Collator, to_messages
 from cal_cli.data.supervision import MARK
-from cal_cli.errors import InputError
-from cal_cli.models.assemble import add_image_token
-from cal_cli.models.templates import chat_template
+from cal_cli.models.llava import add_image_token
+from cal_cli.models.llava_templates import make_chat_template
+from cal_cli.runtime.errors import InputError
 from tests.models.parts import llama_tokenizer
 from tests.models.published_kinds import gemma3, smolvlm
 
@@ -38,7 +38,7 @@ def llava():
     add_image_token(tokenizer)
     side = {"height": 28, "width": 28}
     images = LlavaImageProcessorPil(size={"shortest_edge": 28}, crop_size=side)
-    template = chat_template("v1", tokenizer)
+    template = make_chat_template("v1", tokenizer)
     return LlavaProcessor(
         images, tokenizer, patch_size=7, vision_feature_select_strategy="full", chat_template=template
     )
@@ -138,9 +138,9 @@ def test_several_pictures_of_a_turn_each_have_their_tokens_or_the_template_is_re
 def test_a_tokenizer_that_tells_no_offsets_is_refused(llava):
     tokenizer = ByT5Tokenizer()
     add_image_token(tokenizer)
-    template = chat_template("v1", tokenizer)
+    template = make_chat_template("v1", tokenizer)
     slow = LlavaProcessor(llava.image_processor, tokenizer, patch_size=7, chat_template=template)
-    with pytest.raises(InputError, match="ByT5Tokenizer does not tell where its tokens lie"):
+    with pytest.raises(InputError, match="ByT5Tokenizer does not return the offsets of its tokens"):
         Collator(slow)([sample("a", "b")])
 
 
@@ -148,7 +148,7 @@ def test_a_tokenizer_that_tells_no_offsets_is_refused(llava):
     ("template", "said"),
     [
         (None, "has no chat template"),
-        ("{% for m in messages %}{{ m.role if loop.last else 'x' }}{% endfor %}", "writes turns otherwise"),
+        ("{% for m in messages %}{{ m.role if loop.last else 'x' }}{% endfor %}", "renders a turn differently"),
         ("{{ raise_exception('no pictures, please') }}", "refuses the conversation .no pictures, please."),
         ({"tools": "x"}, "has no chat template"),
     ],

@@ -7,8 +7,8 @@ import string
 import datasets
 import pytest
 
-from cal_cli.evaluation import answers as rules
-from cal_cli.evaluation.intervals import with_intervals
+from cal_cli.evaluation import scoring_rules as rules
+from cal_cli.statistics.bootstrap import estimate_values
 from tests.evaluation.fixtures import rows_of, write
 from tests.evaluation.test_benchmark import benchmark
 
@@ -220,7 +220,7 @@ def test_prompts_and_values_are_lmms_eval_s(name, tmp_path, monkeypatch):
             for question in found.questions
         ]
         parts = found.metric.parts(found.questions, given)
-        ours = with_intervals(found.metric, parts, [question.picture for question in found.questions])
+        ours = estimate_values(found.metric, parts, [question.picture for question in found.questions])
         each = [process(row, text) for row, text in zip(rows, given, strict=True)]
         for value, total in values.items():
             theirs = total([one[value] for one in each if value in one])

@@ -8,11 +8,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from cal_cli.cli import CONF
-from cal_cli.config import build
-from cal_cli.errors import InputError
-from cal_cli.evaluation.benchmark import with_places
-from cal_cli.evaluation.dataset import files_of_split
+from cal_cli.commands.hydra_app import CONF
+from cal_cli.evaluation.benchmark import place_images
+from cal_cli.evaluation.benchmark_data import find_split_files
+from cal_cli.runtime.config import build
+from cal_cli.runtime.errors import InputError
 from tests.evaluation.fixtures import NAMES, rows_of, write
 
 BRIEF = "Answer the question using a single word or phrase."
@@ -92,9 +92,9 @@ def test_of_a_folder_s_files_those_of_the_split_are_read(tmp_path, files, split,
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("[]")
-    found = files_of_split(tmp_path, "a", split)
+    found = find_split_files(tmp_path, "a", split)
     assert [str(path.relative_to(tmp_path)) for path in found] == taken
-    assert files_of_split(tmp_path / files[0], None, split) == [tmp_path / files[0]]
+    assert find_split_files(tmp_path / files[0], None, split) == [tmp_path / files[0]]
 
 
 def test_questions_about_one_picture_are_known_by_its_contents(tmp_path):
@@ -159,12 +159,12 @@ def test_ids_that_repeat_are_told_apart(tmp_path):
 
 
 def test_there_are_as_many_places_as_pictures():
-    assert with_places("what?", 0) == "what?"
-    assert with_places("what?", 2) == "<image> <image>\nwhat?"
-    assert with_places("in <image> what?", 1) == "in <image> what?"
-    assert with_places("in <image> what?", 2) == "<image>\nin <image> what?"
-    assert with_places("in <image> <image> what?", 1) == "in <image>  what?"
-    assert with_places("<image>what?", 0) == "what?"
+    assert place_images("what?", 0) == "what?"
+    assert place_images("what?", 2) == "<image> <image>\nwhat?"
+    assert place_images("in <image> what?", 1) == "in <image> what?"
+    assert place_images("in <image> what?", 2) == "<image>\nin <image> what?"
+    assert place_images("in <image> <image> what?", 1) == "in <image>  what?"
+    assert place_images("<image>what?", 0) == "what?"
 
 
 def test_a_row_s_own_words_for_an_image_are_no_picture(tmp_path):

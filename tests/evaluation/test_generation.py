@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cal_cli.errors import InputError
 from cal_cli.evaluation import generation
-from cal_cli.evaluation.generation import batches_of, generate_answers
-from cal_cli.evaluation.pictures import PicturesSeenOnce
+from cal_cli.evaluation.generation import generate_answers, make_batches
+from cal_cli.evaluation.image_feature_cache import ImageFeatureCache
 from cal_cli.evaluation.questions import Question
+from cal_cli.runtime.errors import InputError
 from tests.objective.families import FAMILIES, make
 
 
@@ -50,7 +50,7 @@ def test_the_vision_tower_sees_each_picture_once(model, processor, questions, ba
 def test_batches_hold_every_question_once_and_no_picture_twice(asked, batch_size):
     questions = [ask(0, picture or None) for picture, _ in asked]
     lengths = [length for _, length in asked]
-    groups = batches_of(questions, lengths, batch_size)
+    groups = make_batches(questions, lengths, batch_size)
     places = [place for group in groups for batch in group for place in batch]
     assert sorted(places) == list(range(len(asked)))
     assert all(len(batch) <= batch_size for group in groups for batch in group)
@@ -99,7 +99,7 @@ def test_a_picture_shown_twice_gives_each_family_the_logits_of_two(build):
     batch["pixel_values"] = torch.cat([rows[row] for row in twice])
     with torch.inference_mode():
         plain = model(**batch).logits
-        with PicturesSeenOnce(model) as pictures:
+        with ImageFeatureCache(model) as pictures:
             pictures.shown = ["a", "b", "a"]
             for _ in range(2):  # the second time no picture is new
                 torch.testing.assert_close(model(**batch).logits, plain, rtol=1e-4, atol=1e-4)

@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 
-from cal_cli.errors import InputError
 from cal_cli.evaluation.captions import Captions
-from cal_cli.evaluation.intervals import with_intervals
 from cal_cli.evaluation.metrics import MME, POPE, Boxes, Mean, MMStar, OCRBench
 from cal_cli.evaluation.questions import Question
-from cal_cli.evaluation.scenes import Scenes, objects_in, scene_match
+from cal_cli.runtime.errors import InputError
+from cal_cli.statistics.bootstrap import estimate_values
+from cal_cli.toy.benchmark import Scenes, find_objects, match_scene
 
 
 def asked(answers, **tags):
@@ -25,7 +25,7 @@ def asked(answers, **tags):
 def values(metric, questions, predictions):
     parts = metric.parts(questions, predictions)
     return {
-        name: found["value"] for name, found in with_intervals(metric, parts, [q.picture for q in questions]).items()
+        name: found["value"] for name, found in estimate_values(metric, parts, [q.picture for q in questions]).items()
     }
 
 
@@ -135,12 +135,12 @@ def test_cider_without_java_says_what_to_do(monkeypatch):
 def test_a_scene_is_right_only_with_every_attribute():
     answer = "a red ring in the top left, a blue disc in the top right and a red cross in the bottom left."
     other = "A red ring in the top left and a red cross in the bottom left, a blue disc in the top right"
-    assert scene_match(answer, [answer]) == scene_match(other, [answer]) == 1
+    assert match_scene(answer, [answer]) == match_scene(other, [answer]) == 1
     for old, new in (("red ring", "blue ring"), ("disc", "ring"), ("top right", "middle right")):
-        assert scene_match(answer.replace(old, new), [answer]) == 0
-    assert scene_match(answer.replace("a blue disc in the top right and ", ""), [answer]) == 0
-    assert scene_match("", [answer]) == 0
-    assert len(objects_in(answer)) == 3
+        assert match_scene(answer.replace(old, new), [answer]) == 0
+    assert match_scene(answer.replace("a blue disc in the top right and ", ""), [answer]) == 0
+    assert match_scene("", [answer]) == 0
+    assert len(find_objects(answer)) == 3
 
 
 def test_scenes_by_hand():

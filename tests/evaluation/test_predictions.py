@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from cal_cli.errors import InputError
 from cal_cli.evaluation.predictions import read_predictions
 from cal_cli.evaluation.questions import Question
+from cal_cli.runtime.errors import InputError
 from tests.cal import cal
 from tests.evaluation.fixtures import write
 

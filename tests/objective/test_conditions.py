@@ -46,7 +46,9 @@ def test_patches_that_the_processor_cut_are_covered_whole():
 @pytest.mark.parametrize("contrast", ["blur", "masked_patches"])
 def test_a_changed_picture_is_a_second_pass_over_it(family, contrast):
     model, batch = make(family)
-    objective = ContrastiveAlignmentLoss(contrast=contrast, sigma=2.0, ratio=1.0)
+    objective = ContrastiveAlignmentLoss(
+        contrast=contrast, **({"sigma": 2.0} if contrast == "blur" else {"ratio": 1.0})
+    )
     delta = objective(model, batch).delta
     pixels = batch["pixel_values"]
     changed = {**batch, "pixel_values": blur(pixels, 2.0) if contrast == "blur" else torch.zeros_like(pixels)}
@@ -157,7 +159,14 @@ def test_what_is_missing_is_named():
     small = LlamaForCausalLM(LlamaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
     with pytest.raises(ValueError, match="share the tokenizer"):
         PriorLoss(reference=small)(model, batch)
-    for options, named in (({"ratio": 0.0}, "ratio"), ({"sigma": 0.0}, "sigma"), ({"contrast": "dark"}, "no_image")):
+    for options, named in (
+        ({"contrast": "masked_patches", "ratio": 0.0}, "above 0 and at most 1"),
+        ({"contrast": "blur", "sigma": 0.0}, "must be above 0"),
+        ({"contrast": "dark"}, "no_image"),
+        ({"ratio": 0.5}, "needs contrast=masked_patches"),
+        ({"contrast": "masked_patches", "sigma": 1.0}, "needs contrast=blur"),
+        ({"contrast": "blur", "reference": small}, "needs contrast=reference or contrast=cached"),
+    ):
         with pytest.raises(ValueError, match=named):
             ContrastiveAlignmentLoss(**options)
     with pytest.raises(ValueError, match="answer"):

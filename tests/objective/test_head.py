@@ -21,7 +21,7 @@ from transformers import (
 
 from cal_cli.objective import ContrastiveAlignmentLoss, contrast_logits
 from cal_cli.objective import head as head_module
-from cal_cli.objective.head import LanguageHead, language_head
+from cal_cli.objective.head import LanguageHead, find_head
 
 SMALL = {
     "vocab_size": 60,
@@ -167,7 +167,7 @@ def test_what_a_model_does_to_its_logits_is_found(make, scale, softcap):
     inputs = {"input_ids": torch.randint(3, 60, (2, 7))}
     with torch.no_grad():
         outputs = model.base_model(**inputs)
-        found = language_head(model, inputs, outputs)
+        found = find_head(model, inputs, outputs)
         assert (found.scale, found.softcap) == (pytest.approx(scale), softcap)
         labels = torch.randint(3, 60, (14,))
         logits = model(**inputs).logits.flatten(0, 1).gather(1, labels[:, None])[:, 0]
@@ -184,7 +184,7 @@ def test_logits_changed_in_an_unknown_way_are_refused():
     model = Odd(LlamaConfig(**SMALL))
     inputs = {"input_ids": torch.randint(3, 60, (2, 7))}
     with pytest.raises(ValueError, match="not supported"), torch.no_grad():
-        language_head(model, inputs, model.base_model(**inputs))
+        find_head(model, inputs, model.base_model(**inputs))
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["q_proj", "lm_head"]])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from cal_cli.data.collator import Collator
-from cal_cli.objective import ContrastiveAlignmentLoss, contrast_logits
+from cal_cli.objective import ContrastiveAlignmentLoss, CrossEntropyLoss, contrast_logits
 from tests.objective.naive import naive_loss
 
 OPTIONS = list(
@@ -113,17 +113,40 @@ def test_left_padding_changes_no_delta(model, hard_batch):
     torch.testing.assert_close(left.delta, right.delta, atol=2e-5, rtol=0)
 
 
-def test_equal_bounds_are_the_library_s_cross_entropy(model, batch):
+def test_cross_entropy_is_the_library_s(model, batch):
+    expected = model(**batch)
+    expected.loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    output = CrossEntropyLoss()(model, batch)
+    output.loss.backward()
+    torch.testing.assert_close(output.loss, expected.loss, atol=1e-5, rtol=1e-5)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-4)
+    assert output.delta is None and output.weights.eq(1).all()
+    with pytest.raises(ValueError, match="batch, sample and length"):
+        CrossEntropyLoss(normalization="token")
+
+
+def test_cross_entropy_by_sample_is_the_mean_of_the_samples_own(model, batch):
+    logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits[:, :-1]
+    losses = F.cross_entropy(logits.transpose(1, 2), batch["labels"][:, 1:], reduction="none")
+    supervised = batch["labels"][:, 1:] != -100
+    expected = torch.stack([loss[chosen].mean() for loss, chosen in zip(losses, supervised, strict=True)]).mean()
+    found = CrossEntropyLoss(normalization="sample")(model, batch).loss
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_equal_bounds_are_cross_entropy(model, batch):
     output = ContrastiveAlignmentLoss(alpha=1, beta=1)(model, batch)
-    expected = model(**batch).loss
-    torch.testing.assert_close(output.loss, expected, atol=1e-5, rtol=1e-5)
-    assert output.delta is None
+    torch.testing.assert_close(output.loss, model(**batch).loss, atol=1e-5, rtol=1e-5)
 
 
-def test_equal_bounds_run_the_decoder_once(model, batch):
+def test_cross_entropy_runs_the_decoder_once(model, batch):
     calls = []
     hook = model.model.language_model.register_forward_hook(lambda *_: calls.append(1))
-    ContrastiveAlignmentLoss(alpha=1, beta=1)(model, batch)
+    CrossEntropyLoss()(model, batch)
     assert len(calls) == 1
     ContrastiveAlignmentLoss()(model, batch)
     hook.remove()
@@ -149,10 +172,9 @@ def test_samples_without_an_image_have_delta_0_and_weight_1(model, processor, al
     output = ContrastiveAlignmentLoss(alpha=alpha)(model, batch)
     alone = (batch["labels"][0, 1:] != -100).sum()
     assert output.weights[:alone].eq(1).all()
-    if alpha < 5:
-        assert output.delta[:alone].eq(0).all()
-        assert output.delta[alone:].ne(0).any()
-    else:
+    assert output.delta[:alone].eq(0).all()
+    assert output.delta[alone:].ne(0).any()
+    if alpha == 5:  # equal to beta
         assert output.weights[alone:].eq(5).all()
 
 

@@ -5,8 +5,8 @@ import torch
 from transformers import BartConfig, BartForConditionalGeneration, OPTConfig, OPTModel
 
 from cal_cli.objective import ContrastiveAlignmentLoss, NonFiniteLoss, contrast_logits
-from cal_cli.objective.attention import masks_of_columns
-from cal_cli.objective.contrast import decoder_positions
+from cal_cli.objective.masks import make_masks
+from cal_cli.objective.text_pass import get_position_ids
 from tests.objective.families import gemma3, llava, llava_sliding, make, qwen3_vl
 
 
@@ -51,9 +51,9 @@ def test_flash_kernels_where_they_cannot_mask_so():
     samples, order = torch.arange(2), torch.arange(attended.shape[1]).expand(2, -1)
     arguments = (model.get_decoder(), {"attention_mask": None}, attended)
     with pytest.raises(ValueError, match="columns, with flash"):
-        masks_of_columns(*arguments, attended, attended, samples, order)
-    with pytest.raises(ValueError, match="right behind its image"):
-        masks_of_columns(*arguments, attended, torch.ones_like(attended), samples, order)
+        make_masks(*arguments, attended, attended, samples, order)
+    with pytest.raises(ValueError, match="directly follows its image"):
+        make_masks(*arguments, attended, torch.ones_like(attended), samples, order)
 
 
 def test_masks_of_a_kind_that_cannot_be_cut():
@@ -62,7 +62,7 @@ def test_masks_of_a_kind_that_cannot_be_cut():
     samples, order = torch.arange(2), torch.arange(attended.shape[1]).expand(2, -1)
     given = {"attention_mask": {"full_attention": "a block mask"}}
     with pytest.raises(ValueError, match="use attn_implementation"):
-        masks_of_columns(model.get_decoder(), given, attended, attended, attended, samples, order)
+        make_masks(model.get_decoder(), given, attended, attended, attended, samples, order)
 
 
 def test_a_decoder_that_computes_its_positions_itself():
@@ -70,9 +70,9 @@ def test_a_decoder_that_computes_its_positions_itself():
     decoder = OPTModel(OPTConfig(vocab_size=60, hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2))
     batch = {"input_ids": torch.ones(2, 5, dtype=torch.long)}
     with pytest.raises(ValueError, match="put position_ids into the batch"):
-        decoder_positions(decoder.decoder, {}, batch)
+        get_position_ids(decoder.decoder, {}, batch)
     given = torch.arange(5)[None]
-    assert torch.equal(decoder_positions(decoder.decoder, {"position_ids": given}, batch), given.expand(2, -1))
+    assert torch.equal(get_position_ids(decoder.decoder, {"position_ids": given}, batch), given.expand(2, -1))
 
 
 def test_an_encoder_decoder_has_no_decoder_that_runs_alone():

@@ -4,17 +4,17 @@ import json
 
 import pytest
 
-from cal_cli.errors import InputError
 from cal_cli.reporting.pairs import compare
+from cal_cli.runtime.errors import InputError
 from tests.cal import cal
 
-NODE = {"metric": {"_target_": "cal_cli.evaluation.metrics.Mean", "rule": "exact_match", "name": "right"}}
+NODE = {"_target_": "cal_cli.evaluation.metrics.Mean", "rule": "exact_match", "name": "right"}
 
 
 def write(folder, scores, **changed):
     """What `cal eval` writes, of one question a picture."""
     folder.mkdir(parents=True)
-    told = {"benchmark": "b", "metrics": {"right": {"value": 0}}, "settings": {"benchmark": NODE}}
+    told = {"benchmark": "b", "metrics": {"right": {"value": 0}}, "metric": NODE}
     (folder / "results.json").write_text(json.dumps(told | changed))
     lines = [{"id": str(n), "question": "?", "answers": ["x"], "score": score} for n, score in enumerate(scores)]
     (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -48,7 +48,7 @@ def test_the_command_compares_two_folders(tmp_path):
     write(tmp_path / "a", [1.0] * 10 + [0.0] * 10)
     write(tmp_path / "b", [1.0] * 9 + [0.0] * 5 + [1.0] * 6)
     told = cal("report", "compare=[a,b]", folder=tmp_path).stdout
-    assert "+0.250" in told and "in the first alone 1, in the second alone 6" in told and "p = 0.125" in told
+    assert "+0.250" in told and "in the first only 1, in the second only 6" in told and "p = 0.125" in told
     assert json.loads((tmp_path / "runs/report/compare/compare.json").read_text())["n"] == 20
     for words, said in ((["compare=[a]"], "give two folders"), (["compare=[a,c]"], "no results.json in c")):
         result = cal("report", *words, folder=tmp_path, check=False)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from cal_cli.errors import InputError
-from cal_cli.reporting.paper import PUBLISHED, TABLES, paper_tables
+from cal_cli.reporting.paper import PUBLISHED, TABLES, make_paper_rows
+from cal_cli.runtime.errors import InputError
 from tests.cal import cal
 from tests.reporting.test_reporting import write_run
 
@@ -33,7 +33,7 @@ def test_each_row_of_the_paper_has_a_figure_for_each_benchmark():
 
 
 def test_ours_stand_beside_the_paper_s_in_its_units(runs):
-    tables = paper_tables([str(runs)], "ce")
+    tables = make_paper_rows([str(runs)], "ce")
     one, two = tables["table 1"], tables["table 2"]
     assert [row.get("wins") for row in one[:4]] == [None, [7, 7], None, [6, 7]]  # as the paper prints them
     assert [row.get("wins") for row in two[:4]] == [None, [4, 4], None, [4, 4]]
@@ -60,4 +60,4 @@ def test_the_command_prints_and_writes_both(runs):
 def test_without_any_result_the_command_that_makes_them_is_told(tmp_path):
     write_run(tmp_path, "ce", 0.0, 0, 0.5)
     with pytest.raises(InputError, match="run cal eval benchmark=paper"):
-        paper_tables([str(tmp_path)], "ce")
+        make_paper_rows([str(tmp_path)], "ce")

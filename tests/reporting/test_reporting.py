@@ -5,10 +5,10 @@ import json
 import pytest
 import yaml
 
-from cal_cli.errors import InputError
-from cal_cli.reporting.collect import collect, group
-from cal_cli.reporting.run import rows_of
-from cal_cli.reporting.statistics import mean_over_seeds, paired_difference
+from cal_cli.reporting.collect import collect_results, tabulate_metric
+from cal_cli.reporting.tables import summarize_metric
+from cal_cli.runtime.errors import InputError
+from cal_cli.statistics.seeds import difference_over_seeds, mean_over_seeds
 
 
 def write_run(folder, objective, ratio, seed, value, status="completed", evaluated=True, options=None, **config):
@@ -33,7 +33,7 @@ def write_run(folder, objective, ratio, seed, value, status="completed", evaluat
 def test_the_mean_of_three_seeds_has_student_s_interval():
     """0.51, 0.508, 0.596 minus 0.43, 0.453, 0.537: +0.0647 and 4.302653 (t at 0.975, 2 d.f.) x 0.00775 about it."""
     ce, cal = {0: 0.430, 1: 0.453, 2: 0.537}, {0: 0.510, 1: 0.508, 2: 0.596}
-    difference = paired_difference(cal, ce)
+    difference = difference_over_seeds(cal, ce)
     assert difference["value"] == pytest.approx(0.0647, abs=1e-4)
     assert difference["ci95"] == pytest.approx([0.0313, 0.0980], abs=1e-4)
     assert difference["n"] == 3
@@ -41,8 +41,8 @@ def test_the_mean_of_three_seeds_has_student_s_interval():
 
 def test_one_seed_has_no_interval():
     assert mean_over_seeds([0.5]) == {"value": 0.5, "ci95": None, "n": 1}
-    assert paired_difference({0: 0.5}, {0: 0.25, 1: 0.1}) == {"value": 0.25, "ci95": None, "n": 1}
-    assert paired_difference({0: 0.5}, {1: 0.25}) is None
+    assert difference_over_seeds({0: 0.5}, {0: 0.25, 1: 0.1}) == {"value": 0.25, "ci95": None, "n": 1}
+    assert difference_over_seeds({0: 0.5}, {1: 0.25}) is None
 
 
 def test_rows_pair_by_noise_and_seed(tmp_path):
@@ -50,8 +50,11 @@ def test_rows_pair_by_noise_and_seed(tmp_path):
         for seed in (0, 1):
             write_run(tmp_path, "ce", ratio, seed, 0.5 - ratio / 2 + seed / 10)
             write_run(tmp_path, "cal", ratio, seed, 0.6 - ratio / 2 + seed / 5)
-    results, unevaluated = collect([str(tmp_path)], "scenes")
-    rows = {(row["noise_ratio"], row["objective"]): row for row in rows_of(group(results, "scene_accuracy"), "m", "ce")}
+    results, unevaluated = collect_results([str(tmp_path)], "scenes")
+    rows = {
+        (row["noise_ratio"], row["objective"]): row
+        for row in summarize_metric(tabulate_metric(results, "scene_accuracy"), "m", "ce")
+    }
     assert not unevaluated
     assert list(rows) == [(0.0, "ce"), (0.0, "cal"), (0.5, "ce"), (0.5, "cal")]
     assert rows[0.0, "ce"]["mean"]["value"] == pytest.approx(0.55)
@@ -63,7 +66,7 @@ def test_variants_of_an_objective_are_told_apart(tmp_path):
     write_run(tmp_path / "a", "pmi", 0.0, 0, 0.5, options={"window": 3, "alpha": 0})
     write_run(tmp_path / "b", "pmi", 0.0, 0, 0.6, options={"window": 9, "alpha": 0})
     write_run(tmp_path / "b", "ce", 0.0, 0, 0.6, options={"window": 1, "alpha": 1})
-    results, _ = collect([str(tmp_path)], "scenes")
+    results, _ = collect_results([str(tmp_path)], "scenes")
     assert {result.objective for result in results} == {"pmi window=3", "pmi window=9", "ce"}
 
 
@@ -75,24 +78,24 @@ def test_runs_may_start_from_the_projector_of_a_stage_1_with_their_own_objective
         (before / "projector").mkdir()
         model = {"projector": str(before / "projector")}
         second.append(write_run(tmp_path / "two", objective, 0.0, 0, 0.5, options=options, model=model))
-    results, _ = collect([str(tmp_path / "two")], "scenes")
+    results, _ = collect_results([str(tmp_path / "two")], "scenes")
     assert sorted(result.objective for result in results) == ["cal", "ce"]
 
     config = yaml.safe_load((second[0] / "config.yaml").read_text())
     write_run(tmp_path / "two/mixed", "ce", 0.0, 0, 0.5, options=config["objective"], model=model)
-    results, _ = collect([str(tmp_path / "two")], "scenes")
+    results, _ = collect_results([str(tmp_path / "two")], "scenes")
     assert sorted(result.objective for result in results) == ["cal", "ce", "ce stage_1=cal"]
 
     (before / "config.yaml").write_text(yaml.safe_dump(config | {"max_steps": 9}))
     with pytest.raises(InputError, match="differ in model"):
-        collect([str(tmp_path / "two")], "scenes")
+        collect_results([str(tmp_path / "two")], "scenes")
 
 
 def test_unfinished_and_unevaluated_runs_are_left_out(tmp_path):
     write_run(tmp_path, "ce", 0.0, 0, 0.5)
     write_run(tmp_path, "cal", 0.0, 0, 0.5, status="interrupted")
     late = write_run(tmp_path, "pmi", 0.0, 0, 0.5, evaluated=False)
-    results, unevaluated = collect([str(tmp_path)], "scenes")
+    results, unevaluated = collect_results([str(tmp_path)], "scenes")
     assert [result.objective for result in results] == ["ce"]
     assert unevaluated == [late]
 
@@ -103,15 +106,15 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     write_run(tmp_path / "c", "ce", 0.0, 0, 0.6)
     write_run(tmp_path / "d", "ce", 0.0, 1, 0.5, evaluated=False)
     with pytest.raises(InputError, match="no such folder"):
-        collect([str(tmp_path / "none")], "scenes")
+        collect_results([str(tmp_path / "none")], "scenes")
     with pytest.raises(InputError, match="same objective, noise ratio and seed"):
-        collect([str(tmp_path / "a"), str(tmp_path / "c")], "scenes")
+        collect_results([str(tmp_path / "a"), str(tmp_path / "c")], "scenes")
     with pytest.raises(InputError, match="run cal eval"):
-        collect([str(tmp_path / "d")], "scenes")
+        collect_results([str(tmp_path / "d")], "scenes")
 
 
 def test_runs_of_other_settings_are_named(tmp_path):
     write_run(tmp_path, "ce", 0.0, 0, 0.5, learning_rate=1)
     write_run(tmp_path, "cal", 0.0, 0, 0.5, learning_rate=2)
     with pytest.raises(InputError, match="differ in learning_rate"):
-        collect([str(tmp_path)], "scenes")
+        collect_results([str(tmp_path)], "scenes")

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 
 from cal_cli import CALTrainer, ContrastiveAlignmentLoss, accept_objective
 from cal_cli.data.collator import Collator
-from cal_cli.data.scenes import scenes
+from cal_cli.toy.scenes import make_scenes
 from tests.conftest import model_with_large_deltas
 
 OBJECTIVES = {
@@ -26,8 +26,8 @@ OBJECTIVES = {
 def model_and_samples():
     """The tiny model with weights that make large deltas, and eight samples: the last four have no image."""
     model, processor = model_with_large_deltas()
-    shown = scenes(n=4, seed=3, text_only_share=0.0, question_share=0.5)
-    words = scenes(n=4, seed=4, text_only_share=1.0)
+    shown = make_scenes(n=4, seed=3, text_only_share=0.0, question_share=0.5)
+    words = make_scenes(n=4, seed=4, text_only_share=1.0)
     samples = [shown[i] for i in range(4)] + [words[i] for i in range(4)]
     return model, Collator(processor), samples
 

@@ -9,10 +9,9 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 
 from cal_cli import ContrastiveAlignmentLoss, accept_objective
 from cal_cli.data.collator import IGNORED
-from cal_cli.models.load import checkpoint_activations
-from cal_cli.models.pretrained import pretrained
-from cal_cli.training.parts import train_parts
-from cal_cli.training.sharding import shard
+from cal_cli.models.load import ModelSource, checkpoint_activations
+from cal_cli.models.parameter_groups import freeze_parts
+from cal_cli.training.fsdp import shard
 
 
 def resident(name: str) -> int:
@@ -39,8 +38,8 @@ def measure(rank, world, port, node, rates, batch_size, tokens, checkpointing, a
     dist.all_reduce(torch.ones(1 << 20))  # what the connection itself needs
     torch.randn(512, 512) @ torch.randn(512, 512)
     before = resident("VmRSS")
-    model, processor = pretrained(**node)
-    train_parts(model.train(), rates)
+    model, processor = ModelSource(**node).load()
+    freeze_parts(model.train(), rates)
     if checkpointing:
         checkpoint_activations(model)
     accept_objective(model)

@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from cal_cli.data.conversations import Bad
+from cal_cli.data.sample import Bad
 from cal_cli.training.bad_samples import BadSamples, TooManyBadSamples
 
 ONE, TWO, THREE = (Bad(str(number), "cannot be read") for number in (1, 2, 3))

@@ -9,8 +9,8 @@ from transformers import Trainer, TrainingArguments
 
 from cal_cli import CALTrainer, ContrastiveAlignmentLoss
 from cal_cli.data.collator import Collator
-from cal_cli.data.scenes import scenes
 from cal_cli.objective import NonFiniteLoss
+from cal_cli.toy.scenes import make_scenes
 
 
 def arguments(folder, **options):
@@ -91,7 +91,7 @@ def test_accumulation_of_samples_equals_one_batch(model, processor, world, tmp_p
 def test_text_alone_is_a_batch_where_the_projector_alone_learns(model, processor, tmp_path):
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("projector" in name)
-    words = scenes(n=8, text_only_share=1.0)
+    words = make_scenes(n=8, text_only_share=1.0)
     trainer, losses = trained(CALTrainer, model, processor, words, tmp_path, max_steps=2)
     assert all(math.isfinite(loss) for loss in losses)
     for one, other in zip(model.parameters(), trainer.model.parameters(), strict=True):

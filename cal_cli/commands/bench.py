@@ -1,0 +1,175 @@
+"""`cal bench`: time and memory of a training step as ratios with intervals, in `bench.json` and on the terminal."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from cal_cli.bench import answering, steps, trainers
+from cal_cli.bench.shapes import Checkpoint, Shape
+from cal_cli.commands.hydra_app import get_job
+from cal_cli.runtime.config import build, check_types
+from cal_cli.runtime.console import make_console, make_table, track_items
+from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.files import write_whole
+from cal_cli.runtime.provenance import get_device_name, get_versions
+from cal_cli.statistics.bootstrap import median_ratio
+from cal_cli.statistics.seeds import format_interval
+
+
+@dataclass
+class BenchConfig:
+    """The types of `conf/bench.yaml`, which documents each key."""
+
+    shape: Any
+    measure: str
+    ways: list[str]
+    repeats: int
+    depth: int | None
+    width: int | None
+    checkpointing: bool | None
+    memory: bool
+    steps: int
+    scenes: int
+
+
+def bench(config: DictConfig) -> None:
+    """Measure, write `bench.json` to the job's folder, and print a table.
+
+    Raises:
+        InputError: a wrong value.
+    """
+    settings = check_types(config, BenchConfig)
+    for key in ("repeats", "steps", "scenes", "depth", "width"):
+        value = getattr(settings, key)
+        if value is not None and value < 1:
+            raise InputError(f"{key}={value}: must be at least 1")
+    measures = {"step": measure_steps, "trainer": measure_trainers, "eval": measure_answers}
+    if settings.measure not in measures:
+        raise InputError(f"measure={settings.measure}: allowed are {', '.join(measures)}")
+    unknown = sorted(set(settings.ways) - set(steps.WAYS))
+    if unknown or not settings.ways:
+        raise InputError(f"ways={','.join(unknown) or '[]'}: allowed are some of {', '.join(steps.WAYS)}")
+    job, console = get_job(), make_console()
+    result = measures[settings.measure](config, settings, console)
+    origin = {"command": job.command, "device": get_device_name(), "versions": get_versions()}
+    path = job.folder / "bench.json"
+    write_whole(path, json.dumps(origin | result, indent=2) + "\n")
+    console.print(f"{path}")
+
+
+def measure_steps(config: DictConfig, settings: BenchConfig, console: Console) -> dict[str, Any]:
+    """Time a step in each way, in turns, and measure its peak memory; print the table."""
+    cuda = torch.cuda.is_available()
+    full: Shape | Checkpoint = build(config, "shape")
+    try:
+        shape = full.scale(settings.depth, settings.width)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    dtype = torch.bfloat16 if cuda else torch.float32
+    checkpointing = cuda if settings.checkpointing is None else settings.checkpointing
+    model: Any = shape.make_model(dtype, checkpointing).to("cuda" if cuda else "cpu")
+    batch = shape.make_batch(model.device, dtype)
+    losses = {way: steps.make_loss(way, model, batch) for way in settings.ways}
+    turns = steps.time_in_turns(model, losses, settings.repeats)
+    rounds = list(track_items(turns, "measuring", console, settings.repeats))
+    tokens = int(batch["attention_mask"].sum())
+    forward_share = steps.measure_decoder_share(model, batch)
+    text_share = shape.text_tokens / (shape.text_tokens + shape.image_tokens)
+    memory = {way: steps.measure_peak_memory(model, loss) for way, loss in losses.items() if settings.memory}
+    operations = {way: steps.count_operations(model, loss) for way, loss in losses.items()}
+    seconds = {way: [round_[way] for round_ in rounds] for way in settings.ways}
+    ratios = {
+        f"{way}/{base}": median_ratio(seconds[way], seconds[base])
+        for way in settings.ways
+        for base in ("ce_library", "ce", "cal_released")
+        if base in seconds and way != base
+    }
+    result = {
+        "measure": "step",
+        "shape": asdict(shape),
+        "image_tokens": shape.image_tokens,
+        "dtype": str(dtype).removeprefix("torch."),
+        "checkpointing": checkpointing,
+        "repeats": settings.repeats,
+        "seconds": seconds,
+        "tokens_per_second": {way: tokens / float(np.median(values)) for way, values in seconds.items()},
+        "ratios": ratios,
+        "operations": operations,
+        "peak_memory_bytes": memory,
+        "text_share": text_share,
+        "decoder_forward_share": forward_share,
+        "floor": text_share * forward_share,
+    }
+    console.print(make_step_table(result, str(get_job().choices["shape"])))
+    if "cal/ce" in ratios:
+        median, interval = ratios["cal/ce"]["median"], ratios["cal/ce"]["ci95"]
+        bounds = "" if interval is None else f" [{interval[0] - 1:+.1%}, {interval[1] - 1:+.1%}]"
+        console.print(
+            f"CAL over CE, both ours: {median - 1:+.1%}{bounds}; the floor is {text_share * forward_share:.1%} (text "
+            f"is {text_share:.1%} of the tokens, the decoder's forward pass {forward_share:.1%} of a CE step)"
+        )
+    return result
+
+
+def format_ratio(value: dict[str, Any] | None) -> str:
+    """Format a ratio with its interval; `1` for the base itself."""
+    return "1" if value is None else format_interval({"value": value["median"], **value}, digits=2)
+
+
+def make_step_table(result: dict[str, Any], name: str) -> Table:
+    """Make a table with one row for each way: time as ratios, tokens per second, operations, memory."""
+    shape = result["shape"]
+    size = f" of {shape['layers']} layers, width {shape['hidden_size']}" if "layers" in shape else ""
+    tokens = f"{result['image_tokens']} image + {shape['text_tokens']} text tokens per sample"
+    bases = [base for base in ("ce_library", "ce") if base in result["seconds"]]
+    headers = ["way", *(f"time\n/ {base}" for base in bases), "tokens/s", "GFLOP", "GB"]
+    table = make_table(*headers, title=f"{name}{size}: {tokens}")
+    for column in table.columns:
+        column.no_wrap = True
+    for column in table.columns[1:]:
+        column.justify = "right"
+    memory, operations = result["peak_memory_bytes"], result["operations"]
+    for way in result["seconds"]:
+        row = [way, *(format_ratio(result["ratios"].get(f"{way}/{base}")) for base in bases)]
+        row += [f"{result['tokens_per_second'][way]:,.0f}", f"{operations[way] / 1e9:,.0f}"]
+        table.add_row(*row, f"{memory[way] / 1e9:.2f}" if memory else "-")
+    return table
+
+
+def make_rate_table(title: str, unit: str, rates: dict[str, list[float]], names: dict[str, str], base: str) -> Table:
+    """Make a table of rates and of their ratio to that of `base`."""
+    table = make_table("way", unit, f"rate / {names[base]}", title=title)
+    for name, values in rates.items():
+        ratio = None if name == base else median_ratio(values, rates[base])
+        table.add_row(names[name], f"{np.median(values):,.0f}", format_ratio(ratio))
+    return table
+
+
+def measure_trainers(config: DictConfig, settings: BenchConfig, console: Console) -> dict[str, Any]:
+    """Train the tiny model with our trainer and with TRL's, in turns; print tokens per second."""
+    rates = trainers.measure_trainer_rates(settings.steps, settings.repeats, console)
+    title = f"training the tiny model, {settings.steps} steps per round"
+    console.print(make_rate_table(title, "tokens/s", rates, trainers.NAMES, "trl"))
+    ratios = {name: median_ratio(values, rates["trl"]) for name, values in rates.items() if name != "trl"}
+    return {"measure": "trainer", "steps": settings.steps, "tokens_per_second": rates, "ratios": ratios}
+
+
+def measure_answers(config: DictConfig, settings: BenchConfig, console: Console) -> dict[str, Any]:
+    """Let the tiny model answer in our batches and in the library's pipeline, in turns; print questions per second."""
+    rates, same = answering.measure_answer_rates(settings.scenes, settings.repeats, console)
+    title = f"answers of the tiny model, {5 * settings.scenes} questions per round"
+    console.print(make_rate_table(title, "questions/s", rates, answering.NAMES, "pipeline"))
+    console.print("the same answers" if same else "not all answers are the same")
+    return {
+        "measure": "eval",
+        "questions": 5 * settings.scenes,
+        "questions_per_second": rates,
+        "ratios": {"cal/pipeline": median_ratio(rates["cal"], rates["pipeline"])},
+        "same_answers": same,
+    }

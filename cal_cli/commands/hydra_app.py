@@ -1,0 +1,116 @@
+"""Run a subcommand with Hydra: compose its config, call it, and report wrong input with exit code 2."""
+
+import functools
+import logging
+import os
+import shlex
+import string
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+import typer
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import cal_cli.runtime.config  # noqa: F401 (registers the resolver that the configs use)
+from cal_cli.commands.hydra_errors import explain, is_usage_error
+from cal_cli.runtime.errors import InputError
+
+PACKAGE = Path(__file__).parent.parent
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in a wheel, or in a checkout
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Hydra knows about the running job.
+
+    Attributes:
+        words: the command line that regenerates it.
+        folder: its output folder.
+        choices: the choice of each config group.
+    """
+
+    words: list[str]
+    folder: Path
+    choices: dict[str, str | None]
+
+    @property
+    def command(self) -> str:
+        """The command line that regenerates the job, quoted for a shell."""
+        return shlex.join(self.words)
+
+
+def get_job() -> Job:
+    """Return the running job."""
+    settings = HydraConfig.get()
+    words = ["cal", str(settings.job.config_name).replace("_", "-")]
+    for source in settings.runtime.config_sources:
+        if source.provider == "command-line":
+            words += ["--config-dir", source.path]
+    choices = {str(group): choice for group, choice in settings.runtime.choices.items()}
+    return Job([*words, *settings.overrides.task], Path(settings.runtime.output_dir), choices)
+
+
+def run(name: str, task: Callable[[DictConfig], None], words: list[str]) -> None:
+    """Compose the config of `cal <name>` from the words, and call the task with it.
+
+    Exits with 2 and one sentence on the standard error for any wrong input; `HYDRA_FULL_ERROR=1` shows the traceback.
+    """
+    config_name = name.replace("-", "_")
+    # kept under our own name, because the processes that this one starts inherit what is set below
+    full_error = os.environ.setdefault("CAL_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise, instead of printing and exiting with 1
+    logging.getLogger().addHandler(logging.NullHandler())  # libraries' log lines are not ours
+    sys.argv = [f"cal {name}", *words]
+    call = functools.partial(run_task, task=task, full_error=full_error)
+    functools.update_wrapper(call, run_task)
+    try:
+        if "--help" in words or "-h" in words:
+            print_help(config_name, words)
+            return
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(call)()
+    except Exception as error:
+        if full_error or not is_usage_error(error):
+            raise
+        fail(explain(error, CONF, config_name, words))
+
+
+def run_task(config: DictConfig, task: Callable[[DictConfig], None], full_error: bool) -> None:
+    """The task that Hydra runs, in this process or in a job of one of its launchers."""
+    import transformers  # here, so that `cal --help` is fast
+
+    # the bars of loading and saving would disturb ours
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        task(OmegaConf.create(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
+    except (InputError, OmegaConfBaseException) as error:  # the latter: an interpolation of a missing key
+        if full_error:
+            raise
+        fail(str(error) if isinstance(error, InputError) else str(error).splitlines()[0])
+
+
+def print_help(config_name: str, words: list[str]) -> None:
+    """Print a command's help, with the choices of its config groups, those of `--config-dir` included."""
+    added = [words[i + 1] for i, word in enumerate(words[:-1]) if word in ("--config-dir", "-cd")]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        path = [f"hydra.searchpath=[{','.join(f'file://{Path(folder).absolute()}' for folder in added)}]"]
+        settings = compose(config_name, overrides=path if added else [], return_hydra_config=True).hydra
+        loader = GlobalHydra.instance().config_loader()
+        groups = [str(group) for group in settings.runtime.choices if "/" not in str(group)]
+        lines = [f"  {group}: {', '.join(loader.get_group_options(group))}" for group in sorted(groups)]
+    typer.echo(string.Template(settings.help.template).substitute(GROUPS="\n".join(lines) or "  none"))
+
+
+def fail(message: str) -> None:
+    """End with exit code 2 and one sentence; of several processes of a run, the first reports."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(30)  # the end of the first process ends this one
+    typer.echo(f"cal: {message}", err=True)
+    raise SystemExit(2)

@@ -1,0 +1,108 @@
+"""Explain Hydra's and OmegaConf's errors in one sentence: what was given, what is allowed, the closest match."""
+
+import difflib
+import re
+from pathlib import Path
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+    SearchPathException,
+)
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+FEW = 12  # options that are listed completely
+
+
+def is_usage_error(error: BaseException) -> bool:
+    """Return whether an error raised by Hydra comes from the words on the command line."""
+    plain = type(error) is ValueError and "can be specified" in str(error)
+    return plain or isinstance(error, HydraException | OmegaConfBaseException)
+
+
+def explain(error: BaseException, conf: Path, config_name: str, words: list[str]) -> str:
+    """Explain an error of composition in one sentence.
+
+    Args:
+        error: raised by Hydra.
+        conf: the folder of the configs.
+        config_name: the command's config.
+        words: those typed after the subcommand.
+    """
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={choice}: there is no such choice; {suggest(choice, list(error.options))}"
+    missing = re.search(r"Could not load '([^']+)/([^'/]+)'", text)  # one of several choices of a group
+    if isinstance(error, MissingConfigException) and missing:
+        options = sorted(path.stem for path in (conf / missing[1]).glob("*.yaml"))
+        return f"{missing[1]}={missing[2]}: there is no such choice; {suggest(missing[2], options)}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: cannot be read as key=value; quote it or write it as key='value'"
+    if isinstance(error, SearchPathException):
+        return f"{lines[0]}: give an existing folder to --config-dir"
+    wrong = re.search(r"(?:Could not override|No match in the defaults list for) '([^'=]+)", text)
+    if isinstance(error, ConfigCompositionException) and wrong:
+        key, command = wrong[1], f"cal {config_name.replace('_', '-')}"
+        cause = error.__cause__
+        if isinstance(cause, OmegaConfBaseException) and "not in struct" not in str(cause):
+            return f"{key}: {str(cause).splitlines()[0]}"
+        owners = find_commands_with_group(conf, key)
+        if owners:
+            return f"{key}: {command} has no such choices; they belong to {' and '.join(owners)}"
+        hint = suggest(key, list_known_keys(conf, config_name, words, key))
+        return f"{key}: there is no such key; {hint or f'{command} --help lists the keys'}"
+    return " ".join(lines[:2])
+
+
+def suggest(given: str, options: list[str]) -> str:
+    """Name the closest options, and all of them if they are few; empty if many options are all different."""
+    few = len(options) <= FEW
+    close = difflib.get_close_matches(given, options, n=1 if few else 3, cutoff=0.5 if few else 0.6)
+    if not close:  # the right key of another node: ratio for noise.ratio
+        close = [option for option in options if option.rpartition(".")[2] == given.rpartition(".")[2]][:3]
+    hint = f"did you mean {' or '.join(close)}?" if close else ""
+    return f"{hint} allowed are {', '.join(options)}".strip() if few else hint
+
+
+def find_commands_with_group(conf: Path, group: str) -> list[str]:
+    """Return the commands whose config has a group, such as `cal eval` for `benchmark`; empty if there is none."""
+    if not (conf / group).is_dir():
+        return []
+    found = []
+    for path in sorted(conf.glob("*.yaml")):
+        defaults = yaml.safe_load(path.read_text())["defaults"]
+        names = {key.removeprefix("optional ") for entry in defaults if isinstance(entry, dict) for key in entry}
+        found += [f"cal {path.stem.replace('_', '-')}"] if group in names else []
+    return found
+
+
+def list_known_keys(conf: Path, config_name: str, words: list[str], wrong: str) -> list[str]:
+    """List every key of the config as it would be without the wrong override."""
+    others = [word for word in words if re.match(r"[\w/]+=", word) and not word.startswith((f"{wrong}=", "hydra"))]
+    others = [word for word in others if "," not in word]  # in a sweep, what all its jobs share
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        try:
+            config = compose(config_name, overrides=others)
+        except (HydraException, OmegaConfBaseException):
+            config = compose(config_name)
+    return list_keys(config)
+
+
+def list_keys(config: DictConfig, prefix: str = "") -> list[str]:
+    """List the dotted names of all values and nodes of a config, without `_target_`."""
+    names: list[str] = []
+    for key in config:
+        if key == "_target_":
+            continue
+        names.append(f"{prefix}{key!s}")
+        node = config._get_node(key)
+        if isinstance(node, DictConfig):
+            names += list_keys(node, f"{prefix}{key!s}.")
+    return names

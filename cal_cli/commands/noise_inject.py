@@ -1,0 +1,63 @@
+"""`cal noise-inject`: write a data set in which some captions are exchanged, and a manifest of the changes."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cal_cli.commands.hydra_app import get_job
+from cal_cli.data.hf_datasets import Rows
+from cal_cli.data.llava_json import write_llava_json
+from cal_cli.data.noise import inject_noise, make_manifest
+from cal_cli.data.sample import Conversations, get_image_names
+from cal_cli.runtime.config import build, check_types
+from cal_cli.runtime.console import make_console
+from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.files import write_whole
+
+
+@dataclass
+class NoiseInjectConfig:
+    """The types of `conf/noise_inject.yaml`, which documents each key."""
+
+    data: Any
+    ratio: float
+    seed: int
+    output: str | None
+
+
+def noise_inject(config: DictConfig) -> None:
+    """Write `data.json` and `noise_manifest.json`, and `images/` if the images are not files in a folder yet.
+
+    Raises:
+        InputError: a wrong value, malformed data, or an output that would overwrite its own source.
+    """
+    settings = check_types(config, NoiseInjectConfig)
+    output = Path(settings.output) if settings.output is not None else get_job().folder
+    source = config.data.get("path")
+    if source is not None and (output / "data.json").resolve() == Path(source).resolve():
+        raise InputError(f"output={output}: its data.json is the source itself; give another folder")
+    clean: Conversations = build(config, "data")
+    data, changed = inject_noise(clean, settings.ratio, settings.seed)
+    entries = list(data.entries)
+    if source is None or (isinstance(clean.entries, Rows) and not clean.entries.by_name):
+        folder = output / "images"
+        for entry in entries:
+            for name in get_image_names(entry):
+                image = folder / name
+                image.parent.mkdir(parents=True, exist_ok=True)
+                data.open_image(name).save(image)
+    else:
+        folder = Path(config.data.get("image_folder") or Path(source).parent)
+    sha256 = write_llava_json(entries, output / "data.json")
+    origin = source or json.dumps(OmegaConf.to_container(config.data))
+    manifest = make_manifest(settings.ratio, settings.seed, entries, changed, origin, sha256)
+    write_whole(output / "noise_manifest.json", json.dumps(manifest, indent=1) + "\n")
+    console = make_console()
+    console.print(
+        f"{output / 'data.json'}: {len(entries)} samples, {manifest['n']} with an image, "
+        f"{len(changed)} conversations exchanged"
+    )
+    console.print(f"train on it: cal train data=llava_json data.path={output / 'data.json'} data.image_folder={folder}")

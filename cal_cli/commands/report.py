@@ -1,0 +1,167 @@
+"""`cal report`: compare finished runs, with intervals over seeds and paired differences to a baseline."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+from rich.console import Console
+
+from cal_cli.reporting.collect import collect_results, tabulate_metric
+from cal_cli.reporting.figures import draw_noise_figure
+from cal_cli.reporting.pairs import compare, describe_mcnemar
+from cal_cli.reporting.paper import make_paper_rows, make_paper_table
+from cal_cli.reporting.tables import compare_runs, make_mean_tables, make_pair_table, summarize_metric
+from cal_cli.runtime.config import check_types
+from cal_cli.runtime.console import make_console, make_table, render_markdown
+from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.files import write_whole
+from cal_cli.runtime.runs import read_summary
+from cal_cli.statistics.seeds import format_interval
+
+
+@dataclass
+class ReportConfig:
+    """The types of `conf/report.yaml`, which documents each key."""
+
+    runs: Any
+    results: str
+    metrics: list[str] | None
+    baseline: str
+    compare: list[str] | None
+    output: str | None
+
+
+def report(config: DictConfig) -> None:
+    """Print tables, and write them with a figure for each metric.
+
+    Raises:
+        InputError: a wrong value, nothing to report, or runs that cannot be compared.
+    """
+    settings = check_types(config, ReportConfig)
+    folders = [str(run) for run in settings.runs] if isinstance(settings.runs, ListConfig) else [str(settings.runs)]
+    console = make_console()
+    if settings.compare is not None:
+        report_pair(settings.compare, Path(settings.output or "runs/report/compare"), console)
+        return
+    output = Path(settings.output) if settings.output else Path("runs/report") / Path(folders[0]).name
+    if settings.results == "paper":
+        report_paper_tables(folders, settings.baseline, output, console)
+    else:
+        report_runs(folders, settings, output, console)
+
+
+def report_runs(folders: list[str], settings: ReportConfig, output: Path, console: Console) -> None:
+    """Report the results of runs on one benchmark: `report.md`, `report.json` and figures."""
+    benchmark, baseline = settings.results, settings.baseline
+    results, unevaluated = collect_results(folders, benchmark)
+    known = sorted(set.intersection(*(set(result.metrics) for result in results)))
+    metrics = settings.metrics if settings.metrics is not None else results[0].headline or known[:1]
+    for metric in metrics:
+        if metric not in known:
+            raise InputError(f"metrics={metric}: not among the results; there are {', '.join(known)}")
+    values = {metric: tabulate_metric(results, metric, baseline) for metric in metrics}
+    rows = [row for metric, table in values.items() for row in summarize_metric(table, metric, baseline)]
+    pairs = compare_runs(results, benchmark, baseline)
+    notes = write_notes(rows, bool(pairs), baseline, [str(run) for run in unevaluated])
+    summary = read_summary(results[0].run)
+    commands = sorted(read_summary(result.run)["command"] for result in results)
+
+    title = f"{benchmark}, by objective and noise ratio"
+    console.print(title)
+    tables = make_mean_tables(rows, baseline)
+    parts = [f"# {title}\n"]
+    for metric, table in tables.items():
+        console.print(table)
+        figure = f"figure3_{re.sub(r'[^0-9A-Za-z_.-]+', '_', metric)}.png"
+        write_whole(output / figure, draw_noise_figure(values[metric], metric))
+        parts += [render_markdown(table), f"![{metric} by noise ratio]({figure})\n"]
+    if pairs:
+        table = make_pair_table(pairs, metrics, baseline)
+        console.print(table)
+        parts.append(render_markdown(table))
+    for note in notes:
+        console.print(note)
+    versions = ", ".join(f"{package} {number}" for package, number in summary["versions"].items())
+    parts += ["\n".join(notes), f"\nDevice: {summary['device']}. Versions: {versions}.\n", "Each run again:"]
+    parts += ["```", *commands, "```\n"]
+    document = {
+        "benchmark": benchmark,
+        "baseline": baseline,
+        "rows": rows,
+        "same_questions": pairs,
+        "notes": notes,
+        "commands": commands,
+        "device": summary["device"],
+        "versions": summary["versions"],
+    }
+    write_whole(output / "report.json", json.dumps(document, indent=2) + "\n")
+    write_whole(output / "report.md", "\n".join(parts))
+    console.print(f"{output}: report.md, report.json and figures")
+
+
+def write_notes(rows: list[dict], paired: bool, baseline: str, unevaluated: list[str]) -> list[str]:
+    """Write what a reader must know to read the tables."""
+    notes = []
+    if any(row["mean"]["n"] == 1 for row in rows):
+        notes.append("One seed has no interval over seeds: run more (-m seed=0,1,2) before believing a difference.")
+    if any(row["mean"]["n"] > 1 for row in rows):
+        notes.append(f"Intervals: 95 %, Student's t over seeds; differences to {baseline} are paired by seed.")
+    if unevaluated:
+        notes.append(f"Left out, completed but not evaluated: {', '.join(unevaluated)}.")
+    if paired:
+        notes.append(
+            "The same questions: 95 % intervals by a paired bootstrap over their pictures; right alone: the number of "
+            f"questions that only the run, or only {baseline}, has right, with p of McNemar's exact test, which treats "
+            "questions about one picture as independent."
+        )
+    return notes
+
+
+def report_pair(given: list[str], output: Path, console: Console) -> None:
+    """Compare two results on the same questions: `compare.json`.
+
+    Raises:
+        InputError: these are not two folders with results on the same questions.
+    """
+    if len(given) != 2:
+        raise InputError(
+            f"compare=[{','.join(given)}]: give two folders with results.json, such as <run>/eval/<benchmark>"
+        )
+    for folder in given:
+        if not (Path(folder) / "results.json").is_file():
+            raise InputError(f"compare: no results.json in {folder}; give a folder that cal eval wrote")
+    found = compare(Path(given[0]), Path(given[1]))
+    if found is None or found["differences"] is None:
+        raise InputError(
+            f"compare: {' and '.join(given)} have no predictions.jsonl about several pictures to draw from"
+        )
+    table = make_table("metric", "second minus first", title=f"{given[1]} minus {given[0]}")
+    for metric, difference in found["differences"].items():
+        table.add_row(metric.replace("_", " "), format_interval(difference, signed=True))
+    console.print(table)
+    console.print(
+        f"{found['n']} questions; 95 % intervals by a paired bootstrap over their pictures. "
+        f"{describe_mcnemar(found['mcnemar'])}"
+    )
+    write_whole(output / "compare.json", json.dumps({"first": given[0], "second": given[1], **found}, indent=2) + "\n")
+    console.print(f"{output}: compare.json")
+
+
+def report_paper_tables(folders: list[str], baseline: str, output: Path, console: Console) -> None:
+    """Print the paper's tables 1 and 2 with our rows below its own: `paper.md` and `paper.json`."""
+    tables = make_paper_rows(folders, baseline)
+    for title, rows in tables.items():
+        console.print(make_paper_table(title, rows, brief=True))
+    note = (
+        f"Win / All: benchmarks with a higher value than {baseline} (in the paper's rows: than without CAL). Several "
+        "seeds: means with Student's 95 % interval; one seed: the bootstrap's interval over pictures. The paper's "
+        "values are single runs."
+    )
+    console.print(note)
+    pages = [render_markdown(make_paper_table(title, rows, brief=False)) for title, rows in tables.items()]
+    write_whole(output / "paper.json", json.dumps({"tables": tables, "note": note}, indent=2) + "\n")
+    write_whole(output / "paper.md", "\n".join(["# Tables 1 and 2\n", *pages, f"{note}\n"]))
+    console.print(f"{output}: paper.md, paper.json")

@@ -1,0 +1,125 @@
+"""`cal token-weight-dump`: which tokens look at the image, as a table, a page and a histogram."""
+
+import json
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from omegaconf import DictConfig
+
+from cal_cli.commands.hydra_app import get_job
+from cal_cli.data.noise import NoiseConfig, inject_noise
+from cal_cli.data.sample import Conversations
+from cal_cli.inspection.detection import compute_noise_auc, estimate_noise_auc_interval
+from cal_cli.inspection.heatmap import HeatmapSample, render_heatmap
+from cal_cli.inspection.histogram import draw_histogram
+from cal_cli.inspection.tokens import make_token_table
+from cal_cli.models.load import load_checkpoint
+from cal_cli.objective import ContrastiveAlignmentLoss
+from cal_cli.runtime.config import build, check_types
+from cal_cli.runtime.console import make_console
+from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.files import write_whole
+from cal_cli.runtime.runs import find_checkpoints, get_result_folder, get_run_name
+from cal_cli.toy.model import BASE
+
+
+@dataclass
+class TokenWeightDumpConfig:
+    """The types of `conf/token_weight_dump.yaml`, which documents each key."""
+
+    seed: int
+    checkpoint: str | None
+    data: Any
+    samples: int | None
+    objective: Any
+    noise: NoiseConfig
+    manifest: str | None
+    batch_size: int
+    heatmap_samples: int
+    output: str | None
+
+
+def token_weight_dump(config: DictConfig) -> None:
+    """Write `tokens.parquet`, `heatmap.html` and `delta_histogram.png`; print how well delta detects known noise.
+
+    Raises:
+        InputError: a wrong value, malformed data, or a manifest of other data.
+    """
+    settings = check_types(config, TokenWeightDumpConfig)
+    for key in ("batch_size", "samples"):
+        if (value := getattr(settings, key)) is not None and value < 1:
+            raise InputError(f"{key}={value}: must be at least 1")
+    checkpoints = find_checkpoints(settings.checkpoint, {"tiny": BASE})
+    if len(checkpoints) > 1:
+        names = ", ".join(str(checkpoint.parent) for checkpoint in checkpoints)
+        raise InputError(f"checkpoint={settings.checkpoint} holds several runs: give one of {names}")
+    objective = build(config, "objective")
+    if not isinstance(objective, ContrastiveAlignmentLoss) or objective.contrast != "no_image":
+        raise InputError(
+            "cal token-weight-dump needs an objective that contrasts with no image: give objective=cal or pmi, with "
+            "objective.contrast=no_image"
+        )
+    data: Conversations = build(config, "data")
+    noisy = None
+    if settings.manifest is not None:
+        if settings.noise.ratio:
+            raise InputError("manifest and noise.ratio exclude each other: give one of them")
+        noisy = read_noisy_samples(Path(settings.manifest), data)
+    data = data.replace_entries(data.entries[: settings.samples])
+    if settings.noise.ratio:
+        data, changed = inject_noise(data, settings.noise.ratio, settings.noise.seed)
+        noisy = {exchange.index for exchange in changed}
+    model, processor = load_checkpoint(str(checkpoints[0]), "float32")
+    table, pieces = make_token_table(model, processor, data, objective, noisy, settings.batch_size)
+
+    folder = get_result_folder(checkpoints[0], "tokens", str(get_job().choices["data"]))
+    folder = Path(settings.output) if settings.output else folder
+    buffer = BytesIO()
+    pq.write_table(table, buffer)
+    write_whole(folder / "tokens.parquet", buffer.getvalue())
+    shown = [
+        HeatmapSample(sample["id"], sample["image"], pieces[index], None if noisy is None else index in noisy)
+        for index in range(min(settings.heatmap_samples, len(data)))
+        for sample in [data[index]]
+    ]
+    title = f"Which tokens look at the image? {get_run_name(checkpoints[0])}"
+    write_whole(folder / "heatmap.html", render_heatmap(shown, title, objective.score))
+
+    with_image = {entry["id"] for entry in data.entries if "image" in entry}
+    ids = table["sample_id"].to_pylist()
+    seen = np.array([identity in with_image for identity in ids])
+    delta = table["delta"].to_numpy()[seen]
+    is_noise = None if noisy is None else np.array(table["is_noise"].to_pylist())[seen]
+    write_whole(folder / "delta_histogram.png", draw_histogram(delta, is_noise, f"{len(delta):,} tokens"))
+    console = make_console()
+    console.print(f"{folder}: {len(ids):,} tokens of {len(data)} samples; mean delta {delta.mean():.2f} with an image")
+    if is_noise is not None and is_noise.any() and not is_noise.all():
+        _, sample = np.unique(np.array(ids)[seen], return_inverse=True)
+        low, high = estimate_noise_auc_interval(delta, is_noise, sample)
+        console.print(
+            f"a low delta detects the tokens of exchanged captions with an area under the ROC curve of "
+            f"{compute_noise_auc(delta, is_noise):.3f} (95 % interval over samples {low:.3f} to {high:.3f})"
+        )
+
+
+def read_noisy_samples(path: Path, data: Conversations) -> set[int]:
+    """Read the indices of the samples that a manifest lists as changed.
+
+    Raises:
+        InputError: there is no such manifest, or it belongs to other data.
+    """
+    if not path.is_file():
+        raise InputError(f"manifest={path}: there is no such file; cal noise-inject writes one next to its data.json")
+    try:
+        changed = json.loads(path.read_text())["changed"]
+        places = {change["index"]: change["id"] for change in changed}
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"manifest={path}: not a manifest of cal noise-inject ({error!r})") from error
+    for index, identity in places.items():
+        if index >= len(data) or data.entries[index]["id"] != identity:
+            raise InputError(f"manifest={path}: its sample {identity!r} is not sample {index} of the data")
+    return set(places)

@@ -1,0 +1,174 @@
+"""`cal train`: carry out one run in its folder; the same command again continues it, or finds it complete."""
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from safetensors import SafetensorError
+from transformers import PrinterCallback, set_seed
+
+from cal_cli.commands.hydra_app import Job, get_job
+from cal_cli.commands.plan import print_plan
+from cal_cli.data.collator import Collator
+from cal_cli.data.noise import inject_noise
+from cal_cli.models.load import checkpoint_activations
+from cal_cli.models.lora import add_adapters
+from cal_cli.models.parameter_groups import freeze_parts, trains_only_projector
+from cal_cli.objective import NonFiniteLoss, WeightedLoss
+from cal_cli.runtime.config import build, check_types
+from cal_cli.runtime.console import make_console
+from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.files import write_whole
+from cal_cli.runtime.processes import count_processes, is_worker, join, run_workers
+from cal_cli.runtime.run_folder import clear, find_last_checkpoint, is_completed, write_summary
+from cal_cli.training.arguments import TrainConfig, check_ranges, make_training_arguments
+from cal_cli.training.artifacts import save_weights, summarize
+from cal_cli.training.bad_samples import BadSamples, TooManyBadSamples
+from cal_cli.training.callbacks import MetricsWriter, ProgressReporter, StopOnSignal
+from cal_cli.training.reference import cache_scores, load_objective_reference
+from cal_cli.training.run_trainer import RunTrainer
+
+
+@dataclass
+class Run:
+    """A run that is ready to start."""
+
+    trainer: RunTrainer
+    processor: Any
+    progress: ProgressReporter
+    interrupt: StopOnSignal
+    last: Path | None  # the checkpoint to continue from
+
+
+def train(config: DictConfig) -> None:
+    """Carry out one run in the job's folder.
+
+    Raises:
+        InputError: a wrong value, or the folder holds a run with another config.
+        SystemExit: 130 after Ctrl-C, 1 after a non-finite loss.
+    """
+    settings = check_types(config, TrainConfig)
+    check_ranges(settings)
+    job, console = get_job(), make_console()
+    processes = count_processes(settings.launch, elsewhere=settings.plan)
+    if settings.plan:
+        print_plan(config, settings, processes * settings.launch.machines, console)
+        return
+    if not settings.force and is_completed(job.folder, config):
+        console.print(f"{job.folder}: already completed; force=true repeats it")
+        return
+    objective = build(config, "objective")
+    if processes * settings.launch.machines > 1 and not is_worker():
+        run_workers([*job.words, f"hydra.run.dir='{job.folder}'"], settings.launch, processes, job.folder)
+        return
+    state = join(settings.launch)
+    console.quiet = not state.is_main_process
+    run = prepare(config, settings, objective, job, state, console)
+    finish(run, settings, job, state, console)
+
+
+def prepare(
+    config: DictConfig, settings: TrainConfig, objective: WeightedLoss, job: Job, state: PartialState, console: Console
+) -> Run:
+    """Build data, model, objective and trainer."""
+    data, _ = inject_noise(build(config, "data"), settings.noise.ratio, settings.noise.seed)
+    model, processor = build(config, "model").load(seed=settings.seed)
+    freeze_parts(model, settings.parts)
+    if settings.gradient_checkpointing:
+        checkpoint_activations(model)
+    objective = load_objective_reference(objective, model, processor)
+    if settings.peft is not None:
+        model = add_adapters(model, settings.peft, settings.parts)
+    arguments = make_training_arguments(settings, job.folder, data)
+    if state.is_main_process:
+        if settings.force or not settings.resume:  # only now: a wrong value must not cost an earlier run
+            clear(job.folder)
+        write_whole(job.folder / "config.yaml", OmegaConf.to_yaml(config))
+    collate = Collator(processor, settings.max_length, keep_ids=True, leave_out=data.max_bad > 0)
+    if not trains_only_projector(settings.parts) and not collate.closes_answers(data[0]):
+        console.print(
+            "the chat template closes answers without an end token, so the model will not learn to stop: give "
+            "model.template=v1, or a .jinja file that closes them"
+        )
+    with state.main_process_first():  # the others read what the first has computed
+        data = cache_scores(objective, model, collate, data, settings.batch_size, console)
+        last = find_last_checkpoint(job.folder)
+    bad_samples = BadSamples(job.folder / "bad_samples.jsonl", data.max_bad, partial(console.print))
+    if state.is_main_process:
+        bad_samples.add(data.bad)
+    set_seed(settings.seed)
+    title = f"{settings.name}/{job.folder.name}"
+    progress = ProgressReporter(title if len(title) <= 48 else f"{title[:47]}…", console)
+    interrupt = StopOnSignal()
+    trainer = RunTrainer(
+        rates=settings.parts,
+        bad_samples=bad_samples,
+        group_batches=settings.group_by_modality_length,
+        model=model,
+        args=arguments,
+        objective=objective,
+        train_dataset=data,
+        data_collator=collate,
+        processing_class=processor,
+        callbacks=[MetricsWriter(job.folder / "metrics.jsonl"), progress, interrupt],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return Run(trainer, processor, progress, interrupt, last)
+
+
+def finish(run: Run, settings: TrainConfig, job: Job, state: PartialState, console: Console) -> None:
+    """Train, save the weights, write the summary and report how the run ended."""
+    trainer, folder = run.trainer, job.folder
+    if run.last:
+        console.print(f"{folder}: continuing from {run.last.name}")
+    describe = partial(summarize, settings, trainer, objective=str(job.choices["objective"]), command=job.command)
+    start = time.perf_counter()
+    problem: Exception | None = None
+    try:
+        with run.interrupt:
+            trainer.train(resume_from_checkpoint=str(run.last) if run.last else None)
+        finished = trainer.state.global_step >= trainer.state.max_steps
+        status = "interrupted" if run.interrupt.stopped and not finished else "completed"
+        summary = describe(status, time.perf_counter() - start)  # before adapters are merged
+        if status == "completed":
+            save_weights(trainer, run.processor, folder)
+    except (NonFiniteLoss, TooManyBadSamples, OSError, SafetensorError) as error:
+        problem = error
+        summary = describe("failed", time.perf_counter() - start)
+    finally:
+        run.progress.close()
+    if state.is_main_process or problem:
+        write_summary(folder, summary)
+    if isinstance(problem, InputError):
+        raise problem
+    if problem:
+        console.quiet = False  # whichever process failed reports
+        last = find_last_checkpoint(folder)
+        console.print(
+            f"{folder}: {explain_failure(problem)} "
+            + (f"The last good checkpoint is {last}." if last else "No checkpoint has been saved.")
+        )
+        raise SystemExit(1)
+    if summary["status"] == "interrupted":
+        console.print(
+            f"{folder}: interrupted and saved after step {trainer.state.global_step} of {trainer.state.max_steps}. "
+            f"The same command continues it:\n  {job.command}"
+        )
+        state.wait_for_everyone()  # the end of the first process ends the others
+        raise SystemExit(130)
+    console.print(f"{folder}: completed, {trainer.state.global_step} steps, loss {summary['final_loss']:.4f}")
+
+
+def explain_failure(problem: Exception) -> str:
+    """Explain why a run failed, and what to check."""
+    if isinstance(problem, NonFiniteLoss):
+        return (
+            f"the loss is {problem.loss} after step {problem.step}, from the samples {', '.join(problem.samples)}: "
+            "check their images and the learning rate."
+        )
+    return f"a file could not be read or written ({problem}): is the disk full? The same command continues the run."

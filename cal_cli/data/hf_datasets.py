@@ -1,0 +1,315 @@
+"""Conversations in any format that `datasets` reads: Parquet, tar shards, JSON lines, and data sets of the hub.
+
+The rows stay on disk, memory-mapped, so a data set may be larger than memory, of which it takes a few bytes for each
+row. Images are opened when their sample is read.
+"""
+
+import copy
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from cal_cli.data.llava_json import find_problem, get_id, make_bad_fraction_error, open_image, open_inside
+from cal_cli.data.sample import Bad, Conversations, Entry
+from cal_cli.runtime.errors import InputError
+
+BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".jsonl": "json", ".json": "json", ".arrow": "arrow"}
+TALKS = (
+    "conversations",
+    "messages",
+    "texts",
+    "json",
+    "caption",
+    "txt",
+    "text",
+)  # columns of conversations; the first that exists is used
+IMAGES = ("image", "images", "jpg", "jpeg", "png", "webp")
+ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
+READ_AT_ONCE = 1000  # rows
+
+
+def table(
+    path: str,
+    name: str | None = None,
+    split: str = "train",
+    image_folder: str | None = None,
+    rows: str | None = None,
+    max_bad_fraction: float = 0.001,
+) -> Conversations:
+    """Read a data set with a column of conversations and, unless it is text only, one of images.
+
+    Args:
+        path: a file or a folder of `.parquet`, `.tar` (WebDataset shards), `.jsonl` or `.arrow` files, or a hub id.
+        name: the configuration, for a hub data set that has several.
+        split: of a hub data set, such as `train` or `train[:1000]`.
+        image_folder: folder of the images, if their column holds file names; None means that of `path`.
+        rows: a `rows.json` of `cal data-check`, with the numbers of the rows to use; None means all.
+        max_bad_fraction: largest share of bad rows, which are left out.
+
+    The conversations are LLaVA's (`conversations`), chat messages (`messages`), question and answer pairs (`texts`, as
+    in the Cauldron), a caption (`caption`, `txt`, `text`), or a JSON object with one of these (`json`, in tar shards).
+    An image whose place is not marked comes before the first question.
+
+    Raises:
+        InputError: the data set cannot be loaded or has no such columns, or too many rows are bad.
+    """
+    if not 0 <= max_bad_fraction < 1:
+        raise InputError(f"data.max_bad_fraction={max_bad_fraction}: allowed is a share from 0 to below 1")
+    read = Rows(load_table(path, name, split), path, image_folder)
+    if rows is not None:
+        read = read.select(read_row_numbers(rows, len(read)))
+    good: list[int] = []
+    bad: list[Bad] = []
+    for number, entry in zip(read.kept.tolist(), read, strict=True):
+        problem = find_problem(entry)
+        if problem:
+            bad.append(Bad(get_id(entry), problem))
+        else:
+            good.append(number)
+    if len(bad) > max_bad_fraction * len(read):
+        raise make_bad_fraction_error(f"data.path={path}: row {bad[0].id}: {bad[0].problem}", len(bad))
+    return Conversations(read.select(good) if bad else read, read.open_image, bad, max_bad_fraction)
+
+
+class Rows(Sequence[Entry]):
+    """The rows of a data set as LLaVA entries; each is made when it is read.
+
+    Args:
+        source: the data set.
+        path: its name, for messages and for `image_folder`.
+        image_folder: see `table`.
+
+    Attributes:
+        kept: the numbers of the selected rows, int64; at first all rows.
+
+    Raises:
+        InputError: there is no column of conversations.
+    """
+
+    def __init__(self, source: Any, path: str, image_folder: str | None) -> None:
+        self.source, self.path = source, path
+        self.talk = find_column(TALKS, source.column_names, path, "conversations")
+        pictures = [column for column in IMAGES if column in source.column_names]
+        self.pictures = pictures[0] if pictures else None
+        self.folder = Path(image_folder) if image_folder is not None else get_folder(path)
+        names = [self.talk, *(column for column in ("id", "__key__") if column in source.column_names)]
+        self.images, self.by_name = np.zeros(len(source), dtype=np.int64), False
+        if self.pictures is not None:
+            column = source.data.column(self.pictures)
+            self.images = count_images(column)
+            self.by_name = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+            names += [self.pictures] if self.by_name else []
+        self.words = source.select_columns(names)
+        self.kept = np.arange(len(source))
+
+    def select(self, numbers: Sequence[int]) -> "Rows":
+        """Return the same data set with fewer rows."""
+        fewer = copy.copy(self)
+        fewer.kept = np.array(numbers, dtype=np.int64)
+        return fewer
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[index] for index in range(*place.indices(len(self)))]
+        index = int(self.kept[place])
+        return self._make_entry(index, self.words[index])
+
+    def __iter__(self) -> Iterator[Entry]:
+        for start in range(0, len(self), READ_AT_ONCE):
+            chosen = self.kept[start : start + READ_AT_ONCE]
+            columns = self.words[chosen]
+            for offset, index in enumerate(chosen):
+                yield self._make_entry(int(index), {name: values[offset] for name, values in columns.items()})
+
+    def _make_entry(self, index: int, row: dict[str, Any]) -> Entry:
+        identity = row.get("id") or row.get("__key__") or f"row {index}"
+        images = int(self.images[index])
+        entry = {"id": str(identity), "conversations": make_turns(row[self.talk], images)}
+        if images > 1:
+            entry["image"] = [f"{index:08d}-{number}.png" for number in range(images)]
+        elif images:
+            entry["image"] = row[str(self.pictures)] if self.by_name else f"{index:08d}.png"
+        return entry
+
+    def open_image(self, name: str, max_pixels: int | None = None) -> Image.Image:
+        """Open an image by the name that an entry has for it, as RGB.
+
+        Raises:
+            InputError: it cannot be read, or has more than `max_pixels`.
+        """
+        if self.by_name:
+            return open_inside(self.folder, name, max_pixels)
+        row, _, number = name.removesuffix(".png").partition("-")
+        picture = self.source[int(row)][self.pictures]
+        picture = picture[int(number or 0)] if isinstance(picture, list) else picture
+        if isinstance(picture, str):
+            return open_inside(self.folder, picture, max_pixels)
+        content = picture if isinstance(picture, bytes) else picture["bytes"]
+        return open_image(Path(picture["path"]) if content is None else io.BytesIO(content), max_pixels)
+
+
+def read_row_numbers(file: str, rows: int) -> list[int]:
+    """Read the numbers of rows that a file lists.
+
+    Raises:
+        InputError: it cannot be read, or has numbers of no row.
+    """
+    try:
+        numbers = json.loads(Path(file).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"data.rows={file}: cannot be read ({error}); give a rows.json of cal data-check") from error
+    if not isinstance(numbers, list) or not all(type(number) is int and 0 <= number < rows for number in numbers):
+        raise InputError(f"data.rows={file}: must list numbers from 0 to {rows - 1}; was it written for other data?")
+    return numbers
+
+
+def load_table(
+    path: str,
+    name: str | None,
+    split: str,
+    files: list[Path] | None = None,
+    revision: str | None = None,
+    key: str = "data",
+) -> Any:
+    """Load a data set without decoding its images.
+
+    Args:
+        path: a file, a folder or a hub id.
+        name: the configuration, on the hub.
+        split: on the hub.
+        files: the files to read, of a folder; None means all.
+        revision: on the hub.
+        key: config key, for messages.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    import datasets  # takes seconds, so only where it is needed
+
+    files = find_files(Path(path)) if files is None else files
+    if not files and Path(path).exists():
+        raise InputError(f"{key}.path={path}: contains no {', '.join(BUILDERS)} file")
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # a failure is reported once, below
+    try:
+        if files:
+            # a single split: local files have no named splits
+            found = datasets.load_dataset(BUILDERS[files[0].suffix], data_files=[str(file) for file in files])["train"]
+        else:
+            found = datasets.load_dataset(path, name, split=split, revision=revision)
+    except Exception as error:  # any failure of a builder
+        cause = str(error.__cause__ or error).strip().splitlines()
+        problem = cause[0] if cause else type(error).__name__
+        if files:
+            raise InputError(f"{key}.path={path}: cannot be read: {problem}") from error
+        raise InputError(
+            f"{key}.path={path}: neither a file or folder nor a data set of the hub or its cache ({problem}): run "
+            f"`hf download --repo-type dataset {path} --local-dir {Path(path).name}` on a machine with network access, "
+            f"and give {key}.path={Path(path).name}, a folder with .parquet files, or .json files and their images"
+        ) from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+    for column, feature in found.features.items():
+        if isinstance(getattr(feature, "feature", feature), datasets.Image):
+            found = disable_decoding(found, column, datasets)
+    return found
+
+
+def disable_decoding(found: Any, column: str, datasets: Any) -> Any:
+    """Return the data set with the images of a column as bytes."""
+    feature, plain = found.features[column], datasets.Image(decode=False)
+    if isinstance(feature, datasets.Image):
+        return found.cast_column(column, plain)
+    if isinstance(getattr(feature, "feature", None), datasets.Image):
+        return found.cast_column(column, datasets.List(plain))
+    return found
+
+
+def find_files(path: Path) -> list[Path]:
+    """Find the data files of a path, all of one kind, sorted by name."""
+    if path.is_file():
+        return [path] if path.suffix in BUILDERS else []
+    for suffix in BUILDERS:
+        found = sorted(path.rglob(f"*{suffix}")) if path.is_dir() else []
+        if found:
+            return found
+    return []
+
+
+def get_folder(path: str) -> Path:
+    """Return the folder that image names are relative to by default."""
+    return Path(path) if Path(path).is_dir() else Path(path).parent
+
+
+def find_column(names: Sequence[str], columns: Sequence[str], path: str, kind: str) -> str:
+    """Return the first of several names that is a column.
+
+    Raises:
+        InputError: none of them is.
+    """
+    found = [name for name in names if name in columns]
+    if not found:
+        raise InputError(
+            f"data.path={path}: has no column of {kind}: it has {', '.join(columns)}, but one of {', '.join(names)} is "
+            "needed"
+        )
+    return found[0]
+
+
+def count_images(column: pa.ChunkedArray) -> np.ndarray:
+    """Count the images of each row, int64 [rows], without reading them."""
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return np.asarray(pc.fill_null(pc.list_value_length(column), 0), dtype=np.int64)
+    if pa.types.is_struct(column.type):
+        fields = [pc.is_valid(pc.struct_field(column, name)) for name in ("bytes", "path")]
+        return np.asarray(pc.and_(pc.is_valid(column), pc.or_(*fields))).astype(np.int64)
+    return np.asarray(pc.is_valid(column)).astype(np.int64)
+
+
+def make_turns(talk: Any, images: int) -> Any:
+    """Convert a conversation from any format that `table` accepts to LLaVA's; anything else is returned unchanged.
+
+    If no turn marks the place of the images, they come first.
+    """
+    if isinstance(talk, dict):  # the JSON object of a tar shard, or a row with one pair
+        found = [name for name in TALKS if talk.get(name) is not None]
+        return make_turns(talk[found[0]], images) if found else talk
+    if isinstance(talk, str):
+        turns = [{"from": "human", "value": ""}, {"from": "gpt", "value": talk}]
+    elif isinstance(talk, list) and talk and all(isinstance(turn, dict) for turn in talk):
+        if "role" in talk[0]:
+            turns = [
+                {"from": ROLES.get(turn["role"], turn["role"]), "value": join_text(turn["content"])} for turn in talk
+            ]
+        elif "user" in talk[0]:
+            pairs = [(("human", turn["user"]), ("gpt", turn["assistant"])) for turn in talk]
+            turns = [{"from": speaker, "value": value} for pair in pairs for speaker, value in pair]
+        else:
+            turns = [{"from": turn.get("from"), "value": turn.get("value")} for turn in talk]
+    else:
+        return talk
+    asked = [turn for turn in turns if turn["from"] == "human"]
+    marked = any("<image>" in str(turn["value"]) for turn in turns)
+    if images and asked and not marked:
+        asked[0]["value"] = f"{'<image>' * images}\n{asked[0]['value']}".rstrip("\n")
+    return turns
+
+
+def join_text(content: Any) -> str:
+    """Return a message's text, with `<image>` for each image."""
+    if isinstance(content, str):
+        return content
+    return "".join("<image>" if part.get("type") == "image" else part.get("text") or "" for part in content)

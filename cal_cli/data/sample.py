@@ -1,0 +1,122 @@
+"""Samples in LLaVA's conversation format: a list of entries and a function that opens their images.
+
+An entry is `{"id": str, "image": str, "conversations": [{"from": "human" | "gpt", "value": str}, ...]}`. An entry
+without `image` is text only; one with several images has a list of names; `<image>` in a human turn marks their places.
+Format: LLaVA's `docs/Finetune_Custom_Data.md`.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+from cal_cli.runtime.errors import InputError
+
+Entry = dict
+NEIGHBOURS = 100  # samples to try in place of one whose image cannot be read
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A sample that cannot be used, and why."""
+
+    id: str
+    problem: str
+
+
+def get_image_names(entry: Entry) -> list[str]:
+    """Return the names of an entry's images, in their order; empty for text only."""
+    named = entry.get("image", [])
+    return [named] if isinstance(named, str) else list(named)
+
+
+def rename_images(entry: Entry, rename: Callable[[str], str]) -> Entry:
+    """Return a copy of an entry with other names for its images."""
+    if "image" not in entry:
+        return entry
+    names = [rename(name) for name in get_image_names(entry)]
+    return {**entry, "image": names[0] if isinstance(entry["image"], str) else names}
+
+
+def open_images(
+    entry: Entry, open_image: Callable[..., Image.Image], *more: Any
+) -> Image.Image | list[Image.Image] | None:
+    """Open an entry's image, or a list of several; None for text only.
+
+    Args:
+        entry: the entry.
+        open_image: opens one image by its name and `more`.
+        more: further arguments of `open_image`.
+    """
+    images = [open_image(name, *more) for name in get_image_names(entry)]
+    return None if not images else images[0] if len(images) == 1 else images
+
+
+class Conversations(Dataset):
+    """A map-style dataset over LLaVA entries.
+
+    Args:
+        entries: the samples, in order.
+        open_image: from the name of an image to an RGB image; called when the sample is read.
+        bad: samples that were left out.
+        max_bad_fraction: largest share of bad samples, of those left out and those found later together.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        open_image: Callable[[str], Image.Image],
+        bad: Sequence[Bad] = (),
+        max_bad_fraction: float = 0.0,
+    ) -> None:
+        self.entries = entries
+        self.open_image = open_image
+        self.bad = list(bad)
+        self.max_bad = int(max_bad_fraction * (len(entries) + len(bad)))
+        self.scores: Sequence[list[float]] | None = None
+
+    def replace_entries(self, entries: Sequence[Entry]) -> "Conversations":
+        """Return the same dataset with other entries, whose images `open_image` knows."""
+        other = copy.copy(self)
+        other.entries = entries
+        return other
+
+    def add_scores(self, scores: Sequence[list[float]]) -> "Conversations":
+        """Return the same dataset with `scores_without_image` in each sample: a number for each supervised token."""
+        other = copy.copy(self)
+        other.scores = scores
+        return other
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> dict:
+        """Return a sample: `id`, `conversations`, and the opened `image` (None for text only, a list of several).
+
+        If an image cannot be read and some samples may be bad, the next sample with an image takes its place, and
+        `bad` lists the samples that it replaces.
+
+        Raises:
+            InputError: the image cannot be read.
+        """
+        bad: list[Bad] = []
+        for place in range(index, index + NEIGHBOURS):
+            place %= len(self.entries)
+            entry = self.entries[place]
+            if bad and "image" not in entry:
+                continue
+            try:
+                image = open_images(entry, self.open_image)
+            except InputError as error:
+                bad.append(Bad(str(entry["id"]), str(error)))
+                if len(bad) > self.max_bad:
+                    raise
+                continue
+            sample = {"id": entry["id"], "image": image, "conversations": entry["conversations"]}
+            if self.scores is not None:
+                sample["scores_without_image"] = self.scores[place]
+            return sample | ({"bad": bad} if bad else {})
+        raise InputError(f"sample {bad[0].id!r} and those after it: {bad[0].problem}")

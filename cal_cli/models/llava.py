@@ -1,0 +1,223 @@
+"""Assemble a LLaVA from a language model, a vision tower and a projector between them (paper, stage 1).
+
+The parts are models of `transformers`: any `AutoModelForCausalLM`, and a vision tower like CLIP's or SigLIP's, alone or
+in a vision-language model. The result is a `LlavaForConditionalGeneration`, or a `LlavaNextForConditionalGeneration` if
+images are cut into tiles (AnyRes).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
+    LlavaProcessor,
+)
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+from cal_cli.models.hub import fetch
+from cal_cli.models.llava_templates import make_chat_template
+from cal_cli.runtime.errors import InputError
+
+ASPECTS = ("square", "pad", "anyres")
+GRID = [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]]  # tiles (rows, columns) that AnyRes chooses from, as in LLaVA-NeXT
+ROWS_MULTIPLE = (
+    64  # embeddings are padded to a multiple, as in the converted checkpoints: 32,000 words become 32,064 rows
+)
+PROJECTOR = "projector.safetensors"
+
+
+def assemble(
+    language_model: str,
+    vision_tower: str,
+    projector: str | None = None,
+    image_aspect_ratio: str = "pad",
+    template: str = "v1",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> tuple[Any, Any]:
+    """Join a language model and a vision tower with a two-layer projector.
+
+    Args:
+        language_model: hub id or folder of an `AutoModelForCausalLM` with its tokenizer.
+        vision_tower: hub id or folder of a CLIP or SigLIP model, or of a vision-language model with such a tower, and
+            its image processor.
+        projector: a folder with the `projector.safetensors` of `cal train stage=pretrain`; None means random weights.
+        image_aspect_ratio: `square` (the shorter side fits, the rest is cut off), `pad` (padded to a square) or
+            `anyres` (LLaVA-NeXT: tiles at up to three times the tower's size, and the whole image).
+        template: of the conversation, `v1`, `plain` or a `.jinja` file.
+        dtype: of the weights.
+        seed: of the projector's random weights.
+
+    Returns:
+        The model and its processor.
+
+    Raises:
+        InputError: a part cannot be loaded, or does not fit.
+    """
+    text = fetch(AutoModelForCausalLM.from_pretrained, language_model, "model.language_model", dtype=dtype)
+    tokenizer = load_tokenizer_with_image(language_model)
+    tower_config = fetch(AutoConfig.from_pretrained, vision_tower, "model.vision_tower")
+    if type(tower_config) in AutoModelForImageTextToText._model_mapping:
+        whole = fetch(AutoModelForImageTextToText.from_pretrained, vision_tower, "model.vision_tower", dtype=dtype)
+        vision = whole.get_encoder(modality="image")
+    else:
+        vision_class: Any = AutoModel._model_mapping[type(getattr(tower_config, "vision_config", tower_config))]
+        vision = fetch(vision_class.from_pretrained, vision_tower, "model.vision_tower", dtype=dtype)
+
+    text.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=ROWS_MULTIPLE)
+    config: Any = make_llava_config(
+        text.config,
+        tower_config,
+        tokenizer.convert_tokens_to_ids("<image>"),
+        tokenizer.pad_token_id,
+        image_aspect_ratio,
+    )
+    model = make_empty_llava(config)
+    model.model.language_model = text.get_decoder()
+    model.model.vision_tower = vision
+    model.lm_head = text.get_output_embeddings()
+    torch.manual_seed(seed)
+    width = config.text_config.hidden_size
+    model.model.multi_modal_projector = type(model.model.multi_modal_projector)(config).to(dtype)
+    if image_aspect_ratio == "anyres":
+        model.model.image_newline = nn.Parameter(torch.randn(width, dtype=dtype) * width**-0.5)
+    model.tie_weights()
+    model.generation_config = text.generation_config
+    for config_of in (model.config, model.generation_config):  # the Trainer would do the same, with a warning
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            setattr(config_of, name, getattr(tokenizer, name))
+    if projector is not None:
+        load_projector(model, projector)
+    return model, make_llava_processor(config, tokenizer, vision_tower, image_aspect_ratio, template)
+
+
+def load_tokenizer_with_image(language_model: str) -> Any:
+    """Load a language model's tokenizer, and add the token `<image>`, and `<pad>` if it has no padding token.
+
+    Raises:
+        InputError: there is no tokenizer.
+    """
+    tokenizer = fetch(AutoTokenizer.from_pretrained, language_model, "model.language_model")
+    add_image_token(tokenizer)
+    return tokenizer
+
+
+def add_image_token(tokenizer: Any) -> None:
+    """Add the token `<image>` to a tokenizer, and `<pad>` if it has no padding token."""
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]}, replace_extra_special_tokens=False)
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.padding_side = "right"
+
+
+def make_llava_config(
+    text: Any, tower: Any, image_token_id: int, pad_token_id: int | None, image_aspect_ratio: str
+) -> LlavaConfig | LlavaNextConfig:
+    """Make the config of the joint model: patch features of the tower's last but one layer, a projector with GELU.
+
+    If the tower belongs to a vision-language model, its features are taken from the layer that this model reads.
+
+    Raises:
+        InputError: an unknown aspect ratio.
+    """
+    if image_aspect_ratio not in ASPECTS:
+        raise InputError(f"model.image_aspect_ratio={image_aspect_ratio}: allowed are {', '.join(ASPECTS)}")
+    vision = getattr(tower, "vision_config", tower)
+    has_class_token = vision.model_type.startswith("clip")
+    patches = (vision.image_size // vision.patch_size) ** 2
+    options: dict[str, Any] = {
+        "text_config": text,
+        "vision_config": vision,
+        "image_token_index": image_token_id,
+        "image_seq_length": patches,
+        "vision_feature_layer": getattr(tower, "vision_feature_layer", -2),
+        "tie_word_embeddings": text.tie_word_embeddings,
+        "vision_feature_select_strategy": "default" if has_class_token else "full",
+    }
+    text.pad_token_id = pad_token_id
+    if image_aspect_ratio != "anyres":
+        return LlavaConfig(**options)
+    side = vision.image_size
+    return LlavaNextConfig(**options, image_grid_pinpoints=[[rows * side, columns * side] for rows, columns in GRID])
+
+
+def make_empty_llava(config: Any) -> Any:
+    """Make a model with this config on the meta device: shapes without weights."""
+    kind = LlavaNextForConditionalGeneration if isinstance(config, LlavaNextConfig) else LlavaForConditionalGeneration
+    with torch.device("meta"):
+        return kind(config)
+
+
+def make_llava_processor(config: Any, tokenizer: Any, vision_tower: str, image_aspect_ratio: str, template: str) -> Any:
+    """Make a model's processor from its tokenizer and Pillow-based image processor, with a chat template.
+
+    Raises:
+        InputError: the vision tower has no image processor, or the template is unknown.
+    """
+    images_of = fetch(AutoImageProcessor.from_pretrained, vision_tower, "model.vision_tower")
+    mean, std = images_of.image_mean, images_of.image_std
+    side = config.vision_config.image_size
+    size: dict[str, Any] = {"image_mean": mean, "image_std": std, "crop_size": {"height": side, "width": side}}
+    size["size"] = {"shortest_edge": side}
+    has_class_token = config.vision_feature_select_strategy == "default"
+    options: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "patch_size": config.vision_config.patch_size,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "num_additional_image_tokens": int(has_class_token),
+        "chat_template": make_chat_template(template, tokenizer),
+    }
+    if image_aspect_ratio == "anyres":
+        tiles = LlavaNextImageProcessorPil(**size, image_grid_pinpoints=config.image_grid_pinpoints)
+        return LlavaNextProcessor(image_processor=tiles, **options)
+    images = LlavaImageProcessorPil(**size, do_pad=image_aspect_ratio == "pad")
+    return LlavaProcessor(image_processor=images, **options)
+
+
+def get_projector(model: Any) -> dict[str, torch.Tensor]:
+    """Return the weights between vision tower and language model, by their names in the model."""
+    between = ("multi_modal_projector.", "image_newline")
+    return {name: value for name, value in model.model.state_dict().items() if name.startswith(between)}
+
+
+def load_projector(model: Any, folder: str) -> None:
+    """Load a projector that `cal train stage=pretrain` saved.
+
+    Raises:
+        InputError: there is none, or it has another shape.
+    """
+    path = Path(folder) / PROJECTOR
+    if not path.is_file():
+        raise InputError(
+            f"model.projector={folder}: no {PROJECTOR} there; give the projector/ of a run with stage=pretrain"
+        )
+    found, own = load_file(path), get_projector(model)
+    found = {name: value for name, value in found.items() if name != "image_newline" or name in own}
+    for name, value in own.items():
+        if name not in found and name == "image_newline":
+            continue  # a projector trained without tiles
+        if name not in found or found[name].shape != value.shape:
+            shape = list(found[name].shape) if name in found else "missing"
+            raise InputError(f"model.projector={folder}: {name} is {shape}, the model needs {list(value.shape)}")
+    whole: dict[str, Any] = {**found}
+    set_model_state_dict(model.model, whole, options=StateDictOptions(full_state_dict=True, strict=False))
+
+
+def save_projector(weights: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write a projector's weights into an existing folder."""
+    save_file({name: value.contiguous() for name, value in weights.items()}, folder / PROJECTOR)

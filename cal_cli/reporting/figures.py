@@ -1,0 +1,33 @@
+"""Figure 3 of the paper: a metric by noise ratio, with a line for each objective."""
+
+from io import BytesIO
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from cal_cli.statistics.seeds import mean_over_seeds
+
+
+def draw_noise_figure(table: pd.DataFrame, metric: str) -> bytes:
+    """Draw a metric by noise ratio as a PNG; bars are 95 % intervals over seeds, if there are several.
+
+    Args:
+        table: as `tabulate_metric` returns it.
+        metric: its name, for the axis.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for objective, group in table.groupby("objective", sort=False):
+        means = {ratio: mean_over_seeds(part["value"].tolist()) for ratio, part in group.groupby("noise_ratio")}
+        half = [mean["value"] - mean["ci95"][0] if mean["ci95"] else 0 for mean in means.values()]
+        values = [mean["value"] for mean in means.values()]
+        axes.errorbar(list(means), values, half if any(half) else None, marker="o", capsize=4, label=objective)
+    seeds = table.groupby(["objective", "noise_ratio"]).size().max()
+    axes.set(xlabel="share of samples with another's caption", ylabel=metric.replace("_", " "))
+    axes.set_title("one seed: no interval" if seeds == 1 else f"means of {seeds} seeds, 95 % t intervals", fontsize=10)
+    axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
+    axes.grid(alpha=0.3)
+    axes.legend()
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()

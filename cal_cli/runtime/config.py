@@ -1,0 +1,132 @@
+"""From a composed Hydra config to typed values and objects; a wrong type is reported before any work starts."""
+
+import dataclasses
+import hashlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, get_type_hints
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from cal_cli.runtime.errors import InputError
+
+T = TypeVar("T")
+NAME_LENGTH = 120  # characters of a folder's name
+KEPT_WHOLE = re.compile(r"[+~]*(objective|noise|seed)\b")  # overrides that tell the runs of a comparison apart
+
+
+def folder_name(overrides: Sequence[str], excluded: Sequence[str] = ()) -> str:
+    """Name a run's folder after its overrides, in characters that no shell needs quoted; `default` for none.
+
+    A name longer than 120 characters is shortened and ends in a hash of all overrides. Values that are paths lose
+    their folders first; then overrides other than those of objective, noise and seed are left out.
+
+    Args:
+        overrides: `key=value`, as typed.
+        excluded: keys that do not change the result of a run.
+    """
+    items = sorted(item for item in overrides if item.partition("=")[0] not in excluded)
+    name = _clean(items) or "default"
+    if len(name) <= NAME_LENGTH:
+        return name
+    digest = hashlib.sha256("__".join(items).encode()).hexdigest()[:8]
+    items = [re.sub(r"=.*/", "=", item) for item in items]
+    kept = {item for item in items if KEPT_WHOLE.match(item)}
+    for item in sorted(set(items) - kept, key=len):
+        if len(_clean([*kept, item])) + len(digest) + 1 <= NAME_LENGTH:
+            kept.add(item)
+    return f"{_clean(sorted(kept))[: NAME_LENGTH - len(digest) - 1]}-{digest}"
+
+
+def _clean(items: Sequence[str]) -> str:
+    return re.sub(r"[^\w.+-]+", "_", "__".join(items).replace("=", "-"))
+
+
+OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+
+
+def check_types(config: DictConfig, schema: type[T]) -> T:
+    """Check a resolved config against a dataclass and return an instance of it; `Any` fields stay configs.
+
+    Raises:
+        InputError: a value is missing or has the wrong type.
+    """
+    return schema(**_check_values(config, schema))
+
+
+def build(config: DictConfig, key: str, **more: Any) -> Any:
+    """Call the `_target_` of the node `config[key]` with the node's values, checked against its annotations.
+
+    Args:
+        config: the config that holds the node, such as `data`.
+        key: the node's name.
+        more: further arguments of the target.
+
+    Raises:
+        InputError: the target cannot be imported, a value is missing or has the wrong type, or the target refuses it
+            with a ValueError.
+    """
+    node = {name: config[key]._get_node(name) for name in config[key] if name != "_target_"}
+    path = config[key]["_target_"]
+    try:
+        target = get_object(path)
+    except Exception as error:  # Hydra wraps whatever an import raises
+        cause = str(error.__cause__ or error).splitlines()[0]
+        raise InputError(
+            f"{key}._target_={path}: cannot be imported ({cause}); its module must be on the PYTHONPATH"
+        ) from error
+    types = get_argument_types(target)
+    unknown = sorted(set(node) - set(types))
+    if unknown:
+        raise InputError(f"{key}.{unknown[0]} is not an option of {key}; its options are {', '.join(types)}")
+    schema = dataclasses.make_dataclass(key, [(name, types[name]) for name in node])
+    values = _check_values(config[key], schema, f"{key}.")
+    try:
+        inspect.signature(target).bind(**values, **more)
+    except TypeError as error:
+        raise InputError(f"{key}: {error}") from error
+    try:
+        return target(**values, **more)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{key}: {error}") from error
+
+
+def get_argument_types(target: Callable[..., Any]) -> dict[str, Any]:
+    """Return the type of each argument of a function or class; `Any` where none is given.
+
+    The fields of a dataclass are resolved in the module of the class that declares them, so that a subclass need not
+    import the names that the annotations of its base class use.
+
+    Raises:
+        InputError: an annotation names something that its module does not know.
+    """
+    arguments = inspect.signature(target).parameters
+    function: Any = target
+    if isinstance(target, type) and not dataclasses.is_dataclass(target):
+        function = target.__init__  # type: ignore[misc]
+    try:
+        hints = get_type_hints(function)
+    except NameError as error:
+        module = sys.modules[target.__module__].__name__
+        raise InputError(f"{module}.{target.__name__}: {error} in the annotations of its arguments") from error
+    return {name: hints.get(name, Any) for name in arguments}
+
+
+def _check_values(node: DictConfig, schema: type, prefix: str = "") -> dict[str, Any]:
+    checked = OmegaConf.structured(schema)
+    for field in dataclasses.fields(schema):
+        try:
+            checked = OmegaConf.merge(checked, {field.name: node[field.name]})
+        except MissingMandatoryValue as error:
+            name = prefix + field.name
+            raise InputError(f"{name} has no value: give one with {name}=...") from error
+        except OmegaConfBaseException as error:
+            problem = str(error).splitlines()[0]
+            raise InputError(f"{prefix}{error.full_key or field.name} has the wrong type: {problem}") from error
+    return {field.name: checked[field.name] for field in dataclasses.fields(schema)}

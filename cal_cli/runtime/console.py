@@ -1,0 +1,74 @@
+"""What commands print: lines, tables on a terminal or in a file, and the progress of long work."""
+
+import io
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.box import MARKDOWN, SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.table import Table
+
+T = TypeVar("T")
+Notify = Callable[[str], None]  # takes one message to the user
+
+
+def make_console(quiet: bool = False) -> Console:
+    """Return a console that neither wraps nor colours what it prints."""
+    return Console(soft_wrap=True, highlight=False, quiet=quiet)
+
+
+def make_table(*headers: str, title: str | None = None) -> Table:
+    """Return an empty table in the style of all commands."""
+    return Table(*headers, title=title, box=SIMPLE_HEAD, pad_edge=False)
+
+
+def render_markdown(table: Table) -> str:
+    """Render a table as Markdown, its title as a heading."""
+    title, box = table.title, table.box
+    table.title, table.box = None, MARKDOWN
+    page = io.StringIO()
+    Console(file=page, width=10_000, no_color=True).print(table)
+    table.title, table.box = title, box
+    rows = [[cell.strip() for cell in line.split("|")] for line in page.getvalue().splitlines() if line.strip()]
+    lines = [" | ".join(row).strip() for row in rows]
+    return "\n".join([f"## {title}", "", *lines] if title else lines) + "\n"
+
+
+def track_items(items: Iterable[T], title: str, console: Console, total: int | None = None) -> Iterable[T]:
+    """Iterate with a progress bar on a terminal; without one elsewhere."""
+    return track(items, title, total, console=console, disable=not console.is_terminal)
+
+
+def make_progress(console: Console, transient: bool = False) -> Progress:
+    """Return a bar with a description, counts, the field `values` and the time left."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[values]}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, transient=transient)
+
+
+@contextmanager
+def show_progress(title: str, total: int, console: Console) -> Iterator[Callable[[int], None]]:
+    """Show a bar on a terminal, else a line for each tenth; yield the function that takes the number just done."""
+    if console.is_terminal and not console.quiet:
+        with make_progress(console, transient=True) as bar:
+            task = bar.add_task(title, total=total, values="")
+            yield lambda more: bar.advance(task, more)
+        return
+    start, done = time.perf_counter(), 0
+
+    def advance(more: int) -> None:
+        nonlocal done
+        before, done = done, done + more
+        if done < total and 10 * done // total > 10 * before // total:
+            left = (time.perf_counter() - start) / done * (total - done)
+            console.print(f"{title}  {done}/{total}  {left:.0f} s left")
+
+    yield advance

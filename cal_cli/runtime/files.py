@@ -1,0 +1,42 @@
+"""Write files and folders so that readers see the old version or the new one, never half of either."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(path: Path, content: str | bytes) -> str:
+    """Write a file under a temporary name, then rename it.
+
+    Returns:
+        The SHA-256 of the content, in hexadecimal.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+    return hashlib.sha256(data).hexdigest()
+
+
+def replace_folder(folder: Path, *writers: Callable[[Path], Any]) -> None:
+    """Let writers fill a temporary folder, then rename it to `folder`."""
+    temporary = folder.with_name(f".{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    for write in writers:
+        write(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def hash_files(files: Sequence[Path]) -> str:
+    """Return the SHA-256, in hexadecimal, of the hashes of several files in their order."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

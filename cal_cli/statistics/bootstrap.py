@@ -1,0 +1,123 @@
+"""95 % intervals by the bootstrap, over groups of answers that belong together, and McNemar's test.
+
+A benchmark's values are functions of sums over its questions: each question has *parts*, numbers that can be added up.
+One bootstrap, which draws the groups (pictures) with all their questions, then serves every metric.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES = 1000
+Parts = Mapping[str, float]
+Values = Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]]  # from sums of parts to values by name
+
+
+def sum_by_group(parts: Sequence[Parts], groups: Sequence[str]) -> dict[str, np.ndarray]:
+    """Sum each part over the questions of one group: float64 [groups], in the order of the groups' names."""
+    places = {group: place for place, group in enumerate(sorted(set(groups)))}
+    table: dict[str, np.ndarray] = {}
+    for one, group in zip(parts, groups, strict=True):
+        for name, value in one.items():
+            table.setdefault(name, np.zeros(len(places)))[places[group]] += value
+    return table
+
+
+def estimate_values(
+    values: Values, parts: Sequence[Parts], groups: Sequence[str], top: float | None = None
+) -> dict[str, dict[str, Any]]:
+    """Compute a metric's values, each with the percentile bootstrap's 95 % interval (Efron 1979; scipy's).
+
+    Groups are drawn with all their questions, because answers about one picture are not independent. If all draws
+    agree, they carry no information: at either end of a share, Wilson's interval over as many groups replaces them;
+    other values then have no interval. A single group has none either.
+
+    Args:
+        values: computes the values from the sums of the parts.
+        parts: the parts of each question.
+        groups: the group of each question.
+        top: the largest possible value, if all values are means of scores from 0; else None.
+
+    Returns:
+        By name `{"value": float, "ci95": [low, high] or None}`.
+    """
+    table = sum_by_group(parts, groups)
+    whole = values({name: column.sum() for name, column in table.items()})
+    count = len(next(iter(table.values())))
+    found: dict[str, dict[str, Any]] = {name: {"value": float(value), "ci95": None} for name, value in whole.items()}
+    if count > 1:
+        for (name, value), drawn in zip(whole.items(), _resample(values, [table])[0], strict=True):
+            found[name]["ci95"] = _take_middle(drawn)
+            if found[name]["ci95"] is None and top is not None and value in (0, top):
+                wilson = stats.binomtest(count if value else 0, count).proportion_ci(0.95, method="wilson")
+                found[name]["ci95"] = [top * float(wilson.low), top * float(wilson.high)]
+    return found
+
+
+def estimate_differences(
+    values: Values, one: Sequence[Parts], other: Sequence[Parts], groups: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Compute each value of `one` minus that of `other`, for answers to the same questions, with 95 % intervals.
+
+    The same groups are drawn for both, which removes how hard a question is from the difference. If all draws agree,
+    for example because no answer differs, there is no interval.
+    """
+    tables = [sum_by_group(parts, groups) for parts in (one, other)]
+    whole = [values({name: column.sum() for name, column in table.items()}) for table in tables]
+    drawn = _resample(values, tables)
+    return {
+        name: {
+            "value": float(whole[0][name] - whole[1][name]),
+            "ci95": _take_middle(drawn[0][place] - drawn[1][place]),
+        }
+        for place, name in enumerate(whole[0])
+    }
+
+
+def _take_middle(drawn: np.ndarray) -> list[float] | None:
+    """Return the middle 95 % of draws; None if they all agree."""
+    low, high = np.nanquantile(drawn, (0.025, 0.975))
+    return [float(low), float(high)] if low < high else None
+
+
+def _resample(values: Values, tables: list[dict[str, np.ndarray]]) -> np.ndarray:
+    """Compute every value of each table for resampled groups: float64 [tables, values, resamples]."""
+
+    def statistic(drawn: np.ndarray, axis: int) -> np.ndarray:
+        groups = drawn.astype(np.int64)
+        sums = [{name: column[groups].sum(axis=axis) for name, column in table.items()} for table in tables]
+        return np.array([list(values(one).values()) for one in sums])
+
+    groups = np.arange(len(next(iter(tables[0].values()))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # about scipy's own interval, which is not used
+        return stats.bootstrap(
+            (groups,), statistic, n_resamples=RESAMPLES, batch=50, method="percentile", rng=np.random.default_rng(0)
+        ).bootstrap_distribution
+
+
+def median_ratio(values: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
+    """Compute the median over rounds of `values / base`, with a 95 % bootstrap interval (None for one round)."""
+    ratios = np.divide(values, base)
+    interval = None
+    if len(ratios) > 1:
+        found = stats.bootstrap((ratios,), np.median, method="percentile", rng=0).confidence_interval
+        interval = [float(found.low), float(found.high)]
+    return {"median": float(np.median(ratios)), "ci95": interval}
+
+
+def run_mcnemar_test(one: Sequence[float], other: Sequence[float]) -> dict[str, Any] | None:
+    """Apply McNemar's exact test to answers that are right (1) or wrong (0); None if some are neither.
+
+    Returns:
+        `only_first`, `only_second` (questions that only one has right) and the two-sided `p`.
+    """
+    if not set(one) | set(other) <= {0.0, 1.0}:
+        return None
+    first = sum(a > b for a, b in zip(one, other, strict=True))
+    second = sum(a < b for a, b in zip(one, other, strict=True))
+    p = float(stats.binomtest(first, first + second).pvalue) if first + second else 1.0
+    return {"only_first": first, "only_second": second, "p": p}

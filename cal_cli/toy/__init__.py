@@ -1,0 +1,1 @@
+"""The default world: its pictures, its model and its benchmark."""

@@ -1,0 +1,186 @@
+"""The default model: a LLaVA with 0.9 M parameters and its own tokenizer and processor.
+
+`LlavaForConditionalGeneration` with a CLIP vision tower (48 x 48 pixels, patches of 16: 9 image tokens) and a
+Llama decoder, both with 3 layers. The tokenizer is a byte-level BPE trained on the texts of `data=scenes`: each of
+their words is one token, and any other text falls back to bytes, so that the model can also read users' own data.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from cal_cli.runtime.errors import InputError
+from cal_cli.toy.scenes import make_scenes
+
+BASE = Path(__file__).parent / "base"  # the shipped checkpoint, made by `cal train experiment=tiny_base`
+PICTURE, PATCH = 48, 16  # pixels
+CHAT_TEMPLATE = """\
+{{- bos_token -}}
+{%- for message in messages -%}
+  {%- set text -%}
+    {%- if message.content is string -%}{{- message.content -}}{%- else -%}
+      {%- for part in message.content -%}
+        {%- if part.type == "image" -%}{{- "<image>" -}}{%- else -%}{{- part.text -}}{%- endif -%}
+      {%- endfor -%}
+    {%- endif -%}
+  {%- endset -%}
+  {%- if message.role == "user" -%}
+    {{- "USER: " + text + " ASSISTANT:" -}}
+  {%- elif message.role == "assistant" -%}
+    {%- generation -%}{{- " " + text + eos_token -}}{%- endgeneration -%}
+  {%- else -%}
+    {{- text + " " -}}
+  {%- endif -%}
+{%- endfor -%}
+"""
+
+
+def make_processor() -> LlavaProcessor:
+    """Train the tokenizer on the world's training split and combine it with a CLIP image processor.
+
+    The chat template is LLaVA's v1 (`USER: ... ASSISTANT: ...</s>`); it marks the assistant's text and end
+    token, which are supervised. It ignores `add_generation_prompt`: every user turn ends with the prompt.
+    """
+    bpe = Tokenizer(models.BPE())
+    # offsets include the space before a word, else the mask of the assistant's text would begin one token late
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024,
+        min_frequency=2,
+        special_tokens=["<pad>", "<s>", "</s>", "<image>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    world = make_scenes(n=2000, seed=0, split="train", text_only_share=1.0)
+    turns = [turn["value"] for entry in world.entries for turn in entry["conversations"]]
+    bpe.train_from_iterator([f"USER: \n{turn} ASSISTANT: {turn}" for turn in turns], trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": "<image>"},
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+        model_max_length=1024,
+    )
+    image_processor = CLIPImageProcessorPil(
+        size={"shortest_edge": PICTURE}, crop_size={"height": PICTURE, "width": PICTURE}
+    )
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def make_config(processor: LlavaProcessor) -> LlavaConfig:
+    """Make the architecture; vocabulary and special tokens are those of the processor."""
+    tokenizer = processor.tokenizer
+    return LlavaConfig(  # type: ignore[call-arg]
+        vision_config=CLIPVisionConfig(
+            image_size=PICTURE,
+            patch_size=PATCH,
+            hidden_size=64,
+            intermediate_size=256,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=352,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=1024,
+            initializer_range=128**-0.5,  # the library's 0.02 suits a width of 2,500; at 128 training would stall
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ),
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        initializer_range=64**-0.5,
+        image_seq_length=(PICTURE // PATCH) ** 2,
+        vision_feature_layer=-1,  # the paper's -2 would leave the third of three layers unused
+    )
+
+
+def make_random_model(seed: int) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Make the tiny model with random weights drawn from `seed`, in float32, and its processor."""
+    processor = make_processor()
+    torch.manual_seed(seed)
+    return LlavaForConditionalGeneration(make_config(processor)), processor
+
+
+def load_tiny(path: str | Path | None = None) -> tuple[Any, Any]:
+    """Load the shipped base, or a checkpoint, in float32, with its processor.
+
+    Args:
+        path: a folder written by `save_pretrained`; None means the shipped base.
+
+    Raises:
+        InputError: the folder contains no model.
+    """
+    source = TinyModel(None if path is None else str(path))
+    return source.load()
+
+
+@dataclass
+class TinyModel:
+    """The default model: the shipped base, another checkpoint, or random weights.
+
+    Args:
+        path: a folder written by `save_pretrained`; None means the shipped base.
+        from_scratch: random weights.
+
+    Raises:
+        InputError: the folder contains no model, or both are given.
+    """
+
+    path: str | None = None
+    from_scratch: bool = False
+
+    def __post_init__(self) -> None:
+        if self.from_scratch and self.path is not None:
+            raise InputError("model.path and model.from_scratch=true exclude each other: give one of them")
+        self.folder = BASE if self.path is None else Path(self.path)
+        if not (self.folder / "config.json").is_file():
+            raise InputError(f"model.path={self.path}: no config.json there; give a folder written by save_pretrained")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def load(self, seed: int = 0) -> tuple[Any, Any]:
+        """Load the model and its processor; `seed` is that of random weights."""
+        if self.from_scratch:
+            return make_random_model(seed)
+        model = AutoModelForImageTextToText.from_pretrained(self.folder, dtype=torch.float32)
+        return model, self.load_processor()
+
+    def load_processor(self) -> Any:
+        """Load the processor, without weights."""
+        return make_processor() if self.from_scratch else AutoProcessor.from_pretrained(self.folder)
+
+    def load_config(self) -> Any:
+        """Load the config, without weights."""
+        return make_config(make_processor()) if self.from_scratch else AutoConfig.from_pretrained(self.folder)

@@ -1,0 +1,161 @@
+"""The settings of `cal train`: their types and ranges, and the `TrainingArguments` that follow from them."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+
+from cal_cli.data.noise import NoiseConfig
+from cal_cli.data.sample import Conversations
+from cal_cli.models.lora import AdapterConfig
+from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.processes import LaunchConfig, get_process_state
+
+
+@dataclass
+class TrainConfig:
+    """The types of `conf/train.yaml`, which documents each key."""
+
+    name: str
+    seed: int
+    model: Any
+    data: Any
+    objective: Any
+    stage: str | None
+    noise: NoiseConfig  # a typed config node
+    epochs: float
+    max_steps: int
+    batch_size: int
+    global_batch_size: int | None
+    learning_rate: float
+    weight_decay: float
+    warmup_ratio: float
+    max_grad_norm: float
+    parts: dict[str, float]
+    launch: LaunchConfig
+    peft: AdapterConfig | None
+    group_by_modality_length: bool
+    gradient_checkpointing: bool
+    report_to: Any  # a name or a list of names
+    max_length: int | None
+    bf16: bool | None
+    workers: int
+    logging_steps: int
+    save_steps: int
+    keep_checkpoints: int
+    plan: bool
+    resume: bool
+    force: bool
+
+
+def check_ranges(settings: TrainConfig) -> None:
+    """Raise InputError if a value is outside its range."""
+    for key in ("batch_size", "logging_steps", "save_steps", "keep_checkpoints"):
+        if getattr(settings, key) < 1:
+            raise InputError(f"{key}={getattr(settings, key)}: must be at least 1")
+    for key in ("learning_rate", "weight_decay", "max_grad_norm", "workers"):
+        if getattr(settings, key) < 0:
+            raise InputError(f"{key}={getattr(settings, key)}: must be at least 0")
+    if not 0 <= settings.warmup_ratio < 1:
+        raise InputError(f"warmup_ratio={settings.warmup_ratio}: allowed is a share of the steps from 0 to below 1")
+    if settings.peft is not None and settings.launch.shard is not None:
+        raise InputError("peft cannot be sharded, because its adapters are merged at the end: give launch=ddp")
+    if settings.epochs <= 0 and settings.max_steps <= 0:
+        raise InputError(f"epochs={settings.epochs}: must be above 0 if max_steps is not given")
+
+
+def make_training_arguments(settings: TrainConfig, folder: Path, data: Conversations) -> TrainingArguments:
+    """Return the Trainer's arguments: AdamW, cosine schedule with warm-up, checkpoints in `<folder>/checkpoints`."""
+    # a batch of text does not use the projector, and the last layer of a vision tower is not read
+    some_unused = settings.parts.get("vision_tower", 1.0) > 0 or any("image" not in entry for entry in data.entries)
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")  # the only way to set it
+    arguments = TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        seed=settings.seed,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=count_accumulation_steps(settings, get_process_state().num_processes),
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        warmup_steps=settings.warmup_ratio,
+        lr_scheduler_type="cosine",
+        max_grad_norm=settings.max_grad_norm,
+        bf16=uses_bf16(settings),
+        use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=some_unused,
+        **make_sharding_arguments(settings.launch),
+        dataloader_num_workers=settings.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        include_num_input_tokens_seen="non_padding",
+        logging_steps=settings.logging_steps,
+        logging_nan_inf_filter=False,
+        save_steps=settings.save_steps,
+        save_total_limit=settings.keep_checkpoints,
+        disable_tqdm=True,
+        report_to=check_trackers(settings.report_to),
+        run_name=f"{settings.name}/{folder.name}",
+    )
+    if arguments.n_gpu > 1:  # the Trainer would split one process's batches over all GPUs (DataParallel)
+        arguments._n_gpu = 1
+    return arguments
+
+
+def uses_bf16(settings: TrainConfig) -> bool:
+    """Return whether to compute in bf16: as given, or if the accelerator supports it."""
+    if settings.bf16 is not None:
+        return settings.bf16
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def make_sharding_arguments(launch: LaunchConfig) -> dict[str, Any]:
+    """Return the `TrainingArguments` of a sharded launch; empty for any other."""
+    if launch.shard is None:
+        return {}
+    options = {
+        "version": 2,
+        "reshard_after_forward": launch.shard == "parameters",
+        "cpu_offload": launch.offload,
+        "auto_wrap_policy": "NO_WRAP",  # CALTrainer shards the model itself
+        "state_dict_type": "FULL_STATE_DICT",
+    }
+    # otherwise unsharded gradients would stay in memory between the batches of one step
+    each_batch = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+    return {"fsdp": True, "fsdp_config": options, "accelerator_config": each_batch}
+
+
+def count_accumulation_steps(settings: TrainConfig, devices: int) -> int:
+    """Return the number of batches of a device in one optimizer step.
+
+    Raises:
+        InputError: `global_batch_size` is not a multiple of the samples of one batch on all devices.
+    """
+    together = settings.batch_size * devices
+    if settings.global_batch_size is None:
+        return 1
+    if settings.global_batch_size < 1 or settings.global_batch_size % together:
+        raise InputError(
+            f"global_batch_size={settings.global_batch_size}: must be a multiple of batch_size={settings.batch_size} "
+            f"times the {devices} processes"
+        )
+    return settings.global_batch_size // together
+
+
+def check_trackers(given: str | list[str]) -> list[str]:
+    """Return the names of the trackers that a run reports to.
+
+    Raises:
+        InputError: an unknown tracker, or one that is not installed.
+    """
+    names = [name for name in ([given] if isinstance(given, str) else list(given)) if name != "none"]
+    try:
+        for tracker in get_reporting_integration_callbacks(names):
+            tracker()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise InputError(f"report_to={given}: {error}") from error
+    return names

@@ -1,0 +1,89 @@
+"""Intervals against scipy's own bootstrap, the normal approximation and known figures."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from cal_cli.evaluation.metrics import POPE, Mean
+from cal_cli.statistics.bootstrap import estimate_differences, estimate_values, run_mcnemar_test
+from tests.evaluation.test_metrics import asked
+
+MEAN = Mean("exact_match", "m")
+
+
+def make_parts(scores):
+    return [{"score": float(score), "n": 1.0} for score in scores]
+
+
+def test_the_interval_of_a_mean_is_scipy_s():
+    scores = np.random.default_rng(3).random(200)
+    found = estimate_values(MEAN.compute, make_parts(scores), [f"{n:03d}" for n in range(200)])["m"]
+    known = stats.bootstrap((scores,), np.mean, n_resamples=20000, method="percentile", rng=1).confidence_interval
+    assert found["value"] == pytest.approx(scores.mean())
+    assert found["ci95"] == pytest.approx([known.low, known.high], abs=0.006)
+
+
+def test_questions_about_one_picture_are_drawn_together():
+    """Ten questions a picture, all alike: the interval is that of 40 pictures, not of 400 questions."""
+    right = np.random.default_rng(0).random(40) < 0.5
+    parts, groups = make_parts(np.repeat(right, 10)), [f"p{n:02d}" for n in range(40) for _ in range(10)]
+    low, high = estimate_values(MEAN.compute, parts, groups)["m"]["ci95"]
+    share = right.mean()
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(share * (1 - share) / 40), rel=0.15)
+
+
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_all_alike_is_no_certainty(right):
+    """0 of 20: Wilson's interval ends at 0.1611 (Newcombe 1998, Statistics in Medicine 17:857, table I)."""
+    low, high = estimate_values(MEAN.compute, make_parts([right] * 20), [str(n) for n in range(20)], top=1.0)["m"][
+        "ci95"
+    ]
+    assert high - low == pytest.approx(0.1611, abs=5e-5)
+    assert right in (low, high)
+
+
+def test_one_picture_has_no_interval():
+    assert estimate_values(MEAN.compute, make_parts([1, 0]), ["p", "p"])["m"] == {"value": 0.5, "ci95": None}
+
+
+def test_a_ratio_s_interval_is_that_of_the_ratio_of_drawn_sums():
+    rng = np.random.default_rng(5)
+    right = rng.random(120) < 0.5
+    said = np.where(rng.random(120) < 0.8, right, ~right)
+    words = {True: "yes", False: "no"}
+    questions = asked([words[bool(r)] for r in right])
+    found = estimate_values(
+        POPE().compute, POPE().score(questions, [words[bool(s)] for s in said]), [str(n) for n in range(120)]
+    )
+
+    def f1(drawn):
+        true = (right & said)[drawn].sum()
+        return 2 * true / (right[drawn].sum() + said[drawn].sum())
+
+    draws = [f1(rng.integers(0, 120, 120)) for _ in range(4000)]
+    assert found["pope_f1_score"]["value"] == pytest.approx(f1(np.arange(120)))
+    assert found["pope_f1_score"]["ci95"] == pytest.approx(np.quantile(draws, [0.025, 0.975]).tolist(), abs=0.02)
+
+
+def test_a_paired_difference_takes_out_what_both_find_hard():
+    rng = np.random.default_rng(1)
+    hard = rng.random(300)
+    one, other = (hard + 0.05 > rng.random(300)).astype(float), None
+    other = np.where(rng.random(300) < 0.95, one, 1 - one)  # nearly the same answers
+    groups = [f"{n:03d}" for n in range(300)]
+    found = estimate_differences(MEAN.compute, make_parts(one), make_parts(other), groups)["m"]
+    assert found["value"] == pytest.approx((one - other).mean())
+    width = 2 * 1.96 * (one - other).std() / np.sqrt(300)
+    assert found["ci95"][1] - found["ci95"][0] == pytest.approx(width, rel=0.1)
+    same = estimate_differences(MEAN.compute, make_parts(one), make_parts(one), groups)["m"]
+    assert same == {"value": 0.0, "ci95": None}  # no two answers differ: nothing is known of how they might
+
+
+def test_mcnemar_is_the_exact_binomial():
+    """10 and 3 discordant: twice the sum of C(13, k) / 2^13 for k up to 3."""
+    one, other = [1.0] * 10 + [0.0] * 3 + [1.0] * 7, [0.0] * 10 + [1.0] * 3 + [1.0] * 7
+    found = run_mcnemar_test(one, other)
+    assert (found["only_first"], found["only_second"]) == (10, 3)
+    assert found["p"] == pytest.approx(2 * (1 + 13 + 78 + 286) / 2**13)
+    assert run_mcnemar_test([1.0], [1.0])["p"] == 1
+    assert run_mcnemar_test([0.5], [1.0]) is None
