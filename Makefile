@@ -1,13 +1,13 @@
-# `make demo` and `make test` are all that a fresh machine with Python and pip needs.
+# A fresh machine with Python and pip needs only `make demo` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-# lmms-eval with what LLaVA's kind of model needs of its some sixty packages, for the tests that compare ours with it
+# lmms-eval and those of its sixty packages that a model like LLaVA needs, for the tests that compare ours with it
 LMMS_EVAL = lmms_eval loguru pytz tenacity evaluate sacrebleu portalocker tabulate colorama lxml aiohttp multidict yarl \
 	propcache attrs aiohappyeyeballs aiosignal frozenlist decord pytablewriter dataproperty mbstrdecoder pathvalidate \
 	tabledata tcolorpy typepy chardet
 
-.PHONY: demo test slow lint
+.PHONY: demo test slow lint docs
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,3 +32,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -31,7 +31,7 @@ def test_the_released_loss_is_cal_released_gradients_included(model, batch):
 @pytest.mark.parametrize(("tiles", "image_tokens"), [(1, 576), pytest.param(5, 2928, marks=pytest.mark.slow)])
 def test_a_shape_has_the_tokens_that_its_model_makes(tiles, image_tokens):
     shape = Shape(tiles=tiles, **TINY)
-    model, batch = shape.model(torch.float32, False), shape.batch("cpu", torch.float32)
+    model, batch = shape.make_model(torch.float32, False), shape.make_batch("cpu", torch.float32)
     assert shape.image_tokens == image_tokens == (batch["input_ids"][0] == 3).sum()
     losses = {way: make_loss(way, model, batch)().item() for way in WAYS}  # the model itself counts its features
     assert abs(losses["ce"] - losses["ce_library"]) < 1e-4
@@ -40,7 +40,7 @@ def test_a_shape_has_the_tokens_that_its_model_makes(tiles, image_tokens):
 
 def test_scaling_divides_depth_and_width_alone():
     shape = Shape(tiles=1, **{**TINY, "layers": 8, "hidden_size": 512, "heads": 8, "vision_hidden_size": 512})
-    small = shape.scaled(depth=4, width=8)
+    small = shape.scale(depth=4, width=8)
     assert (small.layers, small.hidden_size, small.heads, small.vision_hidden_size) == (2, 64, 1, 64)
     assert (small.text_tokens, small.vocabulary, small.image_tokens) == (20, 2100, 576)
 
@@ -53,7 +53,7 @@ def test_the_released_way_refuses_what_is_not_built_like_llava():
 
 def test_a_checkpoint_is_measured_with_its_own_processor():
     shape = Checkpoint(path=None, picture=48, text_tokens=20, supervised_tokens=12, batch_size=3)
-    model, batch = shape.model(torch.float32, False), shape.batch("cpu", torch.float32)
+    model, batch = shape.make_model(torch.float32, False), shape.make_batch("cpu", torch.float32)
     assert shape.image_tokens == 9
     assert ((batch["labels"] != -100).sum(dim=1) == 12).all()
     assert batch["input_ids"].shape == batch["attention_mask"].shape == batch["labels"].shape
@@ -66,7 +66,7 @@ def test_operations_and_memory_are_those_of_the_logits():
     found = {}
     for vocabulary in (2100, 12100):
         shape = Shape(tiles=1, **{**TINY, "vocabulary": vocabulary})
-        model, batch = shape.model(torch.float32, False), shape.batch("cpu", torch.float32)
+        model, batch = shape.make_model(torch.float32, False), shape.make_batch("cpu", torch.float32)
         for way in ("ce_library", "ce"):
             loss = make_loss(way, model, batch)
             found[way, vocabulary] = count_operations(model, loss), measure_peak_memory(model, loss)

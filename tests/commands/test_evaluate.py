@@ -94,7 +94,7 @@ def test_knowing_all_has_the_top_score_and_silence_the_bottom(name, knowing, sil
     best, none = (results(tmp_path, name, checkpoint)["metrics"][headline] for checkpoint in (knowing, silent))
     asked = benchmark(name, data[name])
     if headline.endswith("CIDEr"):  # of one of several people's captions it depends on the others
-        parts = asked.metric.parts(asked.questions, [best_answer(name, question) for question in asked.questions])
+        parts = asked.metric.score(asked.questions, [best_answer(name, question) for question in asked.questions])
         assert best["value"] == pytest.approx(sum(part["score"] for part in parts) / len(parts))
     else:
         assert best["value"] == pytest.approx(TOP.get(name, 1.0))

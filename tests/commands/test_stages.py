@@ -67,7 +67,7 @@ def test_a_pretraining_that_was_stopped_ends_with_the_same_projector(pretrained,
 @pytest.mark.parametrize("aspect", ["pad", "anyres"])
 def test_finetuning_goes_on_from_the_projector(pretrained, place, aspect):
     more = [f"model.projector={pretrained.relative_to(place)}/projector", f"model.image_aspect_ratio={aspect}"]
-    more += ["vision_tower_rate=0.1"] if aspect == "anyres" else []
+    more += ["parts.vision_tower=0.1"] if aspect == "anyres" else []
     run = run_of(cal(*words("finetune", "world", *more, "group_by_modality_length=true"), folder=place), place)
     model = AutoModelForImageTextToText.from_pretrained(run / "checkpoint")
     assert AutoProcessor.from_pretrained(run / "checkpoint").image_token_id == model.config.image_token_id
@@ -86,12 +86,12 @@ def test_finetuning_goes_on_from_the_projector(pretrained, place, aspect):
 
 def test_wrong_values_are_told(place):
     for more, said in (
-        (["parts.projector=0"], "nothing is left to learn"),
+        (["parts.projector=0"], "nothing is left to train"),
         (["parts.vision_tower=-1"], "must be at least 0"),
         (["+parts.eyes=1"], "parts are language_model, projector, vision_tower"),
         (["global_batch_size=6"], "must be a multiple of batch_size=4"),
         (["model.language_model=nowhere/none"], "run `hf download nowhere/none`"),
-        (["model.projector=none"], "give projector/ of a run with stage=pretrain"),
+        (["model.projector=none"], "give the projector/ of a run with stage=pretrain"),
     ):
         result = cal(*words("pretrain", "captions", "name=wrong", *more), folder=place, check=False)
         assert result.returncode == 2 and said in result.stderr, result.stderr
@@ -113,24 +113,29 @@ def test_each_part_learns_at_its_own_rate(model):
     assert sum(len(members) for members in expected.values()) == len(list(model.parameters()))
 
 
-PAPER = {  # the paper's hyperparameters, by experiment and stage
-    ("llava15_7b", "pretrain"): ("vicuna-7b-v1.5", "pad", "plain", 256, 1e-3, 2048, (0, 1, 0)),
-    ("llava15_7b", "finetune"): ("vicuna-7b-v1.5", "pad", "v1", 128, 2e-5, 2048, (1, 1, 0)),
-    ("llava15_13b", "pretrain"): ("vicuna-13b-v1.5", "pad", "plain", 256, 1e-3, 2048, (0, 1, 0)),
-    ("llava15_13b", "finetune"): ("vicuna-13b-v1.5", "pad", "v1", 128, 2e-5, 2048, (1, 1, 0)),
-    ("llava_next_7b", "pretrain"): ("vicuna-7b-v1.5", "anyres", "plain", 256, 1e-3, 4096, (0, 1, 0)),
-    ("llava_next_7b", "finetune"): ("vicuna-7b-v1.5", "anyres", "v1", 128, 2e-5, 4096, (1, 1, 0.1)),
-    ("llava_next_13b", "pretrain"): ("vicuna-13b-v1.5", "anyres", "plain", 256, 1e-3, 4096, (0, 1, 0)),
-    ("llava_next_13b", "finetune"): ("vicuna-13b-v1.5", "anyres", "v1", 128, 2e-5, 4096, (1, 1, 0.1)),
+PAPER = {  # the paper's hyperparameters, by model and stage
+    ("llava7b", "pretrain"): ("vicuna-7b-v1.5", "square", "plain", 256, 1e-3, 2048, False, (0, 1, 0)),
+    ("llava7b", "finetune"): ("vicuna-7b-v1.5", "pad", "v1", 128, 2e-5, 2048, True, (1, 1, 0)),
+    ("llava13b", "pretrain"): ("vicuna-13b-v1.5", "square", "plain", 256, 1e-3, 2048, False, (0, 1, 0)),
+    ("llava13b", "finetune"): ("vicuna-13b-v1.5", "pad", "v1", 128, 2e-5, 2048, True, (1, 1, 0)),
+    ("llava_next7b", "pretrain"): ("vicuna-7b-v1.5", "anyres", "plain", 256, 1e-3, 4096, False, (0, 1, 0)),
+    ("llava_next7b", "finetune"): ("vicuna-7b-v1.5", "anyres", "v1", 128, 2e-5, 4096, True, (1, 1, 0.1)),
+    ("llava_next13b", "pretrain"): ("vicuna-13b-v1.5", "anyres", "plain", 256, 1e-3, 4096, False, (0, 1, 0)),
+    ("llava_next13b", "finetune"): ("vicuna-13b-v1.5", "anyres", "v1", 128, 2e-5, 4096, True, (1, 1, 0.1)),
+}
+DATA = {
+    "pretrain": ("data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json", "data/LLaVA-Pretrain/images"),
+    "finetune": ("data/LLaVA-Instruct-150K/llava_v1_5_mix665k.json", "data"),
 }
 
 
-@pytest.mark.parametrize(("experiment", "stage"), PAPER)
-def test_the_experiments_hold_the_paper_s_hyperparameters(experiment, stage, tmp_path):
-    text = cal(
-        "train", f"experiment={experiment}_paper", f"stage={stage}", "--cfg", "job", "--resolve", folder=tmp_path
-    )
-    config = yaml.safe_load(text.stdout)
+def composed(folder, *words):
+    return yaml.safe_load(cal("train", *words, "--cfg", "job", folder=folder).stdout)
+
+
+@pytest.mark.parametrize(("name", "stage"), PAPER)
+def test_a_model_composes_the_paper_s_recipe_of_its_stage(name, stage, tmp_path):
+    config = composed(tmp_path, f"model={name}", *([f"stage={stage}"] if stage == "pretrain" else []))
     model = config["model"]
     assert model["vision_tower"] == "openai/clip-vit-large-patch14-336" and model["path"] is None
     assert (
@@ -140,9 +145,32 @@ def test_the_experiments_hold_the_paper_s_hyperparameters(experiment, stage, tmp
         config["global_batch_size"],
         config["learning_rate"],
         config["max_length"],
-        tuple(config["parts"][name] for name in ("language_model", "projector", "vision_tower")),
-    ) == PAPER[experiment, stage]
+        config["group_by_modality_length"],
+        tuple(config["parts"][part] for part in ("language_model", "projector", "vision_tower")),
+    ) == PAPER[name, stage]
     shared = {"epochs": 1.0, "weight_decay": 0.0, "warmup_ratio": 0.03, "bf16": True, "gradient_checkpointing": True}
-    shared |= {"group_by_modality_length": True}
-    assert {name: config[name] for name in shared} == shared
+    shared |= {"max_grad_norm": 0.0, "stage": stage, "name": name}
+    assert {key: config[key] for key in shared} == shared
     assert (config["objective"]["alpha"], config["objective"]["beta"], config["objective"]["window"]) == (1, 5, 3)
+    sources = config["data"].get("sources", [config["data"]])
+    assert (sources[0]["path"], sources[0]["image_folder"]) == DATA[stage]
+    assert len(sources) == (4 if (name[:10], stage) == ("llava_next", "finetune") else 1)
+    assert bool(model["projector"]) == (stage == "finetune")
+
+
+def test_what_is_typed_wins_over_the_recipe(tmp_path):
+    words = ("model=llava13b", "data=scenes", "learning_rate=1e-4", "model.template=plain", "parts.vision_tower=0.5")
+    config = composed(tmp_path, *words)
+    assert config["data"]["n"] == 19200 and config["learning_rate"] == 1e-4
+    assert config["model"]["template"] == "plain" and config["parts"]["vision_tower"] == 0.5
+    assert composed(tmp_path, "model=hf", "stage=pretrain")["learning_rate"] == 1e-3  # for any other model too
+    assert composed(tmp_path)["learning_rate"] == 1e-3 and composed(tmp_path)["stage"] is None
+
+
+def test_the_second_stage_finds_the_projector_of_the_first_by_default(place):
+    first = run_of(cal(*words("pretrain", "captions", "name=found"), folder=place), place)
+    shutil.copytree(first, place / "runs/train/found/model-llava7b__stage-pretrain")
+    run = run_of(cal(*words("finetune", "world", "name=found", "max_steps=1"), folder=place), place)
+    model = AutoModelForImageTextToText.from_pretrained(run / "checkpoint").model
+    before = load_file(first / "projector/projector.safetensors")["multi_modal_projector.linear_1.weight"]
+    assert 0 < (model.multi_modal_projector.linear_1.weight - before).abs().max() < 1e-3

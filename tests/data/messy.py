@@ -42,7 +42,7 @@ def write_messy(folder, good=30):
     told = {name: problem for name, (_, problem) in bad.items()}
     for name, turns, problem in (
         ("silent", ("<image>\nwhat?",), "turns must go human, gpt"),
-        ("backwards", ("a red ring", "<image>\nwhat?"), "human turn only"),
+        ("backwards", ("a red ring", "<image>\nwhat?"), "human turns only"),
         ("no_marker", ("what?", "a red ring"), "its turns contain '<image>' 0 times"),
         ("two_markers", ("<image><image>what?", "a red ring"), "its turns contain '<image>' 2 times"),
         ("long", ("<image>\n" + "what? " * 80, "a red ring"), "no supervised token"),

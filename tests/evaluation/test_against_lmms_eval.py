@@ -60,7 +60,7 @@ def test_rules_are_lmms_eval_s_on_many_answers():
         people = [state.choice([text, state.choice(pool)]) for _ in range(10)]
         few = people[: state.randint(1, 3)]
         letter = state.choice("ABCD")
-        assert rules.normalised(text) == normal(text)
+        assert rules.normalize(text) == normal(text)
         doc = {"answers": list(people), "question_id": 0}
         assert rules.vqa_accuracy(text, people) == pytest.approx(
             textvqa.textvqa_process_results(doc, [text])["exact_match"]
@@ -73,14 +73,14 @@ def test_rules_are_lmms_eval_s_on_many_answers():
             assert rules.contained(text, few, dataset) == found
         doc = {"choices": list("wxyz"), "answer": "ABCD".index(letter)}
         assert rules.letter_alone(text, [letter]) == scienceqa.sqa_process_results(doc, [text])["exact_match"]
-        assert rules.extracted_letter(text, "ABCD") == letters.extract_mcq_answer(text, choices=list("ABCD"))
-        ours = rules.last_standing_letter(text, "ABCD")
+        assert rules.extract_letter(text, "ABCD") == letters.extract_mcq_answer(text, choices=list("ABCD"))
+        ours = rules.find_last_letter(text, "ABCD")
         assert ours in ("", mmt.parse_multi_choice_response(text, list("ABCD")))
         doc = {"answer": letter, "data_type": "image", "question_id": 0}
         found = seed.seed_process_result(doc, [text])["seed_all"]
         assert rules.first_character(text, [letter]) == seed.seed_aggregation_result([found])
         assert rules.yes_or_no(text) == mme.parse_pred_ans(text)
-        assert rules.box_in(f"{text}[0.1, {text}, 1, -0.5, {letter}") == boxes.parse_float_sequence_within(
+        assert rules.parse_box(f"{text}[0.1, {text}, 1, -0.5, {letter}") == boxes.parse_float_sequence_within(
             f"{text}[0.1, {text}, 1, -0.5, {letter}"
         )
 
@@ -219,8 +219,8 @@ def test_prompts_and_values_are_lmms_eval_s(name, tmp_path, monkeypatch):
             state.choice(["", "", " ", "\n"]) + answer(name, question, state) + state.choice(["", "", " ", "\n"])
             for question in found.questions
         ]
-        parts = found.metric.parts(found.questions, given)
-        ours = estimate_values(found.metric, parts, [question.picture for question in found.questions])
+        parts = found.metric.score(found.questions, given)
+        ours = estimate_values(found.metric.compute, parts, [question.picture for question in found.questions])
         each = [process(row, text) for row, text in zip(rows, given, strict=True)]
         for value, total in values.items():
             theirs = total([one[value] for one in each if value in one])

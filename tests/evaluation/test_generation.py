@@ -76,9 +76,9 @@ def test_a_batch_that_does_not_fit_is_halved(model, processor, questions, monkey
     assert max(sizes) == 7 and sum(size for size in sizes if size <= 2) == 7
 
     monkeypatch.setattr(
-        generation, "answer", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory."))
+        generation, "answer_questions", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory."))
     )
-    with pytest.raises(InputError, match="does not fit into memory, not even by itself"):
+    with pytest.raises(InputError, match="does not fit into memory, even alone"):
         generate_answers(model, processor, questions[:1], 1, 4)
 
 

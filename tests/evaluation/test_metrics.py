@@ -23,9 +23,10 @@ def asked(answers, **tags):
 
 
 def values(metric, questions, predictions):
-    parts = metric.parts(questions, predictions)
+    parts = metric.score(questions, predictions)
     return {
-        name: found["value"] for name, found in estimate_values(metric, parts, [q.picture for q in questions]).items()
+        name: found["value"]
+        for name, found in estimate_values(metric.compute, parts, [q.picture for q in questions]).items()
     }
 
 
@@ -121,15 +122,15 @@ def test_cider_is_the_library_s_over_its_own_words():
 def test_captions_of_several_lines_do_not_shift_the_others():
     people = [["a red box"], ["two dogs run"], ["a cat"]]
     metric = Captions("c")
-    one_line = metric.parts(asked(people), ["a red box", "two dogs run", "a cat"])
-    several = metric.parts(asked(people), ["a red\u2028box", "two\ndogs\r\nrun\n", "a cat"])
+    one_line = metric.score(asked(people), ["a red box", "two dogs run", "a cat"])
+    several = metric.score(asked(people), ["a red\u2028box", "two\ndogs\r\nrun\n", "a cat"])
     assert several == one_line
 
 
 def test_cider_without_java_says_what_to_do(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(InputError, match=r"needs Java.*apt install"):
-        Captions("c").ready()
+        Captions("c").check_requirements()
 
 
 def test_a_scene_is_right_only_with_every_attribute():

@@ -61,8 +61,8 @@ def test_answers_to_pope_scored_by_hand(tmp_path):
         ([{"id": 9, "prediction": "a"}], "line 1 answers '9', which is no question .* named as '7' is"),
         ([{"id": 7, "prediction": "a"}, {"id": "7", "prediction": "b"}], "line 2 answers question '7' a second time"),
         ([{"id": 7, "prediction": ["a"]}], r"line 1: the prediction \['a'\] is no text"),
-        ([{"id": 7, "answer": "a"}], "line 1 is no JSON object with id and prediction"),
-        ([["7", "a"]], "line 1 is no JSON object"),
+        ([{"id": 7, "answer": "a"}], "line 1 is not a JSON object with id and prediction"),
+        ([["7", "a"]], "line 1 is not a JSON object"),
     ],
 )
 def test_files_that_do_not_fit(tmp_path, rows, said):

@@ -8,17 +8,17 @@ from hypothesis import strategies as st
 
 from cal_cli.evaluation.scoring_rules import (
     anls,
-    box_in,
     contained,
     exact_match,
-    extracted_letter,
+    extract_letter,
+    find_last_letter,
     first_character,
     intersection_over_union,
-    last_standing_letter,
     letter_alone,
     letter_among_options,
     letter_extracted,
-    normalised,
+    normalize,
+    parse_box,
     relaxed_accuracy,
     vqa_accuracy,
     yes_or_no,
@@ -54,7 +54,7 @@ from cal_cli.evaluation.scoring_rules import (
     ],
 )
 def test_answers_are_normalised_as_vqa_does(answer, plain):
-    assert normalised(answer) == plain
+    assert normalize(answer) == plain
 
 
 def test_vqa_accuracy_leaves_each_person_out_in_turn():
@@ -156,7 +156,7 @@ def test_containment_by_hand():
     ],
 )
 def test_letters_are_extracted_as_mmstar_s_scoring_does(prediction, letter):
-    assert extracted_letter(prediction, "ABCD") == letter
+    assert extract_letter(prediction, "ABCD") == letter
     assert letter_extracted(prediction, ["b"]) == float(letter == "B")
 
 
@@ -177,7 +177,7 @@ def test_letters_are_extracted_as_mmstar_s_scoring_does(prediction, letter):
     ],
 )
 def test_letters_stand_as_mmt_s_scoring_reads_them(prediction, letter):
-    assert last_standing_letter(prediction, "ABC") == letter
+    assert find_last_letter(prediction, "ABC") == letter
     assert letter_among_options(prediction, ["C"], "ABC") == float(letter == "C")
 
 
@@ -207,10 +207,10 @@ def test_yes_and_no_are_read_from_the_first_four_characters():
 
 
 def test_boxes_by_hand():
-    assert box_in("It is at [0.1, 0.2,0.3, 1].") == [0.1, 0.2, 0.3, 1.0]
-    assert box_in("[1,2] then [0, 0, 1, -0.5]") == [0, 0, 1, -0.5]
+    assert parse_box("It is at [0.1, 0.2,0.3, 1].") == [0.1, 0.2, 0.3, 1.0]
+    assert parse_box("[1,2] then [0, 0, 1, -0.5]") == [0, 0, 1, -0.5]
     for nothing in ("", "0.1, 0.2, 0.3, 0.4", "[.1, .2, .3, .4]", "[1, 2, 3]"):
-        assert box_in(nothing) == [0] * 4
+        assert parse_box(nothing) == [0] * 4
     assert intersection_over_union([0, 0, 2, 2], [1, 0, 3, 2]) == pytest.approx(1 / 3)
     assert intersection_over_union([0, 0, 1, 1], [2, 2, 3, 3]) == 0
     assert intersection_over_union([0, 0, 0, 0], [0, 0, 0, 0]) == 0

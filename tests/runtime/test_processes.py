@@ -169,7 +169,7 @@ def test_wrong_values_are_told_once(tmp_path):
         (["launch=ddp", "launch.machine=1"], "allowed are 0 to 0"),
         (["launch=ddp", "launch.processes=2", "objective.window=4"], "positive odd number"),
         (["launch=ddp", "launch.processes=2", "model.path=nowhere"], "no config.json there"),
-        (["launch=fsdp", "launch.processes=1"], "there is one process, and nothing to divide"),
+        (["launch=fsdp", "launch.processes=1"], "there is one process, and nothing to share"),
         (["launch=ddp", "launch.shard=layers"], "allowed are null, gradients and parameters"),
         (["launch=ddp", "launch.offload=true"], "needs launch.shard=gradients or parameters"),
         (["launch=fsdp", "launch.processes=2", "peft=lora"], "peft cannot be sharded"),

@@ -41,7 +41,7 @@ def test_what_a_reference_must_be_is_told(tmp_path):
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     for words, named in (
         (["objective.contrast=reference", "objective.reference=nowhere"], "no config.json there"),
-        (["objective.reference=nowhere"], "needs objective.contrast=reference or cached"),
+        (["objective.reference=nowhere"], "it needs contrast=reference or contrast=cached"),
         (["objective=prior", f"objective.reference={other}"], "tokenizer differs"),
         (["objective.contrast=cached", "objective.pooling=flat"], "use pooling=answer"),
     ):
