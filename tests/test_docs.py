@@ -1,4 +1,4 @@
-"""The examples of docs/training_loops.md run as they are printed, at most 15 lines each."""
+"""The examples of docs/your_trainer.md run as they are printed, at most 15 lines each."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from datasets import Dataset, Image
 from cal_cli.data.collator import Collator
 from cal_cli.toy.model import load_tiny
 
-PAGE = (Path(__file__).parent.parent / "docs" / "training_loops.md").read_text()
+PAGE = (Path(__file__).parent.parent / "docs" / "your_trainer.md").read_text()
 EXAMPLES = re.findall(r"## ([^\n]*)\n(?:(?!## ).)*?```python\n(.*?)```", PAGE, re.DOTALL)
 
 

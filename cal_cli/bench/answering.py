@@ -1,11 +1,13 @@
 """Questions per second on the tiny model: `cal eval`'s batches, and the pipeline of `transformers`, one by one."""
 
 import time
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 from transformers import pipeline
 
+from cal_cli.bench.steps import take_turns
 from cal_cli.data.collator import to_messages
 from cal_cli.evaluation.generation import generate_answers, make_turns
 from cal_cli.evaluation.questions import Question
@@ -28,21 +30,21 @@ def measure_answer_rates(scenes: int, repeats: int, console: Console) -> tuple[d
     model = model.to(get_device()).eval()
     benchmark = make_benchmark(n=scenes)
     ask = pipeline("image-text-to-text", model=model, processor=processor)
-    rates: dict[str, list[float]] = {name: [] for name in NAMES}
+    questions, tokens = benchmark.questions, benchmark.max_new_tokens
     answers: dict[str, list[str]] = {}
-    for number in track_items(range(repeats + 1), "measuring", console):
-        for way in list(NAMES)[:: 1 if number % 2 else -1]:
-            start = time.perf_counter()
-            if way == "cal":
-                found = generate_answers(model, processor, benchmark.questions, BATCH, benchmark.max_new_tokens)
-                answers[way] = [found[place] for place in range(len(benchmark.questions))]
-            else:
-                answers[way] = [
-                    ask_pipeline(ask, question, benchmark.max_new_tokens) for question in benchmark.questions
-                ]
-            if number:  # the first round warms up
-                rates[way].append(len(benchmark.questions) / (time.perf_counter() - start))
-    return rates, answers["cal"] == answers["pipeline"]
+
+    def measure(way: str) -> float:
+        start = time.perf_counter()
+        if way == "cal":
+            found = generate_answers(model, processor, questions, BATCH, tokens)
+            answers[way] = [found[place] for place in range(len(questions))]
+        else:
+            answers[way] = [ask_pipeline(ask, question, tokens) for question in questions]
+        return len(questions) / (time.perf_counter() - start)
+
+    turns = take_turns({way: partial(measure, way) for way in NAMES}, repeats)
+    rounds = list(track_items(turns, "measuring", console, repeats))
+    return {way: [rates[way] for rates in rounds] for way in NAMES}, answers["cal"] == answers["pipeline"]
 
 
 def ask_pipeline(ask: Any, question: Question, max_new_tokens: int) -> str:

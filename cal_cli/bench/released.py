@@ -17,14 +17,7 @@ from cal_cli.objective import IGNORED
 def compute_released_loss(model: Any, batch: Mapping[str, Any], alpha: float = 1.0, beta: float = 5.0) -> Tensor:
     """Compute the loss of a model like LLaVA (image features among the text's embeddings), a differentiable scalar.
 
-    Args:
-        model: `LlavaForConditionalGeneration` or a similar model.
-        batch: `input_ids`, `attention_mask`, `labels` (int64 [batch, length]), `pixel_values`, ...
-        alpha: lower bound of a weight.
-        beta: upper bound of a weight.
-
-    Raises:
-        ValueError: the model passes its decoder more than embeddings, mask and positions.
+    Raises ValueError if the model passes its decoder more than embeddings, mask and positions.
     """
     given: dict[str, Any] = {}
     decoder = model.get_decoder()

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from cal_cli.models.load import checkpoint_activations
-from cal_cli.toy.model import load_tiny
+from cal_cli.toy.model import TinyModel
 
 PATCH, PICTURE = 14, 336  # of CLIP ViT-L/14-336
 FIRST_WORD = 1000  # the random texts hold no special token
@@ -23,17 +23,7 @@ CPU_DEPTH, CPU_WIDTH = 4, 8  # by default LLaVA-7B becomes 8 layers of width 512
 
 @dataclass
 class Shape:
-    """The sizes that determine the time of a step.
-
-    Args:
-        tiles: inputs of the vision tower for each sample: 1 as in LLaVA-1.5, or 5 (AnyRes, 2 x 2 tiles and the whole
-            image) as in LLaVA-NeXT, which makes 2,928 image tokens of a square image.
-        hidden_size, intermediate_size, layers, heads, vocabulary: of the decoder.
-        vision_hidden_size, vision_layers: of the vision tower.
-        text_tokens: tokens of prompt and answer in a sample.
-        supervised_tokens: tokens of the answer, at the end.
-        batch_size: samples in a step.
-    """
+    """The sizes that determine the time of a step; `conf/shape/` documents them."""
 
     tiles: int
     hidden_size: int
@@ -55,11 +45,7 @@ class Shape:
     def scale(self, depth: int | None = None, width: int | None = None) -> "Shape":
         """Return the shape with `depth` times fewer layers, `width` times narrower, and the same tokens.
 
-        Args:
-            depth, width: None means 1 on a GPU, `CPU_DEPTH` and `CPU_WIDTH` elsewhere.
-
-        Raises:
-            ValueError: `width` does not divide the heads, or leaves the vision tower less than 64 wide.
+        None means 1 on a GPU, and `CPU_DEPTH` and `CPU_WIDTH` elsewhere.
         """
         cuda = torch.cuda.is_available()
         depth, width = depth or (1 if cuda else CPU_DEPTH), width or (1 if cuda else CPU_WIDTH)
@@ -136,15 +122,7 @@ class Shape:
 
 @dataclass
 class Checkpoint:
-    """A model with its own weights and processor, and random samples for it.
-
-    Args:
-        path: a folder written by `save_pretrained`; None means the shipped base.
-        picture: side of a sample's square image in pixels.
-        text_tokens: tokens of prompt and answer in a sample, in addition to those of the chat template.
-        supervised_tokens: tokens of the answer, at the end.
-        batch_size: samples in a step.
-    """
+    """A model with its own weights and processor, and random samples for it; see `conf/shape/checkpoint.yaml`."""
 
     path: str | None
     picture: int
@@ -154,14 +132,10 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         check_tokens(self)
-        self.loaded, self.processor = load_tiny(self.path)
+        self.loaded, self.processor = TinyModel(self.path).load()
 
     def scale(self, depth: int | None = None, width: int | None = None) -> "Checkpoint":
-        """Return the checkpoint itself.
-
-        Raises:
-            ValueError: a depth or width is given.
-        """
+        """Return the checkpoint itself. Raises ValueError if a depth or width is given."""
         if depth or width:
             raise ValueError("depth and width are for shapes with random weights: a checkpoint has its own")
         return self

@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +51,17 @@ def time_step(model: Any, loss: Callable[[], torch.Tensor]) -> float:
     return seconds
 
 
-def time_in_turns(
-    model: Any, losses: dict[str, Callable[[], torch.Tensor]], repeats: int
-) -> Iterator[dict[str, float]]:
-    """Yield the seconds of a step in each way, round by round, so that other load affects all ways alike.
+def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int) -> Iterator[dict[str, Any]]:
+    """Yield the results of all ways, round by round, so that other load on the machine affects all ways alike.
 
     The order rotates from round to round; a first round, which is not reported, warms up.
     """
-    ways = list(losses)
-    for number in range(repeats + 1):
-        turn = ways[number % len(ways) :] + ways[: number % len(ways)]
-        seconds = {way: time_step(model, losses[way]) for way in turn}
+    names = list(ways)
+    for number in range(rounds + 1):
+        order = names[number % len(names) :] + names[: number % len(names)]
+        results = {name: ways[name]() for name in order}
         if number:
-            yield {way: seconds[way] for way in ways}
+            yield {name: results[name] for name in names}
 
 
 def measure_decoder_share(model: Any, batch: dict, repeats: int = 3) -> float:

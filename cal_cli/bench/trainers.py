@@ -6,12 +6,14 @@ Both read the same captions and PNG files, in batches of 48, with AdamW in float
 import json
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from cal_cli.bench.steps import take_turns
 from cal_cli.data.collator import Collator
 from cal_cli.data.llava_json import llava_json
 from cal_cli.objective import ContrastiveAlignmentLoss, CrossEntropyLoss
@@ -41,8 +43,7 @@ def measure_trainer_rates(steps: int, repeats: int, console: Console) -> dict[st
 
     Time is measured from the end of a round's first step to that of its last.
 
-    Raises:
-        InputError: TRL is not installed, or a round has fewer than two steps.
+    Raises InputError if TRL is not installed, or a round has fewer than two steps.
     """
     try:
         import trl  # noqa: F401
@@ -50,7 +51,6 @@ def measure_trainer_rates(steps: int, repeats: int, console: Console) -> dict[st
         raise InputError("measure=trainer needs TRL: pip install 'cal_cli[trl]'") from error
     if steps < 2:
         raise InputError(f"steps={steps}: a round needs at least 2")
-    rates: dict[str, list[float]] = {name: [] for name in NAMES}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         world = make_scenes(n=steps * BATCH, text_only_share=0.0, question_share=0.0)
@@ -62,15 +62,16 @@ def measure_trainer_rates(steps: int, repeats: int, console: Console) -> dict[st
         collate = Collator(load_tiny()[1])
         batches = (range(start, start + BATCH) for start in range(0, len(data), BATCH))
         tokens = sum(int(collate([data[i] for i in batch])["attention_mask"].sum()) for batch in batches)
-        names = list(NAMES)
-        for number in track_items(range(repeats), "measuring", console):
-            for way in names[number % 3 :] + names[: number % 3]:
-                trainer = make_trainer(way, data, folder, steps)
-                times = StepTimes()
-                trainer.add_callback(times)
-                trainer.train()
-                rates[way].append(tokens * (steps - 1) / steps / (times.ends[-1] - times.ends[0]))
-    return rates
+
+        def measure(way: str) -> float:
+            trainer, times = make_trainer(way, data, folder, steps), StepTimes()
+            trainer.add_callback(times)
+            trainer.train()
+            return tokens * (steps - 1) / steps / (times.ends[-1] - times.ends[0])
+
+        turns = take_turns({way: partial(measure, way) for way in NAMES}, repeats)
+        rounds = list(track_items(turns, "measuring", console, repeats))
+    return {way: [rates[way] for rates in rounds] for way in NAMES}
 
 
 def make_trainer(way: str, data: Any, folder: Path, steps: int) -> Trainer:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,11 +40,7 @@ class BenchConfig:
 
 
 def bench(config: DictConfig) -> None:
-    """Measure, write `bench.json` to the job's folder, and print a table.
-
-    Raises:
-        InputError: a wrong value.
-    """
+    """Measure, write `bench.json` to the job's folder, and print a table."""
     settings = check_types(config, BenchConfig)
     for key in ("repeats", "steps", "scenes", "depth", "width"):
         value = getattr(settings, key)
@@ -76,7 +73,8 @@ def measure_steps(config: DictConfig, settings: BenchConfig, console: Console) -
     model: Any = shape.make_model(dtype, checkpointing).to("cuda" if cuda else "cpu")
     batch = shape.make_batch(model.device, dtype)
     losses = {way: steps.make_loss(way, model, batch) for way in settings.ways}
-    turns = steps.time_in_turns(model, losses, settings.repeats)
+    ways = {way: partial(steps.time_step, model, loss) for way, loss in losses.items()}
+    turns = steps.take_turns(ways, settings.repeats)
     rounds = list(track_items(turns, "measuring", console, settings.repeats))
     tokens = int(batch["attention_mask"].sum())
     forward_share = steps.measure_decoder_share(model, batch)

@@ -4,28 +4,20 @@ import json
 import os
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from cal_cli.commands.hydra_app import get_job
-from cal_cli.data.check import (
-    Checked,
-    check_entries,
-    classify_problem,
-    compute_quantiles,
-    find_sources,
-    name_images_by_path,
-    read_source,
-    tabulate,
-)
+from cal_cli.data.check import Checked, check_entries, classify_problem, compute_quantiles, find_sources
 from cal_cli.data.collator import Collator
 from cal_cli.data.hf_datasets import Rows
-from cal_cli.data.llava_json import get_id, write_llava_json
+from cal_cli.data.llava_json import get_id, read_entries, write_llava_json
+from cal_cli.data.sample import rename_images
 from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console, make_table, render_markdown, track_items
 from cal_cli.runtime.errors import InputError
@@ -51,9 +43,6 @@ def data_check(config: DictConfig) -> None:
 
     The good samples are in `clean.json`, with absolute paths of their images (`clean_<number>.json` for each of several
     sources); for `data=table`, `rows.json` has the numbers of the good rows.
-
-    Raises:
-        InputError: a wrong value, or a file that cannot be read at all.
     """
     settings = check_types(config, DataCheckConfig)
     if settings.max_pixels < 1 or (settings.workers is not None and settings.workers < 0):
@@ -69,7 +58,7 @@ def data_check(config: DictConfig) -> None:
     good: list[Checked] = []
     read, written = 0, []
     for number, (key, source) in enumerate(sources.items()):
-        entries = read_source(source, key)
+        entries = source if isinstance(source, Rows) else read_entries(source, key)
         checks = check_entries(entries, source, collate, settings.max_pixels, workers)
         clean: list[Any] = []
         for index, (entry, checked) in enumerate(track_items(checks, source.path, console, len(entries))):
@@ -77,7 +66,10 @@ def data_check(config: DictConfig) -> None:
                 bad.append({"source": source.path, "index": index, "id": get_id(entry), "problem": checked.problem})
                 continue
             good.append(checked)
-            clean.append(index if isinstance(source, Rows) else name_images_by_path(entry, source))
+            if isinstance(source, Rows):
+                clean.append(index)
+            else:
+                clean.append(rename_images(entry, partial(os.path.join, source.folder.resolve())))
         read += len(entries)
         if clean and isinstance(source, Rows):
             written.append(job.folder / "rows.json")
@@ -99,44 +91,44 @@ def data_check(config: DictConfig) -> None:
         "supervised_tokens": compute_quantiles([one.supervised for one in good]),
         "versions": get_versions(),
     }
-    pq.write_table(pa.Table.from_pylist(tabulate(good)), job.folder / "tokens.parquet")
+    counts = [{"tokens": one.tokens, "supervised": one.supervised, "kind": one.kind} for one in good]
+    pq.write_table(pa.Table.from_pylist(counts), job.folder / "tokens.parquet")
     write_whole(job.folder / "report.json", json.dumps(report, indent=2) + "\n")
     write_whole(job.folder / "report.md", write_report(report, bad))
-    print_report(console, report, bad, job.folder, written)
+    print_report(report, bad, job.folder, written)
 
 
 def write_report(report: dict[str, Any], bad: list[dict[str, Any]]) -> str:
     """Write the report as Markdown."""
-    parts = [
-        f"# Data check\n\n`{report['command']}`\n",
-        f"{report['samples']} samples: {report['good']} good, {report['bad']} bad.\n",
-        f"{report['with_image']} of the good ones show an image.\n",
-    ]
+    parts = [f"# Data check\n\n`{report['command']}`\n", f"{describe(report)}\n"]
     if report["tokens"]:
         table = make_table("tokens per sample", *report["tokens"])
         for name in ("tokens", "supervised_tokens"):
             table.add_row(name.replace("_", " "), *(f"{value:.0f}" for value in report[name].values()))
         parts.append(render_markdown(table))
-    if bad:
-        kinds, samples = make_table("problem", "samples"), make_table("sample", "problem")
-        for kind, count in report["problems"].items():
-            kinds.add_row(kind, str(count))
-        for one in bad[:SHOWN]:
-            samples.add_row(f"{one['index']} ({one['id']})".replace("|", " "), one["problem"].replace("|", " "))
-        parts += [render_markdown(kinds), render_markdown(samples)]
-        parts += [f"`bad_samples.jsonl` lists all {len(bad)}.\n"] if len(bad) > SHOWN else []
+    kinds, samples = make_table("problem", "samples"), make_table("sample", "problem")
+    for kind, count in report["problems"].items():
+        kinds.add_row(kind, str(count))
+    for one in bad[:SHOWN]:
+        samples.add_row(f"{one['index']} ({one['id']})".replace("|", " "), one["problem"].replace("|", " "))
+    parts += [render_markdown(kinds), render_markdown(samples)] if bad else []
     return "\n".join(parts)
 
 
-def print_report(
-    console: Console, report: dict[str, Any], bad: list[dict[str, Any]], folder: Path, written: list[Path]
-) -> None:
+def describe(report: dict[str, Any]) -> str:
+    """Describe the numbers of good and bad samples."""
+    counts = f"{report['samples']} samples: {report['good']} good, {report['bad']} bad"
+    return f"{counts}; {report['with_image']} of the good ones show an image"
+
+
+def print_report(report: dict[str, Any], bad: list[dict[str, Any]], folder: Path, written: list[Path]) -> None:
     """Print the result in a few lines, and what to type next."""
+    console = make_console()
     for one in bad[:SHOWN]:
         console.print(f"bad: {one['source']}[{one['index']}] ({one['id']}): {one['problem']}", markup=False)
     if len(bad) > SHOWN:
         console.print(f"... and {len(bad) - SHOWN} more")
-    console.print(f"{report['samples']} samples: {report['good']} good, {report['bad']} bad")
+    console.print(describe(report))
     if report["tokens"]:
         tokens, supervised = report["tokens"], report["supervised_tokens"]
         console.print(
@@ -144,11 +136,7 @@ def print_report(
             f"{tokens['p100']:.0f}; supervised: median {supervised['p50']:.0f}, fewest {supervised['p0']:.0f}"
         )
     console.print(f"{folder}: report.md, report.json, bad_samples.jsonl, tokens.parquet")
-    if len(written) == 1 and written[0].name == "rows.json":
-        console.print(f"train on the good samples: the same data with data.rows={written[0]}")
-    elif len(written) == 1:
-        console.print(
-            f"train on the good samples: cal train data=llava_json data.path={written[0]} data.image_folder=/"
-        )
-    elif written:
-        console.print("the good samples: " + ", ".join(str(path) for path in written))
+    for path in written:
+        data = f"data=llava_json data.path={path} data.image_folder=/"
+        same = f"the same data with data.rows={path}"
+        console.print(f"train on the good samples: {same if path.stem == 'rows' else f'cal train {data}'}")

@@ -11,17 +11,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.table import Column, Table
+from rich.table import Table
 
 from cal_cli.commands.hydra_app import get_job
 from cal_cli.evaluation.benchmark import Benchmark
-from cal_cli.evaluation.checkpoint import evaluate_checkpoint
+from cal_cli.evaluation.evaluator import Evaluator
 from cal_cli.evaluation.lmms_eval import evaluate_with_lmms_eval
 from cal_cli.evaluation.predictions import read_predictions
 from cal_cli.evaluation.results import load_results, save_results, score_answers
-from cal_cli.models.load import load_checkpoint
 from cal_cli.runtime.config import build, check_types
-from cal_cli.runtime.console import make_console
+from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import hash_files
 from cal_cli.runtime.processes import LaunchConfig, count_processes, get_process_state, is_worker, run_workers
@@ -47,11 +46,7 @@ class EvalConfig:
 
 
 def evaluate(config: DictConfig) -> None:
-    """Evaluate every checkpoint that `checkpoint=` names on every benchmark that `benchmark=` names; print tables.
-
-    Raises:
-        InputError: a wrong value, or no checkpoint or data are found.
-    """
+    """Evaluate every checkpoint that `checkpoint=` names on every benchmark that `benchmark=` names; print tables."""
     settings = check_types(config, EvalConfig)
     for name in ("batch_size", "limit"):
         value = getattr(settings, name)
@@ -77,18 +72,16 @@ def evaluate(config: DictConfig) -> None:
     if several and not is_worker() and settings.engine == "cal":
         run_workers([*job.words, f"hydra.run.dir='{job.folder}'"], settings.launch, processes, job.folder)
         return
-    evaluator = Evaluator(settings, job.command)
+    state = get_process_state()
+    console = make_console(quiet=not state.is_main_process)
+    evaluator = Evaluator(state, console, job.command, settings.batch_size, settings.dtype, settings.force)
     for name, node in list_benchmarks(config):
-        evaluator.evaluate(name, node, subjects)
-    evaluator.state.wait_for_everyone()  # the end of the first process ends the others
+        console.print(evaluate_benchmark(name, node, subjects, settings, evaluator))
+    state.wait_for_everyone()  # the end of the first process ends the others
 
 
 def list_benchmarks(config: DictConfig) -> Iterator[tuple[str, DictConfig]]:
-    """Yield the benchmarks that `benchmark=` names (one, a list, or a group such as `paper`), each with its config.
-
-    Raises:
-        InputError: one of several does not have a key that is given for all.
-    """
+    """Yield the benchmarks that `benchmark=` names (one, a list, or a group such as `paper`), each with its config."""
     words = HydraConfig.get().overrides.task
     # Hydra keeps the choice of a group only if it is a single one
     given = [word for word in words if word.startswith("benchmark=")]
@@ -112,81 +105,56 @@ def list_benchmarks(config: DictConfig) -> Iterator[tuple[str, DictConfig]]:
             yield name, node
 
 
-class Evaluator:
-    """Evaluates subjects (checkpoints, or a file of predictions) on benchmarks; keeps the last model that it loaded."""
-
-    def __init__(self, settings: EvalConfig, command: str) -> None:
-        self.settings, self.command = settings, command
-        self.state = get_process_state()
-        self.console = make_console(quiet=not self.state.is_main_process)
-        self.loaded: tuple[Path, Any, Any] | None = None
-
-    def evaluate(self, name: str, node: DictConfig, subjects: list[Path]) -> None:
-        """Evaluate all subjects on one benchmark and print a table; what has results is not repeated."""
-        settings, console = self.settings, self.console
-        table = Table(Column("checkpoint", overflow="fold"), "metric", "value", "95 % interval", title=name)
-        benchmark: Benchmark | None = None
-        identity = {"benchmark": OmegaConf.to_container(node), "limit": settings.limit, "engine": settings.engine}
-        if settings.predictions is not None:
-            identity["predictions"] = hash_files(subjects)
-        results: dict[str, Any] = {}
-        for subject in subjects:
-            named = subject if settings.predictions is None else subject.with_suffix("")
-            folder = get_result_folder(named, "eval", name if settings.limit is None else f"{name}_{settings.limit}")
-            known = None if settings.force else load_results(folder, identity)
-            if known:
-                console.print(f"{folder}: already evaluated; force=true repeats it")
-                results = known
-            elif settings.engine == "lmms_eval":
-                results = evaluate_with_lmms_eval(subject, name, node, settings.limit, self.command)
-                save_results(folder, results | {"settings": identity})
+def evaluate_benchmark(
+    name: str, node: DictConfig, subjects: list[Path], settings: EvalConfig, evaluator: Evaluator
+) -> Table:
+    """Evaluate checkpoints, or a file of predictions, on one benchmark; what has results is not repeated."""
+    table = make_table("checkpoint", "metric", "value", "95 % interval", title=name)
+    table.columns[0].overflow = "fold"
+    benchmark: Benchmark | None = None
+    identity = {"benchmark": OmegaConf.to_container(node), "limit": settings.limit, "engine": settings.engine}
+    if settings.predictions is not None:
+        identity["predictions"] = hash_files(subjects)
+    results: dict[str, Any] = {}
+    for subject in subjects:
+        named = subject if settings.predictions is None else subject.with_suffix("")
+        folder = get_result_folder(named, "eval", name if settings.limit is None else f"{name}_{settings.limit}")
+        known = None if settings.force else load_results(folder, identity)
+        if known:
+            evaluator.console.print(f"{folder}: already evaluated; force=true repeats it")
+            results = known
+        elif settings.engine == "lmms_eval":
+            results = evaluate_with_lmms_eval(subject, name, node, settings.limit, evaluator.command)
+            save_results(folder, results | {"settings": identity})
+        else:
+            benchmark = benchmark or build_benchmark(node, settings, evaluator)
+            if settings.predictions is None:
+                results = evaluator.evaluate(subject, name, benchmark, identity, folder)
             else:
-                benchmark = benchmark or self.build_benchmark(node)
-                results = self.score(subject, name, benchmark, identity, folder)
-            label = get_run_name(named)
-            for metric, found in results["metrics"].items():
-                interval = "-" if found["ci95"] is None else "{:.3f} to {:.3f}".format(*found["ci95"])
-                table.add_row(label, metric.replace("_", " "), f"{found['value']:.3f}", interval)
-                label = ""
-            table.add_section()
-        origin = "from lmms-eval's standard errors" if settings.engine == "lmms_eval" else "over their pictures"
-        table.caption = f"{results['n']} questions of the split {results['split']}; intervals {origin}"
-        console.print(table)
+                texts = read_predictions(subject, benchmark.questions, beyond=settings.limit is not None)
+                facts: dict[str, Any] = {
+                    "checkpoint": None,
+                    "predictions": str(subject),
+                    "prompt": None,
+                    "generation": None,
+                }
+                facts |= {"settings": identity, "command": evaluator.command}
+                results = score_answers(name, benchmark, texts, facts, folder)
+        label = get_run_name(named)
+        for metric, found in results["metrics"].items():
+            interval = "-" if found["ci95"] is None else "{:.3f} to {:.3f}".format(*found["ci95"])
+            table.add_row(label, metric.replace("_", " "), f"{found['value']:.3f}", interval)
+            label = ""
+        table.add_section()
+    origin = "from lmms-eval's standard errors" if settings.engine == "lmms_eval" else "over their pictures"
+    table.caption = f"{results['n']} questions of the split {results['split']}; intervals {origin}"
+    return table
 
-    def build_benchmark(self, node: DictConfig) -> Benchmark:
-        """Build a benchmark and check what its metric needs."""
-        with self.state.main_process_first():  # the others find its downloads in the cache
-            benchmark: Benchmark = build(OmegaConf.create({"benchmark": node}), "benchmark")
-        benchmark.questions = benchmark.questions[: self.settings.limit]
-        benchmark.metric.check_requirements()
-        return benchmark
 
-    def score(
-        self, subject: Path, name: str, benchmark: Benchmark, identity: dict[str, Any], folder: Path
-    ) -> dict[str, Any]:
-        """Score a checkpoint, or given predictions, and return the contents of `results.json`."""
-        settings = self.settings
-        if settings.predictions is not None:
-            texts = read_predictions(subject, benchmark.questions, beyond=settings.limit is not None)
-            # prompt and generation of the other engine are unknown
-            facts = {"checkpoint": None, "predictions": str(subject), "prompt": None, "generation": None}
-            return score_answers(
-                name, benchmark, texts, facts | {"settings": identity, "command": self.command}, folder
-            )
-        if self.loaded is None or self.loaded[0] != subject:
-            self.loaded = None  # frees the memory first: two models might not fit
-            self.loaded = (subject, *load_checkpoint(str(subject), settings.dtype, self.state.device))
-        return evaluate_checkpoint(
-            self.loaded[1],
-            self.loaded[2],
-            checkpoint=subject,
-            name=name,
-            benchmark=benchmark,
-            settings=identity,
-            folder=folder,
-            batch_size=settings.batch_size,
-            state=self.state,
-            console=self.console,
-            command=self.command,
-            anew=settings.force,
-        )
+def build_benchmark(node: DictConfig, settings: EvalConfig, evaluator: Evaluator) -> Benchmark:
+    """Build a benchmark and check what its metric needs."""
+    with evaluator.state.main_process_first():  # the others find its downloads in the cache
+        benchmark: Benchmark = build(OmegaConf.create({"benchmark": node}), "benchmark")
+    benchmark.questions = benchmark.questions[: settings.limit]
+    benchmark.metric.check_requirements()
+    return benchmark

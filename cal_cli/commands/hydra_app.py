@@ -14,7 +14,6 @@ from pathlib import Path
 import hydra
 import typer
 from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,17 +28,11 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "co
 
 @dataclass(frozen=True)
 class Job:
-    """What Hydra knows about the running job.
+    """What Hydra knows about the running job."""
 
-    Attributes:
-        words: the command line that regenerates it.
-        folder: its output folder.
-        choices: the choice of each config group.
-    """
-
-    words: list[str]
-    folder: Path
-    choices: dict[str, str | None]
+    words: list[str]  # the command line that regenerates it
+    folder: Path  # its output folder
+    choices: dict[str, str | None]  # the choice of each config group
 
     @property
     def command(self) -> str:
@@ -55,7 +48,9 @@ def get_job() -> Job:
         if source.provider == "command-line":
             words += ["--config-dir", source.path]
     choices = {str(group): choice for group, choice in settings.runtime.choices.items()}
-    return Job([*words, *settings.overrides.task], Path(settings.runtime.output_dir), choices)
+    folder = Path(settings.runtime.output_dir)
+    folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    return Job([*words, *settings.overrides.task], folder, choices)
 
 
 def run(name: str, task: Callable[[DictConfig], None], words: list[str]) -> None:
@@ -85,9 +80,11 @@ def run(name: str, task: Callable[[DictConfig], None], words: list[str]) -> None
 def run_task(config: DictConfig, task: Callable[[DictConfig], None], full_error: bool) -> None:
     """The task that Hydra runs, in this process or in a job of one of its launchers."""
     import transformers  # here, so that `cal --help` is fast
+    from huggingface_hub.utils import logging as hub_logging
 
-    # the bars of loading and saving would disturb ours
+    # the bars of loading and saving would disturb ours, and failed requests are reported in one sentence
     transformers.utils.logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
     try:
         task(OmegaConf.create(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
     except (InputError, OmegaConfBaseException) as error:  # the latter: an interpolation of a missing key
@@ -100,11 +97,11 @@ def print_help(config_name: str, words: list[str]) -> None:
     """Print a command's help, with the choices of its config groups, those of `--config-dir` included."""
     added = [words[i + 1] for i, word in enumerate(words[:-1]) if word in ("--config-dir", "-cd")]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        path = [f"hydra.searchpath=[{','.join(f'file://{Path(folder).absolute()}' for folder in added)}]"]
-        settings = compose(config_name, overrides=path if added else [], return_hydra_config=True).hydra
-        loader = GlobalHydra.instance().config_loader()
-        groups = [str(group) for group in settings.runtime.choices if "/" not in str(group)]
-        lines = [f"  {group}: {', '.join(loader.get_group_options(group))}" for group in sorted(groups)]
+        settings = compose(config_name, return_hydra_config=True).hydra
+    lines = []
+    for group in sorted(group for group in settings.runtime.choices if "/" not in group):
+        options = {path.stem for folder in (CONF, *added) for path in Path(folder, group).glob("*.yaml")}
+        lines.append(f"  {group}: {', '.join(sorted(options))}")
     typer.echo(string.Template(settings.help.template).substitute(GROUPS="\n".join(lines) or "  none"))
 
 

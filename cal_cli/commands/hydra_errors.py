@@ -26,14 +26,7 @@ def is_usage_error(error: BaseException) -> bool:
 
 
 def explain(error: BaseException, conf: Path, config_name: str, words: list[str]) -> str:
-    """Explain an error of composition in one sentence.
-
-    Args:
-        error: raised by Hydra.
-        conf: the folder of the configs.
-        config_name: the command's config.
-        words: those typed after the subcommand.
-    """
+    """Explain an error of composing `config_name` from the folder `conf` and the typed words, in one sentence."""
     text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
@@ -67,7 +60,8 @@ def suggest(given: str, options: list[str]) -> str:
     close = difflib.get_close_matches(given, options, n=1 if few else 3, cutoff=0.5 if few else 0.6)
     if not close:  # the right key of another node: ratio for noise.ratio
         close = [option for option in options if option.rpartition(".")[2] == given.rpartition(".")[2]][:3]
-    hint = f"did you mean {' or '.join(close)}?" if close else ""
+    hint = f"did you mean {close[0]}?" if close else ""
+    hint += f" (or {' or '.join(close[1:])})" if close[1:] else ""
     return f"{hint} allowed are {', '.join(options)}".strip() if few else hint
 
 

@@ -29,11 +29,7 @@ class NoiseInjectConfig:
 
 
 def noise_inject(config: DictConfig) -> None:
-    """Write `data.json` and `noise_manifest.json`, and `images/` if the images are not files in a folder yet.
-
-    Raises:
-        InputError: a wrong value, malformed data, or an output that would overwrite its own source.
-    """
+    """Write `data.json` and `noise_manifest.json`, and `images/` if the images are not files in a folder yet."""
     settings = check_types(config, NoiseInjectConfig)
     output = Path(settings.output) if settings.output is not None else get_job().folder
     source = config.data.get("path")

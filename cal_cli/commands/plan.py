@@ -11,7 +11,7 @@ from rich.console import Console
 
 from cal_cli.data.collator import Collator
 from cal_cli.data.sampler import estimate_length
-from cal_cli.models.load import Source
+from cal_cli.models.load import ModelSource
 from cal_cli.runtime.config import build
 from cal_cli.runtime.console import make_table
 from cal_cli.training.arguments import TrainConfig, count_accumulation_steps, uses_bf16
@@ -26,12 +26,8 @@ ASSUMED_LENGTH = 2048  # tokens, if neither max_length nor the data give a lengt
 
 
 def print_plan(config: DictConfig, settings: TrainConfig, devices: int, console: Console) -> None:
-    """Print the memory and the number of steps of a run; the data are read if they are on this machine.
-
-    Raises:
-        InputError: a wrong value, or data on this machine that cannot be read.
-    """
-    source: Source = build(config, "model")
+    """Print the memory and the number of steps of a run; the data are read if they are on this machine."""
+    source: ModelSource = build(config, "model")
     samples, tokens = None, settings.max_length or ASSUMED_LENGTH
     node: Any = OmegaConf.to_container(config.data)
     files = [source["path"] for source in node.get("sources", [node]) if "path" in source]

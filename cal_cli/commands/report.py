@@ -35,11 +35,7 @@ class ReportConfig:
 
 
 def report(config: DictConfig) -> None:
-    """Print tables, and write them with a figure for each metric.
-
-    Raises:
-        InputError: a wrong value, nothing to report, or runs that cannot be compared.
-    """
+    """Print tables, and write them with a figure for each metric."""
     settings = check_types(config, ReportConfig)
     folders = [str(run) for run in settings.runs] if isinstance(settings.runs, ListConfig) else [str(settings.runs)]
     console = make_console()
@@ -121,11 +117,7 @@ def write_notes(rows: list[dict], paired: bool, baseline: str, unevaluated: list
 
 
 def report_pair(given: list[str], output: Path, console: Console) -> None:
-    """Compare two results on the same questions: `compare.json`.
-
-    Raises:
-        InputError: these are not two folders with results on the same questions.
-    """
+    """Compare two results on the same questions: `compare.json`."""
     if len(given) != 2:
         raise InputError(
             f"compare=[{','.join(given)}]: give two folders with results.json, such as <run>/eval/<benchmark>"

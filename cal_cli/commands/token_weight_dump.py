@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from cal_cli.commands.hydra_app import get_job
 from cal_cli.data.noise import NoiseConfig, inject_noise
-from cal_cli.data.sample import Conversations
+from cal_cli.data.sample import Conversations, get_image_names
 from cal_cli.inspection.detection import compute_noise_auc, estimate_noise_auc_interval
 from cal_cli.inspection.heatmap import HeatmapSample, render_heatmap
 from cal_cli.inspection.histogram import draw_histogram
@@ -44,11 +44,7 @@ class TokenWeightDumpConfig:
 
 
 def token_weight_dump(config: DictConfig) -> None:
-    """Write `tokens.parquet`, `heatmap.html` and `delta_histogram.png`; print how well delta detects known noise.
-
-    Raises:
-        InputError: a wrong value, malformed data, or a manifest of other data.
-    """
+    """Write `tokens.parquet`, `heatmap.html` and `delta_histogram.png`; print how well delta detects known noise."""
     settings = check_types(config, TokenWeightDumpConfig)
     for key in ("batch_size", "samples"):
         if (value := getattr(settings, key)) is not None and value < 1:
@@ -69,10 +65,10 @@ def token_weight_dump(config: DictConfig) -> None:
         if settings.noise.ratio:
             raise InputError("manifest and noise.ratio exclude each other: give one of them")
         noisy = read_noisy_samples(Path(settings.manifest), data)
-    data = data.replace_entries(data.entries[: settings.samples])
+    data = data.replace(entries=data.entries[: settings.samples])
     if settings.noise.ratio:
         data, changed = inject_noise(data, settings.noise.ratio, settings.noise.seed)
-        noisy = {exchange.index for exchange in changed}
+        noisy = {exchange["index"] for exchange in changed}
     model, processor = load_checkpoint(str(checkpoints[0]), "float32")
     table, pieces = make_token_table(model, processor, data, objective, noisy, settings.batch_size)
 
@@ -81,11 +77,11 @@ def token_weight_dump(config: DictConfig) -> None:
     buffer = BytesIO()
     pq.write_table(table, buffer)
     write_whole(folder / "tokens.parquet", buffer.getvalue())
-    shown = [
-        HeatmapSample(sample["id"], sample["image"], pieces[index], None if noisy is None else index in noisy)
-        for index in range(min(settings.heatmap_samples, len(data)))
-        for sample in [data[index]]
-    ]
+    shown = []
+    for index in range(min(settings.heatmap_samples, len(data))):
+        images = [data.open_image(name) for name in get_image_names(data.entries[index])]
+        is_noise = None if noisy is None else index in noisy
+        shown.append(HeatmapSample(data.entries[index]["id"], images, pieces[index], is_noise))
     title = f"Which tokens look at the image? {get_run_name(checkpoints[0])}"
     write_whole(folder / "heatmap.html", render_heatmap(shown, title, objective.score))
 
@@ -93,24 +89,23 @@ def token_weight_dump(config: DictConfig) -> None:
     ids = table["sample_id"].to_pylist()
     seen = np.array([identity in with_image for identity in ids])
     delta = table["delta"].to_numpy()[seen]
-    is_noise = None if noisy is None else np.array(table["is_noise"].to_pylist())[seen]
-    write_whole(folder / "delta_histogram.png", draw_histogram(delta, is_noise, f"{len(delta):,} tokens"))
+    noise = None if noisy is None else np.array(table["is_noise"].to_pylist())[seen]
+    write_whole(folder / "delta_histogram.png", draw_histogram(delta, noise, f"{len(delta):,} tokens"))
     console = make_console()
     console.print(f"{folder}: {len(ids):,} tokens of {len(data)} samples; mean delta {delta.mean():.2f} with an image")
-    if is_noise is not None and is_noise.any() and not is_noise.all():
+    if noise is not None and noise.any() and not noise.all():
         _, sample = np.unique(np.array(ids)[seen], return_inverse=True)
-        low, high = estimate_noise_auc_interval(delta, is_noise, sample)
+        low, high = estimate_noise_auc_interval(delta, noise, sample)
         console.print(
             f"a low delta detects the tokens of exchanged captions with an area under the ROC curve of "
-            f"{compute_noise_auc(delta, is_noise):.3f} (95 % interval over samples {low:.3f} to {high:.3f})"
+            f"{compute_noise_auc(delta, noise):.3f} (95 % interval over samples {low:.3f} to {high:.3f})"
         )
 
 
 def read_noisy_samples(path: Path, data: Conversations) -> set[int]:
     """Read the indices of the samples that a manifest lists as changed.
 
-    Raises:
-        InputError: there is no such manifest, or it belongs to other data.
+    Raises InputError if there is no such manifest, or it is of other data.
     """
     if not path.is_file():
         raise InputError(f"manifest={path}: there is no such file; cal noise-inject writes one next to its data.json")

@@ -1,10 +1,8 @@
 """`cal train`: carry out one run in its folder; the same command again continues it, or finds it complete."""
 
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
@@ -25,7 +23,7 @@ from cal_cli.runtime.console import make_console
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_whole
 from cal_cli.runtime.processes import count_processes, is_worker, join, run_workers
-from cal_cli.runtime.run_folder import clear, find_last_checkpoint, is_completed, write_summary
+from cal_cli.runtime.runs import clear, find_last_checkpoint, is_completed, write_summary
 from cal_cli.training.arguments import TrainConfig, check_ranges, make_training_arguments
 from cal_cli.training.artifacts import save_weights, summarize
 from cal_cli.training.bad_samples import BadSamples, TooManyBadSamples
@@ -34,24 +32,8 @@ from cal_cli.training.reference import cache_scores, load_objective_reference
 from cal_cli.training.run_trainer import RunTrainer
 
 
-@dataclass
-class Run:
-    """A run that is ready to start."""
-
-    trainer: RunTrainer
-    processor: Any
-    progress: ProgressReporter
-    interrupt: StopOnSignal
-    last: Path | None  # the checkpoint to continue from
-
-
 def train(config: DictConfig) -> None:
-    """Carry out one run in the job's folder.
-
-    Raises:
-        InputError: a wrong value, or the folder holds a run with another config.
-        SystemExit: 130 after Ctrl-C, 1 after a non-finite loss.
-    """
+    """Carry out one run in the job's folder; exit with 130 after Ctrl-C, and with 1 after a non-finite loss."""
     settings = check_types(config, TrainConfig)
     check_ranges(settings)
     job, console = get_job(), make_console()
@@ -68,14 +50,14 @@ def train(config: DictConfig) -> None:
         return
     state = join(settings.launch)
     console.quiet = not state.is_main_process
-    run = prepare(config, settings, objective, job, state, console)
-    finish(run, settings, job, state, console)
+    prepared = prepare(config, settings, objective, job, state, console)
+    finish(*prepared, settings, job, state, console)
 
 
 def prepare(
     config: DictConfig, settings: TrainConfig, objective: WeightedLoss, job: Job, state: PartialState, console: Console
-) -> Run:
-    """Build data, model, objective and trainer."""
+) -> tuple[RunTrainer, ProgressReporter, StopOnSignal, Path | None]:
+    """Build data, model, objective and trainer; also return the checkpoint to continue from."""
     data, _ = inject_noise(build(config, "data"), settings.noise.ratio, settings.noise.seed)
     model, processor = build(config, "model").load(seed=settings.seed)
     freeze_parts(model, settings.parts)
@@ -118,30 +100,39 @@ def prepare(
         callbacks=[MetricsWriter(job.folder / "metrics.jsonl"), progress, interrupt],
     )
     trainer.remove_callback(PrinterCallback)
-    return Run(trainer, processor, progress, interrupt, last)
+    return trainer, progress, interrupt, last
 
 
-def finish(run: Run, settings: TrainConfig, job: Job, state: PartialState, console: Console) -> None:
+def finish(
+    trainer: RunTrainer,
+    progress: ProgressReporter,
+    interrupt: StopOnSignal,
+    last: Path | None,
+    settings: TrainConfig,
+    job: Job,
+    state: PartialState,
+    console: Console,
+) -> None:
     """Train, save the weights, write the summary and report how the run ended."""
-    trainer, folder = run.trainer, job.folder
-    if run.last:
-        console.print(f"{folder}: continuing from {run.last.name}")
+    folder = job.folder
+    if last:
+        console.print(f"{folder}: continuing from {last.name}")
     describe = partial(summarize, settings, trainer, objective=str(job.choices["objective"]), command=job.command)
     start = time.perf_counter()
     problem: Exception | None = None
     try:
-        with run.interrupt:
-            trainer.train(resume_from_checkpoint=str(run.last) if run.last else None)
+        with interrupt:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
         finished = trainer.state.global_step >= trainer.state.max_steps
-        status = "interrupted" if run.interrupt.stopped and not finished else "completed"
+        status = "interrupted" if interrupt.stopped and not finished else "completed"
         summary = describe(status, time.perf_counter() - start)  # before adapters are merged
         if status == "completed":
-            save_weights(trainer, run.processor, folder)
+            save_weights(trainer, trainer.processing_class, folder)
     except (NonFiniteLoss, TooManyBadSamples, OSError, SafetensorError) as error:
         problem = error
         summary = describe("failed", time.perf_counter() - start)
     finally:
-        run.progress.close()
+        progress.close()
     if state.is_main_process or problem:
         write_summary(folder, summary)
     if isinstance(problem, InputError):

@@ -1,6 +1,5 @@
 """Check a data set as training will read it: every entry's format, image and tokens."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from cal_cli.data.collator import Collator
 from cal_cli.data.hf_datasets import Rows, load_table
-from cal_cli.data.llava_json import Source, find_problem, join_path, open_inside, parse_sources, read_entries
-from cal_cli.data.sample import Entry, open_images, rename_images
+from cal_cli.data.llava_json import Source, find_problem, open_inside, parse_sources
+from cal_cli.data.sample import open_images
 from cal_cli.objective import IGNORED
 from cal_cli.runtime.errors import InputError
 
@@ -31,14 +30,7 @@ class Checked:
 
 
 class EntryChecks(Dataset):
-    """The checks of all entries: format, every byte of the image, tokens.
-
-    Args:
-        entries: as the file has them.
-        open_image: from the name of an image and its largest allowed number of pixels to the image.
-        collate: makes the tokens.
-        max_pixels: largest allowed number of pixels of an image.
-    """
+    """The checks of all entries: format, every byte of the image (at most `max_pixels`), and tokens."""
 
     def __init__(
         self,
@@ -84,8 +76,7 @@ def check_entries(
 def find_sources(data: dict[str, Any]) -> dict[str, Source | Rows]:
     """Find the files of a `data` node; each is named by its config key, for error messages.
 
-    Raises:
-        InputError: the node names no file, or a table that cannot be read.
+    Raises InputError if it names none.
     """
     if data["_target_"].endswith("hf_datasets.table"):
         table = load_table(data["path"], data["name"], data["split"])
@@ -97,16 +88,6 @@ def find_sources(data: dict[str, Any]) -> dict[str, Source | Rows]:
             "data: has no file to check; give data=llava_json data.path=..., or another data=... with files"
         )
     return {"data.path": Source(data["path"], data.get("image_folder"))}
-
-
-def read_source(source: Source | Rows, key: str) -> Sequence[Any]:
-    """Read the entries of a source, unchecked."""
-    return source if isinstance(source, Rows) else read_entries(source, key)
-
-
-def name_images_by_path(entry: Entry, source: Source) -> Entry:
-    """Return a copy of an entry in which images are named by their absolute path."""
-    return rename_images(entry, partial(join_path, source.folder.resolve()))
 
 
 def classify_problem(problem: str) -> str:
@@ -136,8 +117,3 @@ def compute_quantiles(values: Sequence[int]) -> dict[str, float]:
     return {f"p{share}": float(value) for share, value in zip(QUANTILES, found, strict=True)} | {
         "mean": float(np.mean(values))
     }
-
-
-def tabulate(good: Sequence[Checked]) -> list[dict[str, Any]]:
-    """Return the token counts of good entries as rows of a table."""
-    return [{k: v for k, v in dataclasses.asdict(one).items() if k != "problem"} for one in good]

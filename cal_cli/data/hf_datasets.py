@@ -96,7 +96,13 @@ class Rows(Sequence[Entry]):
 
     def __init__(self, source: Any, path: str, image_folder: str | None) -> None:
         self.source, self.path = source, path
-        self.talk = find_column(TALKS, source.column_names, path, "conversations")
+        talks = [column for column in TALKS if column in source.column_names]
+        if not talks:
+            raise InputError(
+                f"data.path={path}: has no column of conversations: it has {', '.join(source.column_names)}, but one "
+                f"of {', '.join(TALKS)} is needed"
+            )
+        self.talk = talks[0]
         pictures = [column for column in IMAGES if column in source.column_names]
         self.pictures = pictures[0] if pictures else None
         self.folder = Path(image_folder) if image_folder is not None else get_folder(path)
@@ -145,8 +151,7 @@ class Rows(Sequence[Entry]):
     def open_image(self, name: str, max_pixels: int | None = None) -> Image.Image:
         """Open an image by the name that an entry has for it, as RGB.
 
-        Raises:
-            InputError: it cannot be read, or has more than `max_pixels`.
+        Raises InputError if it cannot be read or is too large.
         """
         if self.by_name:
             return open_inside(self.folder, name, max_pixels)
@@ -160,11 +165,7 @@ class Rows(Sequence[Entry]):
 
 
 def read_row_numbers(file: str, rows: int) -> list[int]:
-    """Read the numbers of rows that a file lists.
-
-    Raises:
-        InputError: it cannot be read, or has numbers of no row.
-    """
+    """Read the numbers of rows that a file lists. Raises InputError if it has other numbers."""
     try:
         numbers = json.loads(Path(file).read_text())
     except (OSError, ValueError) as error:
@@ -222,19 +223,12 @@ def load_table(
         ) from error
     finally:
         datasets.logging.set_verbosity(verbosity)
+    plain = datasets.Image(decode=False)
     for column, feature in found.features.items():
-        if isinstance(getattr(feature, "feature", feature), datasets.Image):
-            found = disable_decoding(found, column, datasets)
-    return found
-
-
-def disable_decoding(found: Any, column: str, datasets: Any) -> Any:
-    """Return the data set with the images of a column as bytes."""
-    feature, plain = found.features[column], datasets.Image(decode=False)
-    if isinstance(feature, datasets.Image):
-        return found.cast_column(column, plain)
-    if isinstance(getattr(feature, "feature", None), datasets.Image):
-        return found.cast_column(column, datasets.List(plain))
+        if isinstance(feature, datasets.Image):
+            found = found.cast_column(column, plain)
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):
+            found = found.cast_column(column, datasets.List(plain))
     return found
 
 
@@ -252,21 +246,6 @@ def find_files(path: Path) -> list[Path]:
 def get_folder(path: str) -> Path:
     """Return the folder that image names are relative to by default."""
     return Path(path) if Path(path).is_dir() else Path(path).parent
-
-
-def find_column(names: Sequence[str], columns: Sequence[str], path: str, kind: str) -> str:
-    """Return the first of several names that is a column.
-
-    Raises:
-        InputError: none of them is.
-    """
-    found = [name for name in names if name in columns]
-    if not found:
-        raise InputError(
-            f"data.path={path}: has no column of {kind}: it has {', '.join(columns)}, but one of {', '.join(names)} is "
-            "needed"
-        )
-    return found[0]
 
 
 def count_images(column: pa.ChunkedArray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Read and write LLaVA's conversation JSON, with images in a folder: the format of users' own data."""
 
 import json
+import os
 import random
 from dataclasses import dataclass
 from functools import partial
@@ -48,16 +49,11 @@ def llava_mixture(sources: list[Any], seed: int = 0, max_bad_fraction: float = 0
     good, bad = read_good_entries(named, max_bad_fraction)
     entries: list[Entry] = []
     for number, (key, source) in enumerate(named.items()):
-        found = [rename_images(entry, partial(join_path, source.folder)) for entry in good[key]]
+        found = [rename_images(entry, partial(os.path.join, source.folder)) for entry in good[key]]
         whole, part = divmod(round(source.weight * len(found)), max(len(found), 1))
         entries += found * whole
         entries += [found[i] for i in sorted(random.Random(f"{number}-{seed}").sample(range(len(found)), part))]
     return Conversations(entries, partial(open_relative, Path()), bad, max_bad_fraction)
-
-
-def join_path(folder: Path, name: str) -> str:
-    """Return the path of an image in a folder."""
-    return str(folder / name)
 
 
 @dataclass
@@ -77,8 +73,7 @@ class Source:
 def parse_sources(sources: list[Any]) -> dict[str, Source]:
     """Parse the sources of a mixture; each is named by its config key, for error messages.
 
-    Raises:
-        InputError: one is malformed.
+    Raises InputError if one is malformed.
     """
     if not sources:
         raise InputError("data.sources is empty: give at least one {path: ..., image_folder: ...}")
@@ -135,8 +130,7 @@ def make_bad_fraction_error(first: str, count: int) -> InputError:
 def read_entries(source: Source, key: str) -> list[Any]:
     """Read the entries of a file, unchecked; a line of a `.jsonl` that is not JSON becomes its JSONDecodeError.
 
-    Raises:
-        InputError: the file or its image folder is missing, or it is not a list with at least one entry.
+    Raises InputError if the file is missing or has no entries.
     """
     path = Path(source.path)
     if not path.is_file():
@@ -221,11 +215,7 @@ def open_relative(folder: Path, name: str) -> Image.Image:
 
 
 def open_inside(folder: Path, name: str, max_pixels: int | None = None) -> Image.Image:
-    """Read an image that must be inside its folder; see `open_image`.
-
-    Raises:
-        InputError: it is outside, missing, unreadable or too large.
-    """
+    """Read an image that must be inside its folder; see `open_image`. Raises InputError else."""
     problem = find_image_problem({"image": name}, folder, set())
     if problem:
         raise InputError(problem)

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from cal_cli.data.sample import Conversations, Entry, get_image_names
@@ -15,15 +15,6 @@ class NoiseConfig:
 
     ratio: float
     seed: int
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """A sample whose conversation was replaced: its id and index in the data, and the id of the donor."""
-
-    id: str
-    donor_id: str
-    index: int
 
 
 @dataclass(frozen=True)
@@ -51,20 +42,21 @@ class Noisy(Sequence[Entry]):
         return {**entry, "conversations": self.entries[self.donors[index]]["conversations"]}
 
 
-def inject_noise(data: Conversations, ratio: float, seed: int) -> tuple[Conversations, list[Exchange]]:
+def inject_noise(data: Conversations, ratio: float, seed: int) -> tuple[Conversations, list[dict]]:
     """Exchange conversations in a dataset; arguments and errors as `swap_conversations`."""
     entries, changed = swap_conversations(data.entries, ratio, seed)
-    return data.replace_entries(entries), changed
+    return data.replace(entries=entries), changed
 
 
-def swap_conversations(entries: Sequence[Entry], ratio: float, seed: int) -> tuple[Sequence[Entry], list[Exchange]]:
+def swap_conversations(entries: Sequence[Entry], ratio: float, seed: int) -> tuple[Sequence[Entry], list[dict]]:
     """Exchange the whole conversations of round(ratio x n) of the n image samples with one another.
 
     Image and id stay, so that a coherent text is paired with the wrong image. The exchange is one random cycle through
     the chosen samples, so that none keeps its own. Samples without an image are not changed.
 
     Returns:
-        The entries in their order, and the changes, in that order.
+        The entries in their order, and the changes in that order: `id` and `index` of a sample, `donor_id` of the one
+        whose conversation it received.
 
     Raises:
         InputError: the ratio is outside [0, 1], there are too few image samples, or they show different numbers of
@@ -88,12 +80,15 @@ def swap_conversations(entries: Sequence[Entry], ratio: float, seed: int) -> tup
         )
     cycle = random.Random(f"swap-{seed}").sample(with_image, count)
     donors = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
-    changed = [Exchange(entries[index]["id"], entries[donors[index]]["id"], index) for index in sorted(donors)]
+    changed = [
+        {"id": entries[index]["id"], "donor_id": entries[donors[index]]["id"], "index": index}
+        for index in sorted(donors)
+    ]
     return Noisy(entries, donors), changed
 
 
 def make_manifest(
-    ratio: float, seed: int, entries: Sequence[Entry], changed: list[Exchange], source: str, sha256: str
+    ratio: float, seed: int, entries: Sequence[Entry], changed: list[dict], source: str, sha256: str
 ) -> dict:
     """Return the contents of `noise_manifest.json`; `n` counts the image samples, to which the ratio refers."""
     return {
@@ -101,7 +96,7 @@ def make_manifest(
         "kind": "swap",
         "seed": seed,
         "n": sum("image" in entry for entry in entries),
-        "changed": [asdict(exchange) for exchange in changed],
+        "changed": changed,
         "source": source,
         "sha256": sha256,
     }

@@ -78,16 +78,10 @@ class Conversations(Dataset):
         self.max_bad = int(max_bad_fraction * (len(entries) + len(bad)))
         self.scores: Sequence[list[float]] | None = None
 
-    def replace_entries(self, entries: Sequence[Entry]) -> "Conversations":
-        """Return the same dataset with other entries, whose images `open_image` knows."""
+    def replace(self, **changes: Any) -> "Conversations":
+        """Return the same dataset with other `entries`, or with `scores`: a number for each supervised token."""
         other = copy.copy(self)
-        other.entries = entries
-        return other
-
-    def add_scores(self, scores: Sequence[list[float]]) -> "Conversations":
-        """Return the same dataset with `scores_without_image` in each sample: a number for each supervised token."""
-        other = copy.copy(self)
-        other.scores = scores
+        vars(other).update(changes)
         return other
 
     def __len__(self) -> int:

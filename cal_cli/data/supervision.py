@@ -6,9 +6,8 @@ tokenizing pieces.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jinja2 import TemplateError
@@ -20,25 +19,15 @@ MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 ADVICE = "give model.template=<file>.jinja, with the answers between {% generation %} and {% endgeneration %}"
 
 
-@dataclass
-class RenderedText:
-    """A conversation as its template renders it, with one placeholder for each image.
+class RenderedText(NamedTuple):
+    """A conversation as its template renders it, with one placeholder for each image."""
 
-    Attributes:
-        length: of the text, in characters.
-        answers: begin and end of each of the assistant's texts with its end token, in characters.
-    """
-
-    length: int
-    answers: list[tuple[int, int]]
+    length: int  # in characters
+    answers: list[tuple[int, int]]  # begin and end of each of the assistant's texts with its end token
 
 
 def render(messages: Sequence[list[dict]], processor: Any) -> list[RenderedText]:
     """Find the answers of each conversation: as the template marks them, else by `find_answers`.
-
-    Args:
-        messages: those of each conversation, as `apply_chat_template` takes them.
-        processor: with a chat template and a fast tokenizer.
 
     Raises:
         InputError: there is no such tokenizer or no template, or the answers cannot be found in the rendered text.
@@ -75,8 +64,7 @@ def find_answers(messages: list[dict], processor: Any) -> RenderedText:
     An answer begins where the prompt for it ends (`add_generation_prompt`), and ends before the white space that
     follows its end token.
 
-    Raises:
-        InputError: the template renders a turn differently when others follow.
+    Raises InputError if the template renders a turn differently when others follow.
     """
 
     def text(turns: list[dict], prompt: bool = False) -> str:
@@ -99,14 +87,10 @@ def find_answers(messages: list[dict], processor: Any) -> RenderedText:
 def find_supervised(text: RenderedText, offsets: Tensor, replaced: Sequence[Mapping[str, Any]]) -> Tensor:
     """Find the tokens that begin within an answer, bool [length].
 
-    Args:
-        text: with images as placeholders.
-        offsets: begin and end of each token in the text with expanded images, int64 [length, 2].
-        replaced: the expansion of each placeholder, as processors return it: `span` in the text, `new_span` in the
-            expanded text.
+    `offsets` (int64 [length, 2]) are begin and end of each token in the text with expanded images; `replaced` are the
+    expansions of the placeholders, as processors return them: `span` in the text, `new_span` in the expanded text.
 
-    Raises:
-        InputError: the processor changed another part of the text.
+    Raises InputError if the processor changed another part of the text.
     """
     growth = [(one["span"][1], measure(one["new_span"]) - measure(one["span"])) for one in replaced]
     if int(offsets.max()) > text.length + sum(more for _, more in growth):

@@ -12,10 +12,7 @@ from cal_cli.runtime.files import write_whole
 class AnswerLog:
     """The answers of an unfinished evaluation, in `<folder>/answers/`: a file for each process, a line for each answer.
 
-    Args:
-        folder: of the future results.
-        identity: what the answers depend on; answers with another identity are discarded.
-        process: number of this process.
+    Answers with another identity (what they depend on) are discarded.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], process: int) -> None:

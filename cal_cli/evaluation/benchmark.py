@@ -1,7 +1,7 @@
 """A benchmark from a data set: a short YAML names the data, the prompt and the metric; no code is needed."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -69,26 +69,7 @@ def make_benchmark(
     read a row's columns by name, or from `row` (`row['l2-category']`), its number as `number`, the size of its image in
     pixels as `picture.width` and `picture.height`, and whether it has one as `picture.shown`.
 
-    Args:
-        path: hub id, folder or file: Parquet as downloaded from the hub, JSON or JSONL with image files.
-        split: its name; of several files in a folder, those are read whose names contain it.
-        prompt: the text for the model; images come first if it has no `<image>`.
-        answers: the right answers, a text or a list of texts.
-        metric: its `_target_` and arguments.
-        max_new_tokens: number of tokens after which an answer is cut.
-        name: the configuration, for a data set that has several.
-        revision: branch, tag or commit of the hub's data set.
-        image: the column of the image, or of a list of images; None means text only.
-        image_folder: folder of the images, if their column holds file names; None means that of the data.
-        id: of a question; None means the row's number.
-        where: rows for which this is false are left out.
-        each: a list in the row; each of its elements (as `each`) makes one question.
-        outline: (left, top, width, height) in pixels, drawn on the image in red.
-        tags: what the metric needs to know about a question.
-        source: its authors, for the reader.
-        headline: the values that `cal report` shows.
-        lmms_eval: the equivalent task of lmms-eval, for `engine=lmms_eval`.
-        version: of the YAML; to be raised when prompt or scoring change.
+    `conf/benchmark/dataset.yaml` documents the arguments.
 
     Raises:
         InputError: the data are not available or do not fit.
@@ -98,19 +79,9 @@ def make_benchmark(
     holder = OmegaConf.create({"benchmark.metric": metric})
     built: Metric = build(holder, "benchmark.metric")
     rows, state = load_rows(path, name, split, revision)
-    reader = RowReader(
-        rows=rows,
-        prompt=prompt,
-        answers=answers,
-        image=image,
-        folder=Path(image_folder) if image_folder is not None else get_folder(path),
-        id=id,
-        where=where,
-        each=each,
-        outline=outline,
-        tags=dict(tags or {}),
-    )
-    questions = reader.make_questions()
+    folder = Path(image_folder) if image_folder is not None else get_folder(path)
+    expressions = {"answers": answers, "id": id, "where": where, "each": each, "outline": outline}
+    questions = RowReader(rows, image, folder, prompt, dict(tags or {}), expressions).make_questions()
     if not questions:
         raise InputError(f"benchmark.path={path}: the split {split} has no question")
     return Benchmark(
@@ -128,29 +99,20 @@ class RowReader:
     """Makes questions of rows; see `make_benchmark` for its attributes."""
 
     rows: Any
-    prompt: str
-    answers: str
     image: str | None
     folder: Path
-    id: str | None
-    where: str | None
-    each: str | None
-    outline: str | None
+    prompt: str
     tags: dict[str, str]
+    expressions: dict[str, str | None]
 
     def __post_init__(self) -> None:
         environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-
-        def compile_expression(key: str, expression: str | None) -> Callable[..., Any] | None:
+        self._expressions = {}
+        for key, text in self.expressions.items():
             try:
-                return environment.compile_expression(expression, undefined_to_none=False) if expression else None
+                self._expressions[key] = environment.compile_expression(text, undefined_to_none=False) if text else None
             except TemplateError as error:
-                raise InputError(f"benchmark.{key}={expression}: is not a Jinja expression: {error}") from error
-
-        self._expressions = {
-            key: compile_expression(key, getattr(self, key)) for key in ("answers", "id", "where", "each")
-        }
-        self._expressions["outline"] = compile_expression("outline", self.outline)
+                raise InputError(f"benchmark.{key}={text}: is not a Jinja expression: {error}") from error
         try:
             self._prompt = environment.from_string(self.prompt)
             self._tags = {name: environment.from_string(template) for name, template in self.tags.items()}
@@ -162,11 +124,7 @@ class RowReader:
             )
 
     def make_questions(self) -> list[Question]:
-        """Make all questions.
-
-        Raises:
-            InputError: a row does not fit the expressions.
-        """
+        """Make all questions. Raises InputError if a row does not fit the expressions."""
         found: dict[str, Question] = {}
         words = self.rows.remove_columns([self.image] if self.image is not None else [])
         pictures = self.rows.select_columns([self.image]) if self.image is not None else None
@@ -180,10 +138,9 @@ class RowReader:
     def read_row(self, number: int, row: Mapping[str, Any], picture: Picture) -> list[Question]:
         """Make the questions of one row."""
         known = {**row, "row": row, "number": number, "picture": picture}
-        where = self._evaluate("where", known)
-        if self.where is not None and not where:
+        if self.expressions["where"] and not self._evaluate("where", known):
             return []
-        if self.each is None:
+        if not self.expressions["each"]:
             return [self._make_question(number, known, picture, str(number))]
         parts = self._evaluate("each", known)
         return [
@@ -219,7 +176,7 @@ class RowReader:
             value = expression(**known)
             return str(value) if isinstance(value, Undefined) else value  # str() raises an error that names it
         except (TemplateError, TypeError, KeyError, ValueError, ZeroDivisionError) as error:
-            raise InputError(f"benchmark.{key}={getattr(self, key)}: row {known['number']}: {error}") from error
+            raise InputError(f"benchmark.{key}={self.expressions[key]}: row {known['number']}: {error}") from error
 
 
 def place_images(prompt: str, pictures: int) -> str:

@@ -22,8 +22,7 @@ HELD_OUT = ("val", "validation", "dev")  # names of the same split
 def load_rows(path: str, name: str | None, split: str, revision: str | None) -> tuple[Any, dict[str, Any]]:
     """Load a data set with its images as bytes, and what identifies it: a commit of the hub, or the files' hash.
 
-    Raises:
-        InputError: it is not available.
+    Raises InputError if it is not available.
     """
     files = find_split_files(Path(path), name, split)
     if not files and find_files(Path(path)):
@@ -71,15 +70,9 @@ def find_commit(rows: Any) -> str | None:
 
 @dataclass
 class Picture:
-    """A row's images, read each time they are needed.
+    """A row's images, read each time they are needed."""
 
-    Args:
-        rows: the data set with only the column of images, or None.
-        number: of the row.
-        folder: folder of the images, if the column holds file names.
-    """
-
-    rows: Any
+    rows: Any  # the data set with only the column of images, or None
     number: int
     folder: Path
 
@@ -91,11 +84,7 @@ class Picture:
         return [one for one in (value if isinstance(value, list) else [value]) if one is not None]
 
     def open(self) -> list[Image.Image]:
-        """Open the images as RGB.
-
-        Raises:
-            InputError: one cannot be read.
-        """
+        """Open the images as RGB. Raises InputError if one cannot be read."""
         return [self._open(value) for value in self.read()]
 
     def _open(self, value: Any) -> Image.Image:

@@ -15,11 +15,6 @@ from cal_cli.runtime.errors import InputError
 def make_batches(questions: Sequence[Question], lengths: Sequence[int], batch_size: int) -> list[list[list[int]]]:
     """Order questions into batches, longest first, with those about one picture together.
 
-    Args:
-        questions: the questions.
-        lengths: of each question, in tokens.
-        batch_size: largest number of questions in a batch.
-
     Returns:
         Groups of batches of indices into `questions`. A picture's questions are in one group, and in one batch unless
         there are too many. Batches do not depend on which process takes which group.
@@ -55,20 +50,13 @@ def generate_answers(
 ) -> dict[int, str]:
     """Answer questions by greedy decoding, in batches padded on the left.
 
-    Args:
-        model: in evaluation mode.
-        processor: its processor, with a chat template.
-        questions: the questions.
-        batch_size: questions answered at once.
-        max_new_tokens: number of tokens after which an answer is cut.
-        groups: batches of indices into `questions`, as from `make_batches`; None means all questions.
-        keep: called after each batch with its answers by index.
+    `groups` are batches of indices into `questions`, as from `make_batches` (None means all questions); `keep` is
+    called after each batch with its answers by index.
 
     Returns:
         The answers by index, without special tokens and outer white space.
 
-    Raises:
-        InputError: a single question does not fit into memory.
+    Raises InputError if a single question does not fit into memory.
     """
     if groups is None:
         groups = make_batches(questions, count_tokens(questions, processor), batch_size)

@@ -15,9 +15,7 @@ class ImageFeatureCache:
     It replaces the model's `get_image_features`, whose result must be a tensor or a list with an entry for each image.
     If it is not, or if images cannot be separated in the model's inputs (an unknown number of tiles, as for InternVL),
     features are computed for every occurrence.
-
-    Attributes:
-        shown: the name of each image of the next batch, in order.
+    `shown` has the name of each image of the next batch, in order.
     """
 
     def __init__(self, model: Any) -> None:

@@ -21,7 +21,7 @@ NORMAL = 1.959964  # half width of a 95 % interval in standard errors
 def evaluate_with_lmms_eval(
     checkpoint: Path, name: str, benchmark: Mapping[str, Any], limit: int | None, command: str
 ) -> dict[str, Any]:
-    """Let lmms-eval answer and score its own task of a benchmark.
+    """Let lmms-eval answer and score its own task of a benchmark; return the contents of `results.json`.
 
     Args:
         checkpoint: a model like LLaVA in the format of `transformers`.
@@ -29,12 +29,6 @@ def evaluate_with_lmms_eval(
         benchmark: its config, whose `lmms_eval` names the task.
         limit: number of questions, from the first; None means all.
         command: the command line that regenerates the results.
-
-    Returns:
-        The contents of `results.json`; intervals come from lmms-eval's standard errors, None where it gives none.
-
-    Raises:
-        InputError: lmms-eval is not installed, knows no such task, or fails.
     """
     task = benchmark.get("lmms_eval")
     if task is None:

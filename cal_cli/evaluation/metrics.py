@@ -62,8 +62,7 @@ def find_kinds(sums: Sums, part: str) -> list[str]:
 def find_rule(name: str) -> Callable[..., float]:
     """Return a function of `cal_cli.evaluation.scoring_rules`, or any function by its dotted path.
 
-    Raises:
-        InputError: there is no such function.
+    Raises InputError if there is no such function.
     """
     if hasattr(rules, name):
         return getattr(rules, name)
@@ -71,7 +70,7 @@ def find_rule(name: str) -> Callable[..., float]:
         return get_object(name)
     except Exception as error:  # Hydra wraps whatever an import raises
         raise InputError(
-            f"benchmark.metric.rule={name}: not a rule of cal_cli.evaluation.scoring_rules nor a function's dotted path"
+            f"benchmark.metric.rule={name}: neither a rule of evaluation.scoring_rules nor a function's dotted path"
         ) from error
 
 
@@ -163,21 +162,20 @@ class MME(Metric):
     COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
     def score(self, questions: Sequence[Question], predictions: Sequence[str]) -> list[Parts]:
+        rights = [
+            float(rules.yes_or_no(prediction) == question.answers[0].lower().strip().replace(".", ""))
+            for question, prediction in zip(questions, predictions, strict=True)
+        ]
         pairs: dict[tuple[str, str], list[float]] = {}
-        for question, prediction in zip(questions, predictions, strict=True):
-            right = float(rules.yes_or_no(prediction) == question.answers[0].lower().strip().replace(".", ""))
+        for question, right in zip(questions, rights, strict=True):
             pairs.setdefault(self.get_pair(question), []).append(right)
-        # the first answer of a pair, complete or cut by `limit`, carries the part of the pair
-        given: dict[tuple[str, str], list[float]] = {pair: list(scores) for pair, scores in pairs.items()}
         found = []
-        for question in questions:
-            pair = self.get_pair(question)
-            kind, scores = pair[0], pairs[pair]
-            first = len(given[pair]) == len(scores)
-            right = given[pair].pop(0)
+        for question, right in zip(questions, rights, strict=True):
+            kind = question.tags["category"]
             parts = {"score": right, f"right/{kind}": right, f"n/{kind}": 1.0}
-            if first:
-                parts |= {f"both/{kind}": float(sum(scores) == 2), f"pictures/{kind}": 1.0}
+            pair = pairs.pop(self.get_pair(question), None)
+            if pair is not None:  # the first answer of a pair, complete or cut by `limit`, has the part of the pair
+                parts |= {f"both/{kind}": float(sum(pair) == 2), f"pictures/{kind}": 1.0}
             found.append(parts)
         return found
 

@@ -11,13 +11,9 @@ from cal_cli.runtime.errors import InputError
 def read_predictions(path: Path, questions: Sequence[Question], beyond: bool = False) -> list[str]:
     """Read the answers to questions, in their order, from JSON lines `{id, prediction}` as in `predictions.jsonl`.
 
-    Args:
-        path: the file; other keys of a line are ignored.
-        questions: each needs an answer, found by its id.
-        beyond: whether the file may answer other questions too.
+    With `beyond`, the file may answer other questions too. Other keys of a line are ignored.
 
-    Raises:
-        InputError: a line is malformed, a question has no answer or two, or a line answers another question.
+    Raises InputError if a line is malformed, a question has no answer or two, or a line answers another question.
     """
     known = {question.id for question in questions}
     answers: dict[str, str] = {}

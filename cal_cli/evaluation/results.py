@@ -31,14 +31,7 @@ def score_answers(
     """Score answers, write the results into `folder` and return the contents of `results.json`.
 
     `parts.jsonl` has, for each question, its picture and what its answer adds to the sums of the metric; `metric` in
-    `results.json` is the config of the metric. From these, two results can be compared.
-
-    Args:
-        name: of the benchmark.
-        benchmark: its questions and metric.
-        texts: an answer to each question.
-        facts: what else to record.
-        folder: of the results.
+    `results.json` is the config of the metric. From these, two results can be compared. `facts` are recorded too.
     """
     asked = benchmark.questions
     parts = benchmark.metric.score(asked, texts)

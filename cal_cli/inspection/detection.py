@@ -30,15 +30,14 @@ def estimate_noise_auc_interval(
         resamples: number of bootstrap draws.
         seed: of the draws.
     """
-    generator = np.random.default_rng(seed)
     members = [np.flatnonzero(sample == number) for number in np.unique(sample)]
-    kinds = np.array([is_noise[tokens[0]] for tokens in members])
-    by_kind = (np.flatnonzero(~kinds), np.flatnonzero(kinds))
-    values = []
-    for _ in range(resamples):
-        # noisy and clean samples are drawn separately, so that their numbers are the same in every resample
-        drawn = np.concatenate([generator.choice(of_a_kind, len(of_a_kind)) for of_a_kind in by_kind])
-        tokens = np.concatenate([members[number] for number in drawn])
-        values.append(compute_noise_auc(delta[tokens], is_noise[tokens]))
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
+    noisy = np.array([is_noise[tokens[0]] for tokens in members])
+
+    def statistic(clean: np.ndarray, noise: np.ndarray) -> float:
+        tokens = np.concatenate([members[int(number)] for number in (*clean, *noise)])
+        return compute_noise_auc(delta[tokens], is_noise[tokens])
+
+    # noisy and clean samples are drawn separately, so that their numbers are the same in every resample
+    kinds = (np.flatnonzero(~noisy), np.flatnonzero(noisy))
+    drawn = stats.bootstrap(kinds, statistic, n_resamples=resamples, vectorized=False, method="percentile", rng=seed)
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)

@@ -18,16 +18,9 @@ class HeatmapSample:
     """One sample of the page."""
 
     id: str
-    image: Image.Image | list[Image.Image] | None
+    images: list[Image.Image]
     pieces: list[Piece]
     is_noise: bool | None
-
-    @property
-    def images(self) -> list[Image.Image]:
-        """All images of the sample."""
-        if self.image is None:
-            return []
-        return self.image if isinstance(self.image, list) else [self.image]
 
 
 def render_heatmap(samples: list[HeatmapSample], title: str, score: str) -> str:

@@ -45,8 +45,7 @@ def load_part_config(name: str, key: str) -> Any:
 
     The hub is asked last: without network access it answers only after many retries.
 
-    Raises:
-        InputError: it is neither on this machine, nor one of the paper's parts, nor available from the hub.
+    Raises InputError if it is neither on this machine, nor one of the paper's parts, nor available from the hub.
     """
     try:
         return fetch(AutoConfig.from_pretrained, name, key, local_files_only=True)
@@ -64,8 +63,7 @@ def load_config(
 
     If the checkpoint is not on this machine and its parts are given, their configs replace it.
 
-    Raises:
-        InputError: it is not available.
+    Raises InputError if it is not available.
     """
     if path is not None:
         try:

@@ -13,14 +13,7 @@ PACKAGE = "pkg://"  # as in Hydra's search path
 def fetch(loader: Callable, name: str, key: str, **options: Any) -> Any:
     """Call a loader of `transformers` with a hub id, a folder or a package (`pkg://name/path`); read `.gguf` files.
 
-    Args:
-        loader: a `from_pretrained` method.
-        name: what to load.
-        key: the config key that holds the name, for messages.
-        options: further arguments of the loader.
-
-    Raises:
-        InputError: it is neither on this machine nor available from the hub.
+    Raises InputError if it is neither on this machine nor available from the hub.
     """
     if name.startswith(PACKAGE):
         name = str(find_in_package(name, key))
@@ -43,11 +36,7 @@ def fetch(loader: Callable, name: str, key: str, **options: Any) -> Any:
 
 
 def find_in_package(name: str, key: str) -> Path:
-    """Find the file or folder of `pkg://package/path`.
-
-    Raises:
-        InputError: the package is not installed, or does not contain it.
-    """
+    """Find the file or folder of `pkg://package/path`. Raises InputError if it does not exist."""
     package, _, inside = name.removeprefix(PACKAGE).partition("/")
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:

@@ -109,8 +109,7 @@ def assemble(
 def load_tokenizer_with_image(language_model: str) -> Any:
     """Load a language model's tokenizer, and add the token `<image>`, and `<pad>` if it has no padding token.
 
-    Raises:
-        InputError: there is no tokenizer.
+    Raises InputError if there is none.
     """
     tokenizer = fetch(AutoTokenizer.from_pretrained, language_model, "model.language_model")
     add_image_token(tokenizer)
@@ -166,8 +165,7 @@ def make_empty_llava(config: Any) -> Any:
 def make_llava_processor(config: Any, tokenizer: Any, vision_tower: str, image_aspect_ratio: str, template: str) -> Any:
     """Make a model's processor from its tokenizer and Pillow-based image processor, with a chat template.
 
-    Raises:
-        InputError: the vision tower has no image processor, or the template is unknown.
+    Raises InputError if a part of it is missing.
     """
     images_of = fetch(AutoImageProcessor.from_pretrained, vision_tower, "model.vision_tower")
     mean, std = images_of.image_mean, images_of.image_std
@@ -198,8 +196,7 @@ def get_projector(model: Any) -> dict[str, torch.Tensor]:
 def load_projector(model: Any, folder: str) -> None:
     """Load a projector that `cal train stage=pretrain` saved.
 
-    Raises:
-        InputError: there is none, or it has another shape.
+    Raises InputError if there is none, or one of another shape.
     """
     path = Path(folder) / PROJECTOR
     if not path.is_file():

@@ -73,13 +73,10 @@ def make_chat_template(name: str, tokenizer: Any, image_token: str = "<image>") 
     an image begin with the space that this tokenizer adds before any text. If the tokenizer does not add that space
     after a special token, the template writes it.
 
-    Args:
-        name: `v1`, `plain`, or a file that ends in `.jinja`, which is used unchanged.
-        tokenizer: must know `image_token` as one token.
-        image_token: the placeholder of an image in the text.
+    `name` is `v1`, `plain`, or a file that ends in `.jinja`, which is used unchanged. The tokenizer must know
+    `image_token` as one token.
 
-    Raises:
-        InputError: another name, no such file, or a tokenizer without an end token.
+    Raises InputError for another name, no such file, or a tokenizer without an end token.
     """
     if name.endswith(".jinja"):
         if not Path(name).is_file():

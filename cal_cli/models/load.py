@@ -1,7 +1,7 @@
 """Load a model and its processor: a checkpoint by hub id or folder, or a LLaVA assembled from parts."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -17,28 +17,11 @@ from cal_cli.runtime.errors import InputError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Source(Protocol):
-    """What the `_target_` of `conf/model/` makes: a model that is loaded as a whole or in part."""
-
-    @property
-    def torch_dtype(self) -> torch.dtype: ...
-
-    def load(self, seed: int) -> tuple[Any, Any]:
-        """Return the model and its processor; `seed` is that of random weights."""
-        ...
-
-    def load_processor(self) -> Any:
-        """Return the processor, without loading weights."""
-        ...
-
-    def load_config(self) -> Any:
-        """Return the model's config, without loading weights."""
-        ...
-
-
 @dataclass
 class ModelSource:
-    """A published model: a checkpoint to continue from, or parts to assemble.
+    """Where a model comes from: a checkpoint to continue from, or parts to assemble.
+
+    A family that is loaded differently is a subclass with its own `load`, `load_processor` or `load_config`.
 
     Args:
         path: hub id or folder of an image-text-to-text model; None means assemble the parts.
@@ -98,11 +81,7 @@ class ModelSource:
         return model, self.load_processor()
 
     def load_processor(self) -> Any:
-        """Load the processor alone.
-
-        Raises:
-            InputError: a part of it is not available, or cannot be changed as asked.
-        """
+        """Load the processor alone. Raises InputError if that is not possible."""
         if self.path is not None:
             processor = fetch(AutoProcessor.from_pretrained, self.path, "model.path")
             if self.image_aspect_ratio is not None:
@@ -120,8 +99,7 @@ class ModelSource:
     def load_config(self) -> Any:
         """Load the config alone; for the paper's models it is known without network access.
 
-        Raises:
-            InputError: it is not available.
+        Raises InputError if it is not available.
         """
         return load_config(self.path, self.language_model, self.vision_tower, self.image_aspect_ratio)
 
@@ -160,8 +138,7 @@ def checkpoint_activations(model: Any) -> None:
 def set_aspect_ratio(processor: Any, image_aspect_ratio: str) -> None:
     """Let a checkpoint's processor fit images into a square as `square` or `pad`; `anyres` must be its own.
 
-    Raises:
-        InputError: the checkpoint does not support it.
+    Raises InputError if that is not supported.
     """
     images = processor.image_processor
     tiles = hasattr(images, "image_grid_pinpoints")

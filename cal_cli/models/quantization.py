@@ -14,12 +14,7 @@ def quantize(model: Any, layers: Iterable[str]) -> None:
 
     Products are computed in bfloat16 if the accelerator supports it, else in float32.
 
-    Args:
-        model: the model with its weights.
-        layers: names of `nn.Linear` modules in it.
-
-    Raises:
-        InputError: bitsandbytes is not installed.
+    Raises InputError if bitsandbytes is not installed.
     """
     try:
         from bitsandbytes.nn import Linear4bit, Params4bit

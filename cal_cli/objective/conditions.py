@@ -81,8 +81,7 @@ def score_without_image(
 def read_cached_scores(forward: ForwardPass) -> Tensor:
     """Read the scores of the label tokens from the batch, float32 [positions with an image].
 
-    Raises:
-        ValueError: the batch holds no scores, or not for all of these tokens.
+    Raises ValueError if some are missing.
     """
     cached = forward.batch.get(CACHED_SCORES)
     if cached is None:

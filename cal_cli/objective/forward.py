@@ -87,8 +87,7 @@ def run_with_image(model: PreTrainedModel, batch: Mapping[str, Any], reach: int 
 def find_positions(model: PreTrainedModel, batch: Mapping[str, Any], reach: int = 0) -> Positions:
     """Find the positions that predict a supervised label, and those up to `reach` away in the flattened batch.
 
-    Raises:
-        ValueError: no label is supervised, or there are pixel values but no image token.
+    Raises ValueError if there are none, or no image token for pixel values.
     """
     labels = batch["labels"][:, 1:]
     supervised = chosen = labels != IGNORED
@@ -112,8 +111,7 @@ def find_positions(model: PreTrainedModel, batch: Mapping[str, Any], reach: int 
 def find_image_columns(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     """Return which columns hold image features: bool [batch, length].
 
-    Raises:
-        ValueError: the model's config names no image token.
+    Raises ValueError if the config names no image token.
     """
     ids = [getattr(model.config, name, None) for name in IMAGE_TOKENS]
     if ids[0] is None:

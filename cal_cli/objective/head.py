@@ -222,13 +222,7 @@ _FINISHES: WeakKeyDictionary[nn.Module, tuple[float, float | None]] = WeakKeyDic
 def find_head(model: PreTrainedModel, inputs: Mapping[str, Any], outputs: Any) -> LanguageHead:
     """Find a model's head with its scale and soft cap, and verify it once against the model's own logits.
 
-    Args:
-        model: a model with a language head.
-        inputs: the model's inputs, without labels.
-        outputs: the outputs of its base model for them.
-
-    Raises:
-        ValueError: the model's logits are not those of its head, scaled and capped.
+    Raises ValueError if the model's logits are not those of its head, scaled and capped.
     """
     module = model.get_output_embeddings()
     if model not in _FINISHES:

@@ -29,20 +29,11 @@ def make_masks(
     in both directions), nor for sliding windows, which count columns. For these, the columns are cut out of the
     full-length masks.
 
-    Args:
-        decoder: the decoder of a model.
-        given: its keyword arguments in the pass with the image.
-        attended: bool [batch, length], the batch's attention mask.
-        text: bool [samples, length], the columns that others may attend to.
-        kept: bool [samples, length], these and the columns that are only queries.
-        samples: int64 [samples], rows of the batch.
-        order: int64 [samples, columns], the kept columns first; those beyond a row's own number are padding.
+    `given` are the decoder's keyword arguments in the pass with the image. Of the samples in `samples` (int64
+    [samples]), `text` (bool [samples, length]) are the columns that others may attend to, `kept` these and the columns
+    that are only queries, and `order` (int64 [samples, columns]) the kept columns first, then a row's padding.
 
-    Returns:
-        The `attention_mask` of the decoder.
-
-    Raises:
-        ValueError: masks of an unknown kind, layers that are not attention, or kernels without support for such masks.
+    Raises ValueError for masks of an unknown kind, layers that are not attention, or kernels without such masks.
     """
     config = decoder.config
     if "flash" in config._attn_implementation and (kept & ~text).any():

@@ -21,6 +21,7 @@ from cal_cli.objective.masks import make_masks
 CROSS_ATTENTION = ("cross_attention_states", "cross_attention_mask", "full_text_row_masked_out_mask")
 FEATURES_BESIDE = ("visual_pos_masks", "deepstack_visual_embeds")
 PER_CALL = ("attention_mask", "position_ids", "past_key_values", "use_cache", "cache_position")  # made again
+LEFT_OUT = (*CROSS_ATTENTION, *FEATURES_BESIDE, *PER_CALL)
 
 
 def run_without_image(forward: ForwardPass) -> Tensor:
@@ -33,8 +34,7 @@ def run_without_image(forward: ForwardPass) -> Tensor:
     Returns:
         Hidden states, [positions with an image, hidden].
 
-    Raises:
-        ValueError: the decoder is given something of the image that this pass does not know.
+    Raises ValueError if the decoder is given something of the image that this pass does not know.
     """
     batch, positions, given = forward.batch, forward.positions, forward.decoder_inputs
     samples, row = positions.rows[positions.has_image].unique(return_inverse=True)
@@ -58,7 +58,7 @@ def run_without_image(forward: ForwardPass) -> Tensor:
     order = kept.int().argsort(dim=1, descending=True, stable=True)[:, : kept.sum(dim=1).max()]  # kept columns first
 
     decoder = forward.model.get_decoder()
-    inputs = {name: _take(name, value, samples, order, batch) for name, value in given.items() if _is_of_text(name)}
+    inputs = {name: _take(name, value, samples, order, batch) for name, value in given.items() if name not in LEFT_OUT}
     position_ids = get_position_ids(decoder, given, batch)[..., samples, :]
     with torch.no_grad():
         outputs = decoder(
@@ -68,10 +68,6 @@ def run_without_image(forward: ForwardPass) -> Tensor:
             use_cache=False,
         )
     return outputs.last_hidden_state[row, kept.cumsum(dim=1)[row, column] - 1]
-
-
-def _is_of_text(name: str) -> bool:
-    return name not in (*CROSS_ATTENTION, *FEATURES_BESIDE, *PER_CALL)
 
 
 def _take(name: str, value: Any, samples: Tensor, order: Tensor, batch: Mapping[str, Any]) -> Any:
@@ -88,8 +84,7 @@ def _take(name: str, value: Any, samples: Tensor, order: Tensor, batch: Mapping[
 def get_position_ids(decoder: Any, given: Mapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
     """Return the decoder's position ids, int64 [..., batch, length]: those it was given, else counted from 0.
 
-    Raises:
-        ValueError: the decoder computes its positions itself, from inputs that would differ without the image.
+    Raises ValueError if the decoder computes its positions itself, from inputs that would differ without the image.
     """
     rows, length = batch["input_ids"].shape
     position_ids = given.get("position_ids")

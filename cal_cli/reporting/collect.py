@@ -30,27 +30,16 @@ class Result:
     settings: dict  # the rest of the config, which must be equal
 
 
-def collect_results(folders: list[str], benchmark: str) -> tuple[list[Result], list[Path]]:
+def collect_results(folders: list[str], benchmark: str, required: bool = True) -> tuple[list[Result], list[Path]]:
     """Read every completed run in the folders and their subfolders.
 
     Returns:
         The evaluated runs, and the runs without results on the benchmark.
 
     Raises:
-        InputError: a folder is missing, nothing is evaluated, or runs cannot be compared: they differ in more than
-            objective, noise and seed, or two of them agree in all three.
+        InputError: a folder is missing, nothing is evaluated although it is required, or runs cannot be compared: they
+            differ in more than objective, noise and seed, or two of them agree in all three.
     """
-    results, unevaluated = read_results(folders, benchmark)
-    if not results:
-        raise InputError(
-            f"runs={','.join(folders)}: no completed run with results on {benchmark}; "
-            f"run cal eval benchmark={benchmark} checkpoint={folders[0]} first"
-        )
-    return results, unevaluated
-
-
-def read_results(folders: list[str], benchmark: str) -> tuple[list[Result], list[Path]]:
-    """Read results as `collect_results`, which may find none."""
     results, unevaluated = [], []
     for folder in folders:
         if not Path(folder).is_dir():
@@ -61,9 +50,13 @@ def read_results(folders: list[str], benchmark: str) -> tuple[list[Result], list
                 results.append(_read_result(run, json.loads(path.read_text())))
             else:
                 unevaluated.append(run)
+    if required and not results:
+        raise InputError(
+            f"runs={','.join(folders)}: no completed run with results on {benchmark}; "
+            f"run cal eval benchmark={benchmark} checkpoint={folders[0]} first"
+        )
     name_variants(results)
-    if results:
-        check_comparable(results)
+    check_comparable(results)
     return results, unevaluated
 
 
@@ -123,9 +116,9 @@ def name_variants(results: list[Result]) -> None:
 
 def check_comparable(results: list[Result]) -> None:
     """Raise InputError unless the runs differ in objective, noise ratio and seed only, and in one of them."""
-    first = results[0]
     places: dict[tuple[str, float, int], Path] = {}
     for result in results:
+        first = results[0]
         differing = [key for key in first.settings if result.settings.get(key) != first.settings[key]]
         if differing:
             raise InputError(

@@ -9,12 +9,7 @@ from cal_cli.statistics.seeds import mean_over_seeds
 
 
 def draw_noise_figure(table: pd.DataFrame, metric: str) -> bytes:
-    """Draw a metric by noise ratio as a PNG; bars are 95 % intervals over seeds, if there are several.
-
-    Args:
-        table: as `tabulate_metric` returns it.
-        metric: its name, for the axis.
-    """
+    """Draw a metric, as `tabulate_metric` returns it, as a PNG; bars are 95 % intervals over several seeds."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for objective, group in table.groupby("objective", sort=False):

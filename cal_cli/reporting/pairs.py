@@ -13,11 +13,7 @@ from cal_cli.statistics.bootstrap import estimate_differences, run_mcnemar_test
 
 
 def load_metric(results: dict[str, Any], folder: Path) -> Metric:
-    """Build the metric that scored some results.
-
-    Raises:
-        InputError: the results do not name it.
-    """
+    """Build the metric that scored some results. Raises InputError if they do not name it."""
     if "metric" not in results:
         raise InputError(f"{folder}: its results.json does not name its metric; run cal eval with force=true again")
     return build(OmegaConf.create({"metric": results["metric"]}), "metric")
@@ -44,8 +40,7 @@ def compare(first: Path, second: Path) -> dict[str, Any] | None:
         None if answers are not right or wrong; `n`: the number of questions. None if one folder has no predictions, as
         from another engine.
 
-    Raises:
-        InputError: they do not answer the same questions.
+    Raises InputError if they do not answer the same questions.
     """
     one, two = (json.loads((folder / "results.json").read_text()) for folder in (first, second))
     answers = [load_predictions(folder) for folder in (first, second)]

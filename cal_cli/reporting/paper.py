@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from cal_cli.reporting.collect import Result, read_results, tabulate_metric
+from cal_cli.reporting.collect import Result, collect_results, tabulate_metric
 from cal_cli.runtime.console import make_table
 from cal_cli.runtime.errors import InputError
 from cal_cli.statistics.seeds import mean_over_seeds
@@ -58,18 +58,13 @@ PUBLISHED = {
 def make_paper_rows(folders: list[str], baseline: str) -> dict[str, list[dict[str, Any]]]:
     """Make the rows of both tables: those of the paper, and one for each objective and noise ratio of the runs.
 
-    Args:
-        folders: of runs.
-        baseline: the objective that the others are compared with.
-
     Returns:
         By table a list of rows `{"model", "cells": {benchmark: value or None}, "wins": [won, of], "source"}`. A cell of
         ours is a mean over seeds, `{"value", "ci95", "n"}`; with one seed the interval is that over pictures.
 
-    Raises:
-        InputError: no run has results on any of the benchmarks, or runs cannot be compared.
+    Raises InputError if no run has results on any of the benchmarks, or if runs cannot be compared.
     """
-    found = {name: read_results(folders, name)[0] for columns in TABLES.values() for name in columns}
+    found = {name: collect_results(folders, name, required=False)[0] for columns in TABLES.values() for name in columns}
     if not any(found.values()):
         raise InputError(
             f"runs={','.join(folders)}: no completed run with results on a benchmark of the paper; run "
@@ -123,12 +118,9 @@ def _measure_rows(
 
 
 def make_paper_table(title: str, rows: list[dict[str, Any]], brief: bool) -> Table:
-    """Make one of the tables.
+    """Make one of the tables from rows of `make_paper_rows`.
 
-    Args:
-        title: `table 1` or `table 2`.
-        rows: as `make_paper_rows` returns them.
-        brief: for a terminal: no intervals, narrow headings, sources in the caption. Otherwise sources have a column.
+    A brief one is for a terminal: without intervals, with narrow headings, and with sources in the caption.
     """
     columns = TABLES[title]
     headings = ["model", *(column.heading for column in columns.values()), "Win / All"]

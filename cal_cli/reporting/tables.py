@@ -16,10 +16,7 @@ from cal_cli.statistics.seeds import difference_over_seeds, format_interval, mea
 def summarize_metric(table: pd.DataFrame, metric: str, baseline: str) -> list[dict[str, Any]]:
     """Summarise a metric: for each noise ratio and objective, the mean over seeds and the difference to the baseline.
 
-    Args:
-        table: as `tabulate_metric` returns it.
-        metric: its name.
-        baseline: the objective that others are compared with, paired by seed.
+    `table` is that of `tabulate_metric`; differences are paired by seed.
     """
     rows = []
     for (ratio, objective), group in table.groupby(["noise_ratio", "objective"], sort=False):

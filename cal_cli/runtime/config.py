@@ -4,8 +4,7 @@ import dataclasses
 import hashlib
 import inspect
 import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar, get_type_hints
 
 from hydra.utils import get_object
@@ -25,9 +24,6 @@ def folder_name(overrides: Sequence[str], excluded: Sequence[str] = ()) -> str:
     A name longer than 120 characters is shortened and ends in a hash of all overrides. Values that are paths lose
     their folders first; then overrides other than those of objective, noise and seed are left out.
 
-    Args:
-        overrides: `key=value`, as typed.
-        excluded: keys that do not change the result of a run.
     """
     items = sorted(item for item in overrides if item.partition("=")[0] not in excluded)
     name = _clean(items) or "default"
@@ -52,19 +48,13 @@ OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
 def check_types(config: DictConfig, schema: type[T]) -> T:
     """Check a resolved config against a dataclass and return an instance of it; `Any` fields stay configs.
 
-    Raises:
-        InputError: a value is missing or has the wrong type.
+    Raises InputError for a missing value or a wrong type.
     """
     return schema(**_check_values(config, schema))
 
 
 def build(config: DictConfig, key: str, **more: Any) -> Any:
     """Call the `_target_` of the node `config[key]` with the node's values, checked against its annotations.
-
-    Args:
-        config: the config that holds the node, such as `data`.
-        key: the node's name.
-        more: further arguments of the target.
 
     Raises:
         InputError: the target cannot be imported, a value is missing or has the wrong type, or the target refuses it
@@ -97,25 +87,20 @@ def build(config: DictConfig, key: str, **more: Any) -> Any:
         raise InputError(f"{key}: {error}") from error
 
 
-def get_argument_types(target: Callable[..., Any]) -> dict[str, Any]:
+def get_argument_types(target: Any) -> dict[str, Any]:
     """Return the type of each argument of a function or class; `Any` where none is given.
 
     The fields of a dataclass are resolved in the module of the class that declares them, so that a subclass need not
     import the names that the annotations of its base class use.
-
-    Raises:
-        InputError: an annotation names something that its module does not know.
     """
-    arguments = inspect.signature(target).parameters
-    function: Any = target
-    if isinstance(target, type) and not dataclasses.is_dataclass(target):
-        function = target.__init__  # type: ignore[misc]
+    plain_class = isinstance(target, type) and not dataclasses.is_dataclass(target)
     try:
-        hints = get_type_hints(function)
+        hints = get_type_hints(target.__init__ if plain_class else target)
     except NameError as error:
-        module = sys.modules[target.__module__].__name__
-        raise InputError(f"{module}.{target.__name__}: {error} in the annotations of its arguments") from error
-    return {name: hints.get(name, Any) for name in arguments}
+        raise InputError(
+            f"{target.__module__}.{target.__name__}: {error} in the annotations of its arguments"
+        ) from error
+    return {name: hints.get(name, Any) for name in inspect.signature(target).parameters}
 
 
 def _check_values(node: DictConfig, schema: type, prefix: str = "") -> dict[str, Any]:

@@ -32,8 +32,11 @@ def render_markdown(table: Table) -> str:
     page = io.StringIO()
     Console(file=page, width=10_000, no_color=True).print(table)
     table.title, table.box = title, box
-    rows = [[cell.strip() for cell in line.split("|")] for line in page.getvalue().splitlines() if line.strip()]
-    lines = [" | ".join(row).strip() for row in rows]
+    rows = [[cell.strip() for cell in line.split("|")] for line in page.getvalue().splitlines()]
+    lines = [
+        " | ".join(row).strip() for row in rows if any(cell.strip("-") for cell in row)
+    ]  # no lines between sections
+    lines.insert(1, "|" + "---|" * len(table.columns))
     return "\n".join([f"## {title}", "", *lines] if title else lines) + "\n"
 
 

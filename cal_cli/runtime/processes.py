@@ -57,15 +57,7 @@ def is_worker() -> bool:
 
 
 def count_processes(launch: LaunchConfig, elsewhere: bool = False) -> int:
-    """Return the number of processes of a launch on one machine.
-
-    Args:
-        launch: the config.
-        elsewhere: whether it is meant for another machine, whose GPUs are unknown.
-
-    Raises:
-        InputError: a wrong value.
-    """
+    """Return the number of processes of a launch on this machine, or `elsewhere`, where the GPUs are unknown."""
     gpus = torch.cuda.device_count()
     processes = max(gpus, 1) if launch.processes is None else launch.processes
     if processes < 1 or launch.machines < 1:
@@ -90,16 +82,9 @@ def count_processes(launch: LaunchConfig, elsewhere: bool = False) -> int:
 
 
 def run_workers(words: list[str], launch: LaunchConfig, processes: int, folder: Path) -> None:
-    """Start the processes of a run, each as `python -m cal_cli`, and wait until they end.
+    """Start the processes of a run, each as `python -m cal_cli` with these words, and wait until they end.
 
-    Args:
-        words: the command line of each process.
-        launch: the machines.
-        processes: the number of processes on this machine.
-        folder: the run's folder, for messages.
-
-    Raises:
-        SystemExit: with the exit code of the first process that failed; 1 if one was killed.
+    Raises SystemExit with the exit code of the first process that failed, or 1 if one was killed.
     """
     environment = {
         "WORLD_SIZE": str(processes * launch.machines),

@@ -27,12 +27,7 @@ def make_benchmark(
 ) -> Benchmark:
     """Ask about scenes of the test split: for a caption, and one question each about colour, shape, place and count.
 
-    Args:
-        n: number of scenes.
-        seed: which scenes.
-        max_new_tokens: number of tokens after which an answer is cut.
-        headline: the values that `cal report` shows.
-        version: of the benchmark.
+    `conf/benchmark/scenes.yaml` documents the arguments.
 
     Raises:
         InputError: `n` or `max_new_tokens` is below 1.
@@ -66,7 +61,7 @@ class Scenes(Metric):
 
     top = 1.0
 
-    def part(self, question: Question, prediction: str) -> Parts:
+    def score_one(self, question: Question, prediction: str) -> Parts:
         kind = question.tags["kind"]
         if kind == "caption":
             right = match_scene(prediction, question.answers)
@@ -75,7 +70,7 @@ class Scenes(Metric):
         parts = {"score": right, "answers": right, "questions": 1.0}
         return parts | {f"answers/{kind}": right, f"questions/{kind}": 1.0}
 
-    def values(self, sums: Sums) -> dict[str, Any]:
+    def compute(self, sums: Sums) -> dict[str, Any]:
         values = {"scene_accuracy": divide(sums["scenes"], sums["captions"])}
         if "questions" in sums:
             values["exact_match"] = divide(sums["answers"], sums["questions"])

@@ -12,9 +12,6 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
@@ -24,6 +21,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from cal_cli.models.load import ModelSource
 from cal_cli.runtime.errors import InputError
 from cal_cli.toy.scenes import make_scenes
 
@@ -131,56 +129,33 @@ def make_random_model(seed: int) -> tuple[LlavaForConditionalGeneration, LlavaPr
     return LlavaForConditionalGeneration(make_config(processor)), processor
 
 
-def load_tiny(path: str | Path | None = None) -> tuple[Any, Any]:
-    """Load the shipped base, or a checkpoint, in float32, with its processor.
-
-    Args:
-        path: a folder written by `save_pretrained`; None means the shipped base.
-
-    Raises:
-        InputError: the folder contains no model.
-    """
-    source = TinyModel(None if path is None else str(path))
-    return source.load()
+def load_tiny() -> tuple[Any, Any]:
+    """Load the shipped base in float32, with its processor."""
+    return TinyModel().load()
 
 
 @dataclass
-class TinyModel:
-    """The default model: the shipped base, another checkpoint, or random weights.
+class TinyModel(ModelSource):
+    """The default model: the shipped base, another checkpoint of it, or random weights.
 
     Args:
         path: a folder written by `save_pretrained`; None means the shipped base.
-        from_scratch: random weights.
+        from_scratch: random weights, with the config and the processor of the base.
 
     Raises:
         InputError: the folder contains no model, or both are given.
     """
 
-    path: str | None = None
     from_scratch: bool = False
 
     def __post_init__(self) -> None:
         if self.from_scratch and self.path is not None:
             raise InputError("model.path and model.from_scratch=true exclude each other: give one of them")
-        self.folder = BASE if self.path is None else Path(self.path)
-        if not (self.folder / "config.json").is_file():
+        self.path = self.path or str(BASE)
+        if not (Path(self.path) / "config.json").is_file():
             raise InputError(f"model.path={self.path}: no config.json there; give a folder written by save_pretrained")
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        return torch.float32
+        super().__post_init__()
 
     def load(self, seed: int = 0) -> tuple[Any, Any]:
         """Load the model and its processor; `seed` is that of random weights."""
-        if self.from_scratch:
-            return make_random_model(seed)
-        model = AutoModelForImageTextToText.from_pretrained(self.folder, dtype=torch.float32)
-        return model, self.load_processor()
-
-    def load_processor(self) -> Any:
-        """Load the processor, without weights."""
-        return make_processor() if self.from_scratch else AutoProcessor.from_pretrained(self.folder)
-
-    def load_config(self) -> Any:
-        """Load the config, without weights."""
-        return make_config(make_processor()) if self.from_scratch else AutoConfig.from_pretrained(self.folder)
+        return make_random_model(seed) if self.from_scratch else super().load(seed)

@@ -125,8 +125,7 @@ def make_scenes(
             From these a model learns what language alone predicts, which the contrast relies on.
         question_share: probability that a sample asks two of the four questions instead of for a caption.
 
-    Raises:
-        InputError: `n` is below 1, a share is outside [0, 1], or `split` is unknown.
+    Raises InputError if `n` is below 1, a share is outside [0, 1], or `split` is unknown.
     """
     if n < 1:
         raise InputError(f"data.n={n}: at least 1 sample is needed")

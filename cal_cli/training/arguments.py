@@ -132,8 +132,7 @@ def make_sharding_arguments(launch: LaunchConfig) -> dict[str, Any]:
 def count_accumulation_steps(settings: TrainConfig, devices: int) -> int:
     """Return the number of batches of a device in one optimizer step.
 
-    Raises:
-        InputError: `global_batch_size` is not a multiple of the samples of one batch on all devices.
+    Raises InputError if `global_batch_size` is not a multiple.
     """
     together = settings.batch_size * devices
     if settings.global_batch_size is None:
@@ -147,11 +146,7 @@ def count_accumulation_steps(settings: TrainConfig, devices: int) -> int:
 
 
 def check_trackers(given: str | list[str]) -> list[str]:
-    """Return the names of the trackers that a run reports to.
-
-    Raises:
-        InputError: an unknown tracker, or one that is not installed.
-    """
+    """Return the names of the trackers that a run reports to. Raises InputError if one is unknown or not installed."""
     names = [name for name in ([given] if isinstance(given, str) else list(given)) if name != "none"]
     try:
         for tracker in get_reporting_integration_callbacks(names):

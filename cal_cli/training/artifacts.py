@@ -42,16 +42,7 @@ def save_weights(trainer: RunTrainer, processor: Any, run: Path) -> None:
 def summarize(
     settings: TrainConfig, trainer: RunTrainer, status: str, seconds: float, objective: str, command: str
 ) -> dict[str, Any]:
-    """Return the contents of `summary.json`; seconds and memory are those of this process.
-
-    Args:
-        settings: of the run.
-        trainer: after training.
-        status: `completed`, `interrupted` or `failed`.
-        seconds: duration.
-        objective: the choice of `objective`.
-        command: the command line that regenerates the run.
-    """
+    """Return the contents of `summary.json`; `seconds` and memory are those of this process."""
     model: Any = trainer.model
     state, parameters = trainer.state, list(model.parameters())
     # a run that is too short for a log has only the mean over its steps, which the Trainer logs at the end

@@ -17,13 +17,7 @@ class TooManyBadSamples(InputError):
 
 
 class BadSamples:
-    """The bad samples of a run.
-
-    Args:
-        path: a file with one JSON object for each bad sample; a resumed run continues it.
-        allowed: largest number of bad samples.
-        notify: receives a message for each of the first ones.
-    """
+    """The bad samples of a run: at most `allowed`, in a file that a resumed run continues."""
 
     def __init__(self, path: Path, allowed: int, notify: Notify) -> None:
         self.path, self.allowed, self.notify = path, allowed, notify
@@ -35,11 +29,7 @@ class BadSamples:
         return len(self.path.read_text().splitlines()) if self.path.is_file() else 0
 
     def add(self, found: Iterable[Bad]) -> None:
-        """Record the samples that are not recorded yet.
-
-        Raises:
-            TooManyBadSamples: there are more than allowed.
-        """
+        """Record the samples that are not recorded yet. Raises TooManyBadSamples if there are more than allowed."""
         for bad in found:
             if bad in self.known:
                 continue

@@ -112,20 +112,8 @@ def plan_memory(
         before = new = 0
     peak = before + max(forward + activations + logits, backward + max(activations, new) + one_layer)
     peak += unpacked + (0 if offload else weights + optimizer)
-    return Plan(
-        parameters=parameters,
-        trainable=trainable,
-        weights=weights,
-        gradients=gradients,
-        optimizer=optimizer,
-        activations=activations,
-        logits=logits,
-        gathered=max(forward, backward),
-        unpacked=unpacked,
-        on_cpu=on_cpu,
-        peak=peak,
-        tokens=tokens,
-    )
+    held = (weights, gradients, optimizer, activations, logits, max(forward, backward), unpacked, on_cpu, peak)
+    return Plan(parameters, trainable, *held, tokens)
 
 
 def count_four_bit_bytes(weight: torch.Tensor) -> int:
@@ -140,11 +128,7 @@ def count_four_bit_bytes(weight: torch.Tensor) -> int:
 def count_gathered(model: Any, layers: list[list[Any]], shard: str, dtype: torch.dtype) -> tuple[int, int]:
     """Count the bytes of unsharded parameters and gradients on a device, in the forward and in the backward pass.
 
-    Args:
-        model: a model that `cal_cli.training.fsdp.shard` will shard.
-        layers: the parameters of each of its decoder's layers.
-        shard: as in `conf/launch/`.
-        dtype: of the gathered parameters.
+    `layers` are the parameters of each layer of its decoder, `dtype` is that of the gathered parameters.
     """
 
     def size(parameters: Iterable[Any], trained: bool = False) -> int:
@@ -162,10 +146,9 @@ def count_gathered(model: Any, layers: list[list[Any]], shard: str, dtype: torch
 def count_activations(
     model: Any, rates: dict[str, float], batch_size: int, tokens: int, checkpointing: bool
 ) -> tuple[int, int]:
-    """Count the bytes kept for the backward pass, and those of one layer that it computes again; see `plan_memory`.
+    """Count the bytes kept for the backward pass, and those of one layer that it computes again.
 
-    Args:
-        model: on the meta device; its tensors are converted to the mode's.
+    `model` is on the meta device; its tensors are converted to the mode's.
     """
     before = os.environ.get("TRANSFORMERS_DISABLE_TORCH_CHECK")
     os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = "1"  # it checks values, and there are none

@@ -33,8 +33,7 @@ def load_objective_reference(objective: WeightedLoss, model: Any, processor: Any
     A folder is loaded as a language model, or as a vision-language model that is given no image; None means a copy of
     the model before training, which reads the text alone.
 
-    Raises:
-        InputError: there is no model, or one with another tokenizer.
+    Raises InputError if there is no model, or one with another tokenizer.
     """
     options: Any = objective
     contrast, reference = getattr(options, "contrast", None), getattr(options, "reference", None)
@@ -47,8 +46,7 @@ def load_objective_reference(objective: WeightedLoss, model: Any, processor: Any
 def load_reference(path: str, processor: Any) -> Any:
     """Load a frozen model from a folder, in float32.
 
-    Raises:
-        InputError: there is no model, or one with another tokenizer.
+    Raises InputError if there is none, or one with another tokenizer.
     """
     if not (Path(path) / "config.json").is_file():
         raise InputError(f"objective.reference={path}: no config.json there; give a folder written by save_pretrained")
@@ -64,21 +62,11 @@ def load_reference(path: str, processor: Any) -> Any:
 def cache_scores(
     objective: WeightedLoss, model: Any, collate: Collator, data: Conversations, batch_size: int, console: Console
 ) -> Conversations:
-    """Compute each sample's scores without its image once, or read them back, if the objective is cached.
+    """Return the samples with their scores without the image, computed once or read back, if the objective is cached.
 
-    They are kept in `runs/scores_without_image`, under a name derived from what they depend on: weights, samples and
-    score. The runs of a sweep that differ in seed or learning rate share them.
-
-    Args:
-        objective: the loss, with its `reference` loaded.
-        model: the model before training.
-        collate: makes batches of samples.
-        data: the samples.
-        batch_size: samples in a forward pass.
-        console: for messages and progress.
-
-    Returns:
-        The samples, with scores if the objective reads them.
+    The scores are kept in `runs/scores_without_image`, under a name derived from what they depend on: weights, samples
+    and score. The runs of a sweep that differ in seed or learning rate share them. `objective` has its `reference`
+    loaded, and `model` is the model before training.
     """
     options: Any = objective
     if getattr(options, "contrast", None) != "cached":
@@ -98,7 +86,7 @@ def cache_scores(
         buffer = io.BytesIO()
         pq.write_table(pa.table({"scores": pa.array(rows, pa.list_(pa.float32()))}), buffer)
         write_whole(path, buffer.getvalue())
-    return data.add_scores(pq.read_table(path)["scores"].to_pylist())
+    return data.replace(scores=pq.read_table(path)["scores"].to_pylist())
 
 
 def _compute_fingerprint(options: Any, model: Any, collate: Collator, data: Conversations) -> str:

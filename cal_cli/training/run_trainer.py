@@ -33,11 +33,8 @@ UNSHARDED = StateDictOptions(full_state_dict=True, cpu_offload=True)
 class RunTrainer(CALTrainer):
     """Train each part of a model at its own rate; if only the projector is trained, only the projector is saved.
 
-    Args:
-        rates: by part, its learning rate as a multiple of `args.learning_rate`; see `freeze_parts`.
-        bad_samples: records what batches list as `bad`.
-        group_batches: group batches by the modality and length of the samples of `train_dataset`.
-        **kwargs: those of `CALTrainer`; `train_dataset` is a `Conversations`.
+    `rates` are the parts' learning rates as multiples of `args.learning_rate`, see `freeze_parts`. With
+    `group_batches`, batches are grouped by the modality and length of the samples of `train_dataset`.
     """
 
     train_dataset: Conversations

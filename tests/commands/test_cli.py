@@ -101,3 +101,65 @@ def test_help_and_version(tmp_path):
     text = cal("--help", folder=tmp_path).stdout
     assert all(command in text for command in COMMANDS)
     assert re.fullmatch(r"cal_cli \d+\.\d+\.\d+\n", cal("--version", folder=tmp_path).stdout)
+
+
+GROUPS = {
+    "train": {"data", "experiment", "launch", "model", "objective", "peft", "stage"},
+    "eval": {"benchmark", "launch"},
+    "noise-inject": {"data"},
+    "token-weight-dump": {"data", "objective"},
+    "report": set(),
+    "bench": {"shape"},
+    "data-check": {"data", "model", "stage"},
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_lists_the_groups_of_the_command_alone(command, tmp_path):
+    text = cal(command, "--help", folder=tmp_path).stdout
+    choices = text.partition("Choices (group=choice):\n")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^  ([\w/]+): ", choices, re.MULTILINE)) == GROUPS[command]
+
+
+def test_help_lists_the_choices_of_a_config_dir(tmp_path):
+    (tmp_path / "mine/objective").mkdir(parents=True)
+    (tmp_path / "mine/objective/steep.yaml").write_text("_target_: cal_cli.objective.CrossEntropyLoss\n")
+    assert "pmi, prior, steep" in cal("train", "--config-dir", "mine", "--help", folder=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train benchmark=textvqa", "benchmark: cal train has no such choices; they belong to cal eval"),
+        ("train whatever=1", "whatever: there is no such key; cal train --help lists the keys"),
+        ("train learning_rat=1", "did you mean learning_rate?"),
+        ("train vision_tower_rate=0.1", "did you mean parts.vision_tower"),
+        ("train objective=ce objective.contrast=cached", "objective.contrast: there is no such key"),
+        ("train objective=ce objective.alpha=1", "objective.alpha: there is no such key"),
+        ("train objective.ratio=0.5", "ratio=0.5 has no effect with contrast=no_image"),
+        ("train objective._target_=none.Loss", "cannot be imported"),
+    ],
+)
+def test_a_wrong_key_names_the_closest_few(words, said, tmp_path):
+    result = cal(*words.split(), folder=tmp_path, check=False)
+    assert result.returncode == 2 and said in result.stderr, result.stderr
+    assert len(result.stderr) < 250
+
+
+def test_a_command_prints_nothing_that_is_not_ours(tmp_path):
+    """In a process of its own, where libraries are imported anew."""
+    words = ("train", "data.n=16", "batch_size=4", "name=quiet", "logging_steps=2", "model.from_scratch=true")
+    result = cal(*words, folder=tmp_path, HF_HUB_OFFLINE="1")
+    assert result.stderr == ""
+    *steps, last = result.stdout.splitlines()
+    assert all(re.match(r"quiet/\S+  step \d/4  loss ", line) for line in steps) and len(steps) == 2
+    assert re.match(r"runs/train/quiet/\S+: completed, 4 steps, loss ", last)
+    swept = cal("train", "-m", *words, "seed=0,1", folder=tmp_path, HF_HUB_OFFLINE="1")
+    assert swept.stderr == "" and len(swept.stdout.splitlines()) == 6
+
+
+def test_noise_inject_writes_to_a_folder_of_its_own_and_says_how_to_train_on_it(tmp_path):
+    told = cal("noise-inject", "ratio=0.3", "data.n=20", folder=tmp_path).stdout
+    assert (tmp_path / "runs/noise-inject/data.n-20__ratio-0.3/noise_manifest.json").is_file()
+    (command,) = re.findall(r"train on it: cal (.*)", told)
+    assert ": completed" in cal(*command.split(), "batch_size=4", "max_steps=1", folder=tmp_path).stdout

@@ -81,7 +81,7 @@ def test_a_manifest_of_other_data_is_refused(tmp_path):
     words = ("token-weight-dump", "data.n=40", "seed=1", "manifest=noisy/noise_manifest.json")
     result = cal(*words, folder=tmp_path, check=False)
     assert result.returncode == 2
-    assert "does not stand at place" in result.stderr
+    assert "is not sample 0 of the data" in result.stderr
 
 
 @pytest.fixture(scope="module")

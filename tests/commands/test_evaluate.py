@@ -177,7 +177,7 @@ def test_several_benchmarks_one_after_the_other_and_what_they_tell(data, tmp_pat
         (["batch_size=0"], "batch_size=0: must be at least 1"),
         (["limit=0"], "limit=0: must be at least 1"),
         (["engine=vllm"], "allowed are cal and lmms_eval"),
-        (["launch=fsdp", "launch.processes=2"], "divides questions, not models"),
+        (["launch=fsdp", "launch.processes=2"], "distributes questions and does not shard models"),
         (["dtype=int8"], "allowed are float32, bfloat16, float16"),
         (["benchmark=textvqua"], "did you mean textvqa?"),
         (["benchmark=[scenes,textvqua]"], "benchmark=textvqua: there is no such choice; did you mean textvqa?"),

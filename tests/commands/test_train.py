@@ -100,7 +100,7 @@ def test_the_same_command_writes_the_same_bits_and_a_completed_run_is_not_repeat
     ).read_bytes()
     before = (run / "summary.json").stat().st_mtime_ns
     assert "already completed" in cal("train", *SMALL, folder=tmp_path).stdout
-    assert "what a device needs" in cal("train", *SMALL, "plan=true", folder=tmp_path).stdout
+    assert "memory of one device" in cal("train", *SMALL, "plan=true", folder=tmp_path).stdout
     assert (run / "summary.json").stat().st_mtime_ns == before
     cal("train", *SMALL, "force=true", "report_to=tensorboard", folder=tmp_path)
     assert (run / "summary.json").stat().st_mtime_ns != before

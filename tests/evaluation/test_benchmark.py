@@ -176,12 +176,12 @@ def test_a_row_s_own_words_for_an_image_are_no_picture(tmp_path):
     ("words", "said"),
     [
         (["benchmark.answers=right"], r"benchmark\.answers=right: row 0: .*'right' is undefined"),
-        (["benchmark.answers='a b'"], "is no Jinja expression"),
+        (["benchmark.answers='a b'"], "is not a Jinja expression"),
         (["benchmark.prompt='{{ nothing }}'"], "row 0 does not fit prompt and tags"),
-        (["benchmark.prompt='{{ question'"], "hold no Jinja template"),
+        (["benchmark.prompt='{{ question'"], "are not Jinja templates"),
         (["benchmark.image=picture"], "there is no such column; there are .*question"),
         (["benchmark.where=false"], "the split test has no question"),
-        (["benchmark.split=train"], "holds no .* file of the split train"),
+        (["benchmark.split=train"], "contains no .* file of the split train"),
         (["benchmark.max_new_tokens=0"], "must be at least 1"),
         (
             ["benchmark.metric._target_=cal_cli.evaluation.metrics.Mean"],

@@ -58,9 +58,9 @@ def test_answers_to_pope_scored_by_hand(tmp_path):
     ("rows", "said"),
     [
         ([{"id": 7, "prediction": "a"}], "no answer to 1 of 2 questions, the first of them '8'"),
-        ([{"id": 9, "prediction": "a"}], "line 1 answers '9', which is no question .* named as '7' is"),
+        ([{"id": 9, "prediction": "a"}], "line 1 answers '9', which is not a question .* look like '7'"),
         ([{"id": 7, "prediction": "a"}, {"id": "7", "prediction": "b"}], "line 2 answers question '7' a second time"),
-        ([{"id": 7, "prediction": ["a"]}], r"line 1: the prediction \['a'\] is no text"),
+        ([{"id": 7, "prediction": ["a"]}], r"line 1: the prediction \['a'\] is not a text"),
         ([{"id": 7, "answer": "a"}], "line 1 is not a JSON object with id and prediction"),
         ([["7", "a"]], "line 1 is not a JSON object"),
     ],

@@ -45,8 +45,8 @@ def test_is_noise_is_null_where_it_is_not_known(model, processor, world):
 
 def test_the_page_escapes_text_and_needs_no_network():
     pieces = [Piece("<script>alert(1)</script>", None, None), Piece('"><img src=x onerror=1>', 2.5, 1.75)]
-    sample = HeatmapSample("<b>id</b>", Image.new("RGB", (4, 4)), pieces, True)
-    page = render_heatmap([sample, HeatmapSample("two", None, [Piece("x", -9.0, 1.0)], False)], "a & b", "logit")
+    sample = HeatmapSample("<b>id</b>", [Image.new("RGB", (4, 4))], pieces, True)
+    page = render_heatmap([sample, HeatmapSample("two", [], [Piece("x", -9.0, 1.0)], False)], "a & b", "logit")
     assert "<script" not in page
     assert "<img src=x" not in page
     assert "<b>id</b>" not in page

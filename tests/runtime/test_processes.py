@@ -85,7 +85,7 @@ def test_two_processes_have_the_losses_and_weights_of_one(one, two):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launch", ["fsdp_offload", "fsdp", "zero2", "zero3"])
+@pytest.mark.parametrize("launch", ["fsdp_offload", "fsdp", "zero2"])
 def test_sharded_processes_have_the_losses_and_weights_of_one_and_go_on_in_any_launch(one, two, tmp_path, launch):
     shutil.copytree(two / "runs", tmp_path / "runs")
     set_back(tmp_path, 4)
@@ -153,12 +153,12 @@ def test_an_interrupt_stops_all_after_the_same_step(two, tmp_path):
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 130, output
     assert output.count("interrupted and saved after step") == 1
-    words = [*RUN, "gradient_accumulation_steps=2"]
+    words = [*RUN, "weight_decay=0.1"]
     run = run_of(tmp_path)
     told = cal(
         "train", *words, f"hydra.run.dir={run.relative_to(tmp_path)}", "force=false", folder=tmp_path, check=False
     )
-    assert "gradient_accumulation_steps" in told.stderr  # another config: nothing is mixed without being asked for
+    assert "weight_decay" in told.stderr  # another config: nothing is mixed without being asked for
     assert "continuing from" in cal("train", *TWO, folder=tmp_path).stdout
 
 
@@ -169,7 +169,7 @@ def test_wrong_values_are_told_once(tmp_path):
         (["launch=ddp", "launch.machine=1"], "allowed are 0 to 0"),
         (["launch=ddp", "launch.processes=2", "objective.window=4"], "positive odd number"),
         (["launch=ddp", "launch.processes=2", "model.path=nowhere"], "no config.json there"),
-        (["launch=fsdp", "launch.processes=1"], "there is one process, and nothing to share"),
+        (["launch=fsdp", "launch.processes=1"], "one process has nothing to share"),
         (["launch=ddp", "launch.shard=layers"], "allowed are null, gradients and parameters"),
         (["launch=ddp", "launch.offload=true"], "needs launch.shard=gradients or parameters"),
         (["launch=fsdp", "launch.processes=2", "peft=lora"], "peft cannot be sharded"),

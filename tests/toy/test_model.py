@@ -6,7 +6,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from cal_cli.evaluation.generation import generate_answers
 from cal_cli.runtime.errors import InputError
 from cal_cli.toy.benchmark import make_benchmark
-from cal_cli.toy.model import BASE, TinyModel, load_tiny, make_random_model
+from cal_cli.toy.model import BASE, TinyModel, make_random_model
 from cal_cli.toy.scenes import COLOURS, PLACES, SHAPES
 
 
@@ -57,7 +57,7 @@ def test_from_scratch_is_fixed_by_the_seed():
 
 def test_what_cannot_be_loaded_is_named(tmp_path):
     with pytest.raises(InputError, match=r"no config\.json there"):
-        load_tiny(str(tmp_path))
+        TinyModel(str(tmp_path))
     with pytest.raises(InputError, match="exclude each other"):
         TinyModel(str(tmp_path), from_scratch=True)
 

@@ -1,0 +1,91 @@
+"""Folder names, and values checked against the annotations of whatever a config names."""
+
+import re
+import shlex
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from cal_cli.objective import ContrastiveAlignmentLoss
+from cal_cli.runtime.config import build, folder_name
+from cal_cli.runtime.errors import InputError
+
+KEYS = st.sampled_from(["objective", "noise.ratio", "seed", "data.path", "model.path", "learning_rate", "name"])
+OVERRIDES = st.lists(st.tuples(KEYS, st.text(max_size=80)).map("=".join), max_size=6)
+
+
+def test_a_short_name_is_the_overrides_sorted():
+    assert folder_name([]) == "default"
+    assert folder_name(["seed=1", "objective=cal", "name=x"], ["name"]) == "objective-cal__seed-1"
+    assert folder_name(["data.path=a/b.json"]) == "data.path-a_b.json"
+
+
+def test_a_long_name_keeps_objective_noise_and_seed_and_shortens_paths():
+    path = "/".join(["a very long folder with images and conversations"] * 4) + "/train.json"
+    words = [f"data.path={path}", f"data.image_folder={path}/images", "objective=pmi", "objective.window=9"]
+    words += ["noise.ratio=0.3", "seed=12", "data=llava_json", f"model.path={path}"]
+    name = folder_name(words)
+    assert len(name) <= 120
+    for part in ("objective-pmi", "objective.window-9", "noise.ratio-0.3", "seed-12", "data.path-train.json"):
+        assert part in name
+    others = [folder_name([*words[:5], f"seed={seed}", *words[6:]]) for seed in range(20)]
+    assert len(set(others)) == 20
+    moved = [word.replace("a very", "another") for word in words]
+    assert folder_name(moved) != name  # shortened to the same words, but another hash
+
+
+@given(OVERRIDES)
+def test_names_need_no_quotes_and_do_not_depend_on_the_order(overrides):
+    name = folder_name(overrides)
+    assert shlex.quote(name) == name or re.fullmatch(r"[\w.+-]+", name)
+    assert 0 < len(name) <= 120
+    assert folder_name(overrides[::-1]) == name
+
+
+MODULE = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cal_cli import ContrastiveAlignmentLoss
+
+
+@dataclass(frozen=True)
+class ShiftedLoss(ContrastiveAlignmentLoss):
+    shift: float = 1.0
+
+    def weigh_contrast(self, contrast):
+        return (contrast.delta + self.shift).clamp(self.alpha, self.beta)
+"""
+
+
+@pytest.fixture
+def shifted(tmp_path, monkeypatch):
+    """A module that extends one of our losses and imports nothing that our annotations use."""
+    (tmp_path / "shifted.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "shifted.ShiftedLoss"
+    sys.modules.pop("shifted", None)
+
+
+def test_a_dataclass_that_extends_ours_is_built_with_checked_types(shifted):
+    config = OmegaConf.create({"objective": {"_target_": shifted, "shift": "0.5", "ratio": None, "window": 1}})
+    objective = build(config, "objective")
+    assert isinstance(objective, ContrastiveAlignmentLoss)
+    assert (objective.shift, objective.window, objective.ratio) == (0.5, 1, None)
+    with pytest.raises(InputError, match=r"objective\.shift has the wrong type"):
+        build(OmegaConf.create({"objective": {"_target_": shifted, "shift": "far"}}), "objective")
+    with pytest.raises(InputError, match="window=2: the pooling window must be a positive odd number"):
+        build(OmegaConf.create({"objective": {"_target_": shifted, "window": 2}}), "objective")
+    with pytest.raises(InputError, match=r"objective\.far is not an option of objective"):
+        build(OmegaConf.create({"objective": {"_target_": shifted, "far": 2}}), "objective")
+
+
+def test_what_cannot_be_imported_is_one_sentence():
+    for path in ("nowhere.Loss", "cal_cli.objective.NoLoss"):
+        with pytest.raises(InputError, match="cannot be imported") as caught:
+            build(OmegaConf.create({"objective": {"_target_": path}}), "objective")
+        assert "\n" not in str(caught.value)
