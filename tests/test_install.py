@@ -19,7 +19,7 @@ def test_a_wheel_works_in_a_new_environment_from_any_folder(tmp_path):
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"cal_cli/conf/train.yaml", "cal_cli/toy/base/model.safetensors", "cal_cli/py.typed"} <= set(names)
+    assert {"cal_cli/conf/train.yaml", "cal_cli/toy/tiny/model.safetensors", "cal_cli/py.typed"} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "runs/", "conf/"))]
     # the wheel alone, without the checkout: its dependencies come from this environment
     venv.create(tmp_path / "venv", with_pip=True)

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from cal_cli.bench.steps import take_turns
 from cal_cli.data.collator import Collator
-from cal_cli.data.llava_json import llava_json
+from cal_cli.data.llava_json import load_llava_json
 from cal_cli.objective import ContrastiveAlignmentLoss, CrossEntropyLoss
 from cal_cli.runtime.console import track_items
 from cal_cli.runtime.errors import InputError
@@ -58,7 +58,7 @@ def measure_trainer_rates(steps: int, repeats: int, console: Console) -> dict[st
             (folder / entry["image"]).parent.mkdir(parents=True, exist_ok=True)
             world.open_image(entry["image"]).save(folder / entry["image"])
         write_whole(folder / "data.json", json.dumps(world.entries))
-        data = llava_json(str(folder / "data.json"))
+        data = load_llava_json(str(folder / "data.json"))
         collate = Collator(load_tiny()[1])
         batches = (range(start, start + BATCH) for start in range(0, len(data), BATCH))
         tokens = sum(int(collate([data[i] for i in batch])["attention_mask"].sum()) for batch in batches)

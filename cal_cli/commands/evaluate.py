@@ -70,7 +70,8 @@ def evaluate(config: DictConfig) -> None:
         subjects = find_checkpoints(settings.checkpoint, {"tiny": BASE})
     job = get_job()
     if several and not is_worker() and settings.engine == "cal":
-        run_workers([*job.words, f"hydra.run.dir='{job.folder}'"], settings.launch, processes, job.folder)
+        if code := run_workers([*job.words, f"hydra.run.dir='{job.folder}'"], settings.launch, processes, job.folder):
+            raise SystemExit(code)
         return
     state = get_process_state()
     console = make_console(quiet=not state.is_main_process)

@@ -100,7 +100,7 @@ def print_help(config_name: str, words: list[str]) -> None:
         settings = compose(config_name, return_hydra_config=True).hydra
     lines = []
     for group in sorted(group for group in settings.runtime.choices if "/" not in group):
-        options = {path.stem for folder in (CONF, *added) for path in Path(folder, group).glob("*.yaml")}
+        options = {path.stem for folder in (str(CONF), *added) for path in Path(folder, group).glob("*.yaml")}
         lines.append(f"  {group}: {', '.join(sorted(options))}")
     typer.echo(string.Template(settings.help.template).substitute(GROUPS="\n".join(lines) or "  none"))
 

@@ -3,6 +3,7 @@
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from omegaconf import DictConfig, OmegaConf
@@ -46,17 +47,21 @@ def train(config: DictConfig) -> None:
         return
     objective = build(config, "objective")
     if processes * settings.launch.machines > 1 and not is_worker():
-        run_workers([*job.words, f"hydra.run.dir='{job.folder}'"], settings.launch, processes, job.folder)
+        if code := run_workers([*job.words, f"hydra.run.dir='{job.folder}'"], settings.launch, processes, job.folder):
+            raise SystemExit(code)
         return
     state = join(settings.launch)
     console.quiet = not state.is_main_process
-    prepared = prepare(config, settings, objective, job, state, console)
-    finish(*prepared, settings, job, state, console)
+    trainer, last = prepare(config, settings, objective, job, state, console)
+    if last:
+        console.print(f"{job.folder}: continuing from {last.name}")
+    summary, problem = run(trainer, last, settings, job, console)
+    finish(trainer, summary, problem, job.folder, state, console)
 
 
 def prepare(
     config: DictConfig, settings: TrainConfig, objective: WeightedLoss, job: Job, state: PartialState, console: Console
-) -> tuple[RunTrainer, ProgressReporter, StopOnSignal, Path | None]:
+) -> tuple[RunTrainer, Path | None]:
     """Build data, model, objective and trainer; also return the checkpoint to continue from."""
     data, _ = inject_noise(build(config, "data"), settings.noise.ratio, settings.noise.seed)
     model, processor = build(config, "model").load(seed=settings.seed)
@@ -84,9 +89,6 @@ def prepare(
     if state.is_main_process:
         bad_samples.add(data.bad)
     set_seed(settings.seed)
-    title = f"{settings.name}/{job.folder.name}"
-    progress = ProgressReporter(title if len(title) <= 48 else f"{title[:47]}…", console)
-    interrupt = StopOnSignal()
     trainer = RunTrainer(
         rates=settings.parts,
         bad_samples=bad_samples,
@@ -97,29 +99,23 @@ def prepare(
         train_dataset=data,
         data_collator=collate,
         processing_class=processor,
-        callbacks=[MetricsWriter(job.folder / "metrics.jsonl"), progress, interrupt],
+        callbacks=[MetricsWriter(job.folder / "metrics.jsonl")],
     )
     trainer.remove_callback(PrinterCallback)
-    return trainer, progress, interrupt, last
+    return trainer, last
 
 
-def finish(
-    trainer: RunTrainer,
-    progress: ProgressReporter,
-    interrupt: StopOnSignal,
-    last: Path | None,
-    settings: TrainConfig,
-    job: Job,
-    state: PartialState,
-    console: Console,
-) -> None:
-    """Train, save the weights, write the summary and report how the run ended."""
-    folder = job.folder
-    if last:
-        console.print(f"{folder}: continuing from {last.name}")
+def run(
+    trainer: RunTrainer, last: Path | None, settings: TrainConfig, job: Job, console: Console
+) -> tuple[dict[str, Any], Exception | None]:
+    """Train and save the weights; return the summary, and the problem if the run failed."""
+    title = f"{settings.name}/{job.folder.name}"
+    progress = ProgressReporter(title if len(title) <= 48 else f"{title[:47]}…", console)
+    interrupt = StopOnSignal()
+    trainer.add_callback(progress)
+    trainer.add_callback(interrupt)
     describe = partial(summarize, settings, trainer, objective=str(job.choices["objective"]), command=job.command)
     start = time.perf_counter()
-    problem: Exception | None = None
     try:
         with interrupt:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -127,12 +123,23 @@ def finish(
         status = "interrupted" if interrupt.stopped and not finished else "completed"
         summary = describe(status, time.perf_counter() - start)  # before adapters are merged
         if status == "completed":
-            save_weights(trainer, trainer.processing_class, folder)
+            save_weights(trainer, trainer.processing_class, job.folder)
+        return summary, None
     except (NonFiniteLoss, TooManyBadSamples, OSError, SafetensorError) as error:
-        problem = error
-        summary = describe("failed", time.perf_counter() - start)
+        return describe("failed", time.perf_counter() - start), error
     finally:
         progress.close()
+
+
+def finish(
+    trainer: RunTrainer,
+    summary: dict[str, Any],
+    problem: Exception | None,
+    folder: Path,
+    state: PartialState,
+    console: Console,
+) -> None:
+    """Write the summary and report how the run ended; exit with 130 if it was interrupted, with 1 if it failed."""
     if state.is_main_process or problem:
         write_summary(folder, summary)
     if isinstance(problem, InputError):
@@ -148,7 +155,7 @@ def finish(
     if summary["status"] == "interrupted":
         console.print(
             f"{folder}: interrupted and saved after step {trainer.state.global_step} of {trainer.state.max_steps}. "
-            f"The same command continues it:\n  {job.command}"
+            f"The same command continues it:\n  {summary['command']}"
         )
         state.wait_for_everyone()  # the end of the first process ends the others
         raise SystemExit(130)

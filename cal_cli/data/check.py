@@ -78,7 +78,7 @@ def find_sources(data: dict[str, Any]) -> dict[str, Source | Rows]:
 
     Raises InputError if it names none.
     """
-    if data["_target_"].endswith("hf_datasets.table"):
+    if data["_target_"].endswith("hf_datasets.load_conversations"):
         table = load_table(data["path"], data["name"], data["split"])
         return {"data.path": Rows(table, data["path"], data["image_folder"])}
     if "sources" in data:

@@ -36,7 +36,7 @@ ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
 READ_AT_ONCE = 1000  # rows
 
 
-def table(
+def load_conversations(
     path: str,
     name: str | None = None,
     split: str = "train",
@@ -85,7 +85,7 @@ class Rows(Sequence[Entry]):
     Args:
         source: the data set.
         path: its name, for messages and for `image_folder`.
-        image_folder: see `table`.
+        image_folder: see `load_conversations`.
 
     Attributes:
         kept: the numbers of the selected rows, int64; at first all rows.
@@ -259,7 +259,7 @@ def count_images(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def make_turns(talk: Any, images: int) -> Any:
-    """Convert a conversation from any format that `table` accepts to LLaVA's; anything else is returned unchanged.
+    """Convert a conversation from any format of `load_conversations` to LLaVA's; return anything else unchanged.
 
     If no turn marks the place of the images, they come first.
     """

@@ -17,7 +17,7 @@ from cal_cli.runtime.files import write_whole
 SPEAKERS = ("human", "gpt", "system")
 
 
-def llava_json(path: str, image_folder: str | None = None, max_bad_fraction: float = 0.001) -> Conversations:
+def load_llava_json(path: str, image_folder: str | None = None, max_bad_fraction: float = 0.001) -> Conversations:
     """Read a data set: a JSON list of entries, or one entry on each line (`.jsonl`). All entries are checked.
 
     Args:
@@ -33,7 +33,7 @@ def llava_json(path: str, image_folder: str | None = None, max_bad_fraction: flo
     return Conversations(entries["data.path"], partial(open_relative, source.folder), bad, max_bad_fraction)
 
 
-def llava_mixture(sources: list[Any], seed: int = 0, max_bad_fraction: float = 0.001) -> Conversations:
+def load_llava_mixture(sources: list[Any], seed: int = 0, max_bad_fraction: float = 0.001) -> Conversations:
     """Read several data sets as one, in their order.
 
     Args:

@@ -23,12 +23,8 @@ class ModalityLengthSampler(Sampler[int]):
     Samples are shuffled, those with an image apart from those without; `CHUNK` batches at a time are sorted by length,
     and the batches are shuffled. Only the last batch of each modality may be mixed with another.
 
-    Args:
-        lengths: length of each sample, in any unit.
-        has_image: whether each sample shows an image.
-        batch_size: samples of one step on all devices.
-        seed: of the order.
-        epoch: returns the number of the epoch that begins, from 0; each has another order.
+    `batch_size` is the number of samples of one step on all devices; `epoch` returns the number of the epoch that
+    begins, from 0, and each has another order. Lengths may be in any unit.
 
     Source: `group_by_modality_length` of LLaVA's trainer, written anew.
     """

@@ -24,11 +24,9 @@ def estimate_noise_auc_interval(
     """Estimate the 95 % percentile bootstrap interval of `compute_noise_auc`, by drawing samples with all their tokens.
 
     Args:
-        delta: float [tokens].
-        is_noise: bool [tokens], equal for all tokens of a sample.
+        delta, is_noise: as in `compute_noise_auc`; `is_noise` is equal for all tokens of a sample.
         sample: int [tokens], the sample that each token belongs to.
-        resamples: number of bootstrap draws.
-        seed: of the draws.
+        resamples, seed: number of draws, and their seed.
     """
     members = [np.flatnonzero(sample == number) for number in np.unique(sample)]
     noisy = np.array([is_noise[tokens[0]] for tokens in members])

@@ -8,16 +8,10 @@ from matplotlib.figure import Figure
 
 
 def draw_histogram(delta: np.ndarray, is_noise: np.ndarray | None, title: str, bound: float = 5.0) -> bytes:
-    """Draw the distribution of delta as a PNG.
+    """Draw the distribution of delta (float [tokens]) as a PNG.
 
-    Args:
-        delta: float [tokens].
-        is_noise: bool [tokens], tokens of exchanged captions, drawn separately; None if that is unknown.
-        title: of the figure.
-        bound: the value whose share of tokens at or below it is shown; by default the paper's upper clamp bound.
-
-    Returns:
-        The bytes of the PNG.
+    `is_noise` (bool [tokens]) marks tokens of exchanged captions, which are drawn separately; None means unknown. The
+    share of tokens at or below `bound`, by default the paper's upper clamp bound, is shown.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()

@@ -81,7 +81,7 @@ class ModelSource:
         return model, self.load_processor()
 
     def load_processor(self) -> Any:
-        """Load the processor alone. Raises InputError if that is not possible."""
+        """Load only the processor. Raises InputError if that is not possible."""
         if self.path is not None:
             processor = fetch(AutoProcessor.from_pretrained, self.path, "model.path")
             if self.image_aspect_ratio is not None:
@@ -97,7 +97,7 @@ class ModelSource:
         return make_llava_processor(config, tokenizer, self.vision_tower, aspect, template)
 
     def load_config(self) -> Any:
-        """Load the config alone; for the paper's models it is known without network access.
+        """Load only the config; for the paper's models it is known without network access.
 
         Raises InputError if it is not available.
         """
@@ -105,15 +105,10 @@ class ModelSource:
 
 
 def load_checkpoint(path: str, dtype: str | None = None, device: torch.device | None = None) -> tuple[Any, Any]:
-    """Load a checkpoint in evaluation mode, with its processor.
+    """Load a checkpoint (a folder or a hub id) in evaluation mode, with its processor.
 
-    Args:
-        path: a folder written by `save_pretrained`, or a hub id.
-        dtype: of the weights; None means float32 on a CPU, and as they were saved on a GPU.
-        device: of the model; None means the accelerator if there is one.
-
-    Raises:
-        InputError: it cannot be loaded, or an unknown dtype.
+    `dtype` None means float32 on a CPU, and that of the saved weights on a GPU; `device` None means the accelerator if
+    there is one. Raises InputError if the checkpoint cannot be loaded, or for an unknown dtype.
     """
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype={dtype}: allowed are {', '.join(DTYPES)}, or null")

@@ -18,7 +18,7 @@ NAME_LENGTH = 120  # characters of a folder's name
 KEPT_WHOLE = re.compile(r"[+~]*(objective|noise|seed)\b")  # overrides that tell the runs of a comparison apart
 
 
-def folder_name(overrides: Sequence[str], excluded: Sequence[str] = ()) -> str:
+def name_folder(overrides: Sequence[str], excluded: Sequence[str] = ()) -> str:
     """Name a run's folder after its overrides, in characters that no shell needs quoted; `default` for none.
 
     A name longer than 120 characters is shortened and ends in a hash of all overrides. Values that are paths lose
@@ -42,7 +42,7 @@ def _clean(items: Sequence[str]) -> str:
     return re.sub(r"[^\w.+-]+", "_", "__".join(items).replace("=", "-"))
 
 
-OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)
+OmegaConf.register_new_resolver("folder_name", name_folder, replace=True)
 
 
 def check_types(config: DictConfig, schema: type[T]) -> T:

@@ -81,10 +81,10 @@ def count_processes(launch: LaunchConfig, elsewhere: bool = False) -> int:
     return processes
 
 
-def run_workers(words: list[str], launch: LaunchConfig, processes: int, folder: Path) -> None:
+def run_workers(words: list[str], launch: LaunchConfig, processes: int, folder: Path) -> int:
     """Start the processes of a run, each as `python -m cal_cli` with these words, and wait until they end.
 
-    Raises SystemExit with the exit code of the first process that failed, or 1 if one was killed.
+    Returns the exit code of the first process that failed, 1 if one was killed, else 0.
     """
     environment = {
         "WORLD_SIZE": str(processes * launch.machines),
@@ -111,18 +111,19 @@ def run_workers(words: list[str], launch: LaunchConfig, processes: int, folder: 
     try:
         while not context.join(timeout=1.0):
             pass
+        return 0
     except multiprocessing.ProcessExitedException as error:
         if error.signal_name is None:
-            raise SystemExit(error.exit_code) from error
+            return error.exit_code
         print(
             f"{folder}: process {first + error.error_index} was ended by {error.signal_name}, which ends the run. The "
             "same command continues it from its last checkpoint.",
             file=sys.stderr,
         )
-        raise SystemExit(1) from error
+        return 1
     except multiprocessing.ProcessRaisedException as error:
         print(error, file=sys.stderr)
-        raise SystemExit(1) from error
+        return 1
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -25,7 +25,7 @@ from cal_cli.models.load import ModelSource
 from cal_cli.runtime.errors import InputError
 from cal_cli.toy.scenes import make_scenes
 
-BASE = Path(__file__).parent / "base"  # the shipped checkpoint, made by `cal train experiment=tiny_base`
+BASE = Path(__file__).parent / "tiny"  # the shipped checkpoint, made by `cal train experiment=tiny_base`
 PICTURE, PATCH = 48, 16  # pixels
 CHAT_TEMPLATE = """\
 {{- bos_token -}}

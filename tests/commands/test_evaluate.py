@@ -142,7 +142,7 @@ def test_answers_of_another_evaluation_are_not_taken(tmp_path):
     (folder / "of.json").write_text('{"prompts": "others"}')
     (folder / "0.jsonl").write_text('["test-0-000000-caption", "another\'s"]\n')
     told = cal("eval", "checkpoint=tiny", "benchmark.n=2", folder=tmp_path).stdout
-    assert "continuing" not in told and "starting anew; what was answered there before differs in" in told
+    assert "continuing" not in told and "starting again; the earlier answers differ in" in told
     assert "another's" not in (tmp_path / "runs/eval/scenes/tiny/predictions.jsonl").read_text()
 
 

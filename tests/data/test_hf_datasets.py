@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cal_cli.data.hf_datasets import table
-from cal_cli.data.llava_json import llava_json
+from cal_cli.data.hf_datasets import load_conversations
+from cal_cli.data.llava_json import load_llava_json
 from cal_cli.data.noise import swap_conversations
 from cal_cli.runtime.errors import InputError
 from tests.cal import cal
@@ -71,11 +71,11 @@ def assert_same(found, expected):
 
 def in_order(world, entries, tmp_path):
     (tmp_path / "ordered.json").write_text(json.dumps(entries))
-    return llava_json(str(tmp_path / "ordered.json"), str(world / "images"))
+    return load_llava_json(str(tmp_path / "ordered.json"), str(world / "images"))
 
 
 def test_parquet_is_read_as_llava_json_is(world, entries, tmp_path):
-    found = table(str(write_parquet(world, entries, tmp_path / "parquet")))
+    found = load_conversations(str(write_parquet(world, entries, tmp_path / "parquet")))
     assert_same(found, in_order(world, entries[::2] + entries[1::2], tmp_path))
     assert [entry["id"] for entry in found.entries] == [entry["id"] for entry in entries[::2] + entries[1::2]]
 
@@ -83,7 +83,7 @@ def test_parquet_is_read_as_llava_json_is(world, entries, tmp_path):
 def test_json_lines_name_files(world, entries, tmp_path):
     lines = tmp_path / "data.jsonl"
     lines.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    assert_same(table(str(lines), image_folder=str(world / "images")), in_order(world, entries, tmp_path))
+    assert_same(load_conversations(str(lines), image_folder=str(world / "images")), in_order(world, entries, tmp_path))
 
 
 def test_tar_shards_hold_pictures_beside_json_or_captions(world, entries, tmp_path):
@@ -100,7 +100,7 @@ def test_tar_shards_hold_pictures_beside_json_or_captions(world, entries, tmp_pa
                         member.size = len(value)
                         tar.addfile(member, io.BytesIO(value))
     ordered = shown[::2] + shown[1::2]
-    assert_same(table(str(tmp_path / "json")), in_order(world, ordered, tmp_path))
+    assert_same(load_conversations(str(tmp_path / "json")), in_order(world, ordered, tmp_path))
     captions = [
         {
             **entry,
@@ -109,7 +109,7 @@ def test_tar_shards_hold_pictures_beside_json_or_captions(world, entries, tmp_pa
         for entry in ordered
         for e in [entry["conversations"]]
     ]
-    assert_same(table(str(tmp_path / "txt")), in_order(world, captions, tmp_path))
+    assert_same(load_conversations(str(tmp_path / "txt")), in_order(world, captions, tmp_path))
 
 
 def test_messages_and_pairs_are_conversations(world, entries, tmp_path):
@@ -132,7 +132,7 @@ def test_messages_and_pairs_are_conversations(world, entries, tmp_path):
             feature = datasets.Image() if column == "image" else datasets.List(datasets.Image())
             rows = rows.cast_column(column, feature)
         rows.to_parquet(str(tmp_path / f"{name}.parquet"))
-        found = table(str(tmp_path / f"{name}.parquet"))
+        found = load_conversations(str(tmp_path / f"{name}.parquet"))
         assert [turn["value"] for turn in found.entries[1]["conversations"]] == [expected, "a ring"]
         assert [turn["from"] for turn in found.entries[1]["conversations"]] == ["human", "gpt"]
         assert (found[1]["image"] is not None) == (name != "words")
@@ -142,7 +142,7 @@ def test_noise_is_that_of_the_same_samples_in_json(world, entries, tmp_path):
     lines = tmp_path / "data.jsonl"
     lines.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     images = str(world / "images")
-    both = table(str(lines), image_folder=images), llava_json(str(world / "data.json"), images)
+    both = load_conversations(str(lines), image_folder=images), load_llava_json(str(world / "data.json"), images)
     noisy = [swap_conversations(data.entries, 0.5, 3) for data in both]
     assert list(noisy[0][0]) == list(noisy[1][0]) and noisy[0][1] == noisy[1][1]
 
@@ -152,8 +152,8 @@ def test_bad_rows_are_left_out_and_counted(world, entries, tmp_path):
     broken[3] = {**broken[3], "conversations": broken[3]["conversations"][:1]}
     folder = write_parquet(world, broken, tmp_path / "parquet")
     with pytest.raises(InputError, match=r"turns must go human, gpt.*cal data-check"):
-        table(str(folder))
-    found = table(str(folder), max_bad_fraction=0.1)
+        load_conversations(str(folder))
+    found = load_conversations(str(folder), max_bad_fraction=0.1)
     assert len(found) == 23 and len(found.bad) == 1 and len(list(found.entries)) == 23
     assert all(len(entry["conversations"]) >= 2 for entry in found.entries)
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
@@ -162,7 +162,7 @@ def test_bad_rows_are_left_out_and_counted(world, entries, tmp_path):
     lines.parent.mkdir()
     lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputError, match="leaves the folder"):
-        table(str(lines))[0]
+        load_conversations(str(lines))[0]
 
 
 @pytest.mark.slow
@@ -197,12 +197,12 @@ def test_data_check_finds_bad_rows_and_training_takes_the_good_ones(world, entri
     good = json.loads(report.read_text())
     bad_ids = {broken[2]["id"], broken[shown]["id"]}
     assert {rows[number]["id"] for number in range(24) if number not in good} == bad_ids
-    found = table(str(folder), rows=str(report), max_bad_fraction=0.0)
+    found = load_conversations(str(folder), rows=str(report), max_bad_fraction=0.0)
     assert [entry["id"] for entry in found.entries] == [rows[number]["id"] for number in good]
     assert all((found[place]["image"] is not None) == ("image" in found.entries[place]) for place in range(len(found)))
     report.write_text("[1, 24]")
     with pytest.raises(InputError, match="must list numbers from 0 to 23"):
-        table(str(folder), rows=str(report))
+        load_conversations(str(folder), rows=str(report))
 
 
 @pytest.mark.parametrize("kind", ["names", "bytes"])
@@ -219,7 +219,7 @@ def test_lists_of_images_are_opened_in_their_order(world, entries, tmp_path, kin
             {**row, "images": [(world / "images" / name).read_bytes() for name in row["images"]]} for row in rows
         ]
         datasets.Dataset.from_list(content).to_parquet(path)
-    found = table(str(path), image_folder=str(world / "images"))
+    found = load_conversations(str(path), image_folder=str(world / "images"))
     assert np.array_equal(np.asarray(found[0]["image"]), expected[0])
     pairs = zip(found[1]["image"], expected[::-1], strict=True)
     assert all(np.array_equal(np.asarray(one), other) for one, other in pairs)
@@ -229,7 +229,7 @@ def test_lists_of_images_are_opened_in_their_order(world, entries, tmp_path, kin
 def test_noise_inject_writes_the_pictures_that_lie_in_the_table(world, entries, tmp_path):
     folder = write_parquet(world, entries, tmp_path / "parquet")
     cal("noise-inject", "data=table", f"data.path={folder}", "ratio=0", "output=out", folder=tmp_path)
-    written = llava_json(str(tmp_path / "out/data.json"), str(tmp_path / "out/images"))
+    written = load_llava_json(str(tmp_path / "out/data.json"), str(tmp_path / "out/images"))
     assert_same(written, in_order(world, entries[::2] + entries[1::2], tmp_path))
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from cal_cli.data.llava_json import llava_json, llava_mixture
+from cal_cli.data.llava_json import load_llava_json, load_llava_mixture
 from cal_cli.runtime.errors import InputError
 from tests.cal import cal
 
@@ -35,7 +35,7 @@ def test_several_images_of_a_sample_are_read_in_their_order_wherever_they_lie(tm
         shown("list", ["a.png"]),
     ]
     path = write(tmp_path, entries)
-    for data in (llava_json(path), llava_mixture([{"path": path}])):
+    for data in (load_llava_json(path), load_llava_mixture([{"path": path}])):
         assert [image.getpixel((0, 0))[0] for image in data[0]["image"]] == [20, 10]
         assert data[1]["image"].getpixel((0, 0))[0] == data[2]["image"].getpixel((0, 0))[0] == 10
 
@@ -65,7 +65,7 @@ def test_entries_and_pictures_are_read(tmp_path):
         "image": "p.png",
         "conversations": [{"from": "human", "value": "<image>x"}, GOOD["conversations"][1]],
     }
-    data = llava_json(write(tmp_path, [GOOD, shown]))
+    data = load_llava_json(write(tmp_path, [GOOD, shown]))
     assert data[0] == {**GOOD, "image": None}
     assert data[1]["image"].size == (5, 4)
     assert data[1]["image"].getpixel((0, 0)) == (1, 2, 3)
@@ -103,20 +103,20 @@ def test_entries_and_pictures_are_read(tmp_path):
 )
 def test_a_malformed_entry_is_named(tmp_path, entry, named):
     with pytest.raises(InputError, match=named):
-        llava_json(write(tmp_path, [GOOD, entry]))
+        load_llava_json(write(tmp_path, [GOOD, entry]))
 
 
 @pytest.mark.parametrize(("content", "named"), [("{", "not valid JSON"), ({}, "list"), ([], "at least one sample")])
 def test_a_malformed_file_is_named(tmp_path, content, named):
     with pytest.raises(InputError, match=named):
-        llava_json(write(tmp_path, content))
+        load_llava_json(write(tmp_path, content))
 
 
 def test_missing_paths_are_named(tmp_path):
     with pytest.raises(InputError, match="no such file"):
-        llava_json(str(tmp_path / "none.json"))
+        load_llava_json(str(tmp_path / "none.json"))
     with pytest.raises(InputError, match="no such folder"):
-        llava_json(write(tmp_path, [GOOD]), str(tmp_path / "none"))
+        load_llava_json(write(tmp_path, [GOOD]), str(tmp_path / "none"))
 
 
 def test_a_file_that_is_no_picture_is_named(tmp_path):
@@ -126,7 +126,7 @@ def test_a_file_that_is_no_picture_is_named(tmp_path):
         "image": "p.png",
         "conversations": [{"from": "human", "value": "<image>x"}, GOOD["conversations"][1]],
     }
-    data = llava_json(write(tmp_path, [shown]))
+    data = load_llava_json(write(tmp_path, [shown]))
     with pytest.raises(InputError, match=r"p\.png: cannot be read as an image"):
         data[0]
 
@@ -146,15 +146,15 @@ def source(folder, name, count, **more):
 
 def test_a_mixture_takes_each_source_by_its_weight_with_its_own_images(tmp_path):
     sources = [source(tmp_path, "a", 10, weight=0.5), source(tmp_path, "b", 4), source(tmp_path, "c", 4, weight=2.5)]
-    data = llava_mixture(sources, seed=1)
+    data = load_llava_mixture(sources, seed=1)
     ids = [entry["id"] for entry in data.entries]
     assert [sum(i.startswith(name) for i in ids) for name in "abc"] == [5, 4, 10]
     assert len({i for i in ids if i.startswith("a")}) == 5
     assert sorted(ids.count(f"c{number}") for number in range(4)) == [2, 2, 3, 3]
     for index, identity in enumerate(ids):
         assert data[index]["image"].getpixel((0, 0)) == (int(identity[1:]), 0, 0)
-    assert [entry["id"] for entry in llava_mixture(sources, seed=1).entries] == ids
-    assert [entry["id"] for entry in llava_mixture(sources, seed=2).entries] != ids
+    assert [entry["id"] for entry in load_llava_mixture(sources, seed=1).entries] == ids
+    assert [entry["id"] for entry in load_llava_mixture(sources, seed=2).entries] != ids
 
 
 @pytest.mark.parametrize(
@@ -169,23 +169,23 @@ def test_a_mixture_takes_each_source_by_its_weight_with_its_own_images(tmp_path)
 )
 def test_wrong_sources_are_told(sources, said):
     with pytest.raises(InputError, match=said):
-        llava_mixture(sources)
+        load_llava_mixture(sources)
 
 
 def test_few_bad_entries_are_left_out_and_named(tmp_path):
     path = write(tmp_path, [GOOD, {"id": "b"}, *[{**GOOD, "id": f"c{n}"} for n in range(8)]])
-    data = llava_json(path, max_bad_fraction=0.1)
+    data = load_llava_json(path, max_bad_fraction=0.1)
     assert len(data) == 9 and [bad.id for bad in data.bad] == ["b"]
     with pytest.raises(InputError, match="1 more are bad; cal data-check lists all"):
-        llava_json(write(tmp_path, [GOOD, {"id": "b"}, {"id": "c"}]), max_bad_fraction=0.1)
+        load_llava_json(write(tmp_path, [GOOD, {"id": "b"}, {"id": "c"}]), max_bad_fraction=0.1)
     with pytest.raises(InputError, match="a share from 0 to below 1"):
-        llava_json(path, max_bad_fraction=1.0)
+        load_llava_json(path, max_bad_fraction=1.0)
 
 
 def test_another_sample_with_an_image_takes_the_place_of_one_that_cannot_be_read(tmp_path):
     given = source(tmp_path, "a", 10)
     (tmp_path / "a/3.png").write_text("not a picture")
-    data = llava_json(given["path"], given["image_folder"], max_bad_fraction=0.1)
+    data = load_llava_json(given["path"], given["image_folder"], max_bad_fraction=0.1)
     assert data[3]["id"] == "a4" and [bad.id for bad in data[3]["bad"]] == ["a3"]
     assert "bad" not in data[4]
     (tmp_path / "a/4.png").write_text("not a picture either")

@@ -33,12 +33,12 @@ def test_exactly_the_share_is_exchanged_and_nothing_else(kinds, ratio, seed):
     noisy, changed = swap_conversations(entries, ratio, seed)
     moved = [i for i in range(len(entries)) if noisy[i]["conversations"] != entries[i]["conversations"]]
     assert len(moved) == len(changed) == count
-    assert [exchange.index for exchange in changed] == moved
+    assert [exchange["index"] for exchange in changed] == moved
     for exchange in changed:
-        assert kinds[exchange.index]
-        assert exchange.donor_id != exchange.id
-        donor = next(entry for entry in entries if entry["id"] == exchange.donor_id)
-        assert noisy[exchange.index]["conversations"] == donor["conversations"]
+        assert kinds[exchange["index"]]
+        assert exchange["donor_id"] != exchange["id"]
+        donor = next(entry for entry in entries if entry["id"] == exchange["donor_id"])
+        assert noisy[exchange["index"]]["conversations"] == donor["conversations"]
     for before, after in zip(entries, noisy, strict=True):
         assert before["id"] == after["id"]
         assert before.get("image") == after.get("image")
@@ -49,7 +49,7 @@ def test_exactly_the_share_is_exchanged_and_nothing_else(kinds, ratio, seed):
 
 def test_seeds_choose_different_samples():
     entries = entries_of([True] * 50)
-    chosen = {tuple(e.index for e in swap_conversations(entries, 0.5, seed)[1]) for seed in range(5)}
+    chosen = {tuple(e["index"] for e in swap_conversations(entries, 0.5, seed)[1]) for seed in range(5)}
     assert len(chosen) == 5
 
 

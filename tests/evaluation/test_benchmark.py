@@ -200,7 +200,7 @@ def test_without_data_the_command_that_fetches_them_is_told(tmp_path):
     with pytest.raises(InputError, match="hf download --repo-type dataset lmms-lab-encoder/POPE --local-dir POPE"):
         benchmark("pope", "lmms-lab-encoder/POPE")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"holds no .parquet.* file"):
+    with pytest.raises(InputError, match=r"contains no .parquet.* file"):
         benchmark("pope", tmp_path / "empty")
     folder = write("pope", tmp_path / "cut")
     for path in folder.rglob("*.parquet"):

