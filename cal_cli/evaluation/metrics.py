@@ -116,9 +116,8 @@ class Mean(Metric):
 class OCRBench(Metric):
     """Answers contained in predictions, out of 1,000, and the sums of its groups (Liu et al. 2023)."""
 
-    RECOGNITION = (
-        "Recognition"  # ends the names of six kinds of question, 300 questions in all; formulas are another kind
-    )
+    # the end of the names of six kinds of question, 300 questions in all; formulas are another kind
+    RECOGNITION = "Recognition"
 
     def score_one(self, question: Question, prediction: str) -> Parts:
         score = rules.contained(prediction, question.answers, question.tags["dataset"])

@@ -35,9 +35,8 @@ from cal_cli.runtime.errors import InputError
 
 ASPECTS = ("square", "pad", "anyres")
 GRID = [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]]  # tiles (rows, columns) that AnyRes chooses from, as in LLaVA-NeXT
-ROWS_MULTIPLE = (
-    64  # embeddings are padded to a multiple, as in the converted checkpoints: 32,000 words become 32,064 rows
-)
+# embeddings are padded to a multiple of it, as in the converted checkpoints: 32,000 words become 32,064 rows
+ROWS_MULTIPLE = 64
 PROJECTOR = "projector.safetensors"
 
 

@@ -151,9 +151,8 @@ class _WeightedCrossEntropy(torch.autograd.Function):
             cross_entropy[rows] = (log_sum - logits.gather(1, label))[:, 0]
             if not (for_hidden or for_weight or for_bias):
                 continue
-            slope = (
-                coefficients[rows, None] * scale
-            )  # gradient with respect to the bare logits, without the soft cap's factor
+            # gradient with respect to the bare logits, without the factor of the soft cap
+            slope = coefficients[rows, None] * scale
             if softcap is not None:
                 slope = slope * (1 - (logits / softcap) ** 2)
             grad = logits.sub_(log_sum).exp_()  # in place: reusing memory is faster
