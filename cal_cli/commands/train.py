@@ -21,13 +21,12 @@ from cal_cli.models.parameter_groups import freeze_parts, trains_only_projector
 from cal_cli.objective import NonFiniteLoss, WeightedLoss
 from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console
-from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_whole
 from cal_cli.runtime.processes import count_processes, is_worker, join, run_workers
 from cal_cli.runtime.runs import clear, find_last_checkpoint, is_completed, write_summary
 from cal_cli.training.arguments import TrainConfig, check_ranges, make_training_arguments
 from cal_cli.training.artifacts import save_weights, summarize
-from cal_cli.training.bad_samples import BadSamples, TooManyBadSamples
+from cal_cli.training.bad_samples import BadSamples
 from cal_cli.training.callbacks import MetricsWriter, ProgressReporter, StopOnSignal
 from cal_cli.training.reference import cache_scores, load_objective_reference
 from cal_cli.training.run_trainer import RunTrainer
@@ -63,6 +62,7 @@ def prepare(
     config: DictConfig, settings: TrainConfig, objective: WeightedLoss, job: Job, state: PartialState, console: Console
 ) -> tuple[RunTrainer, Path | None]:
     """Build data, model, objective and trainer; also return the checkpoint to continue from."""
+    set_seed(settings.seed)  # for whatever is drawn while the model is built, such as adapters
     data, _ = inject_noise(build(config, "data"), settings.noise.ratio, settings.noise.seed)
     model, processor = build(config, "model").load(seed=settings.seed)
     freeze_parts(model, settings.parts)
@@ -125,7 +125,7 @@ def run(
         if status == "completed":
             save_weights(trainer, trainer.processing_class, job.folder)
         return summary, None
-    except (NonFiniteLoss, TooManyBadSamples, OSError, SafetensorError) as error:
+    except Exception as error:  # whatever failed, the summary says so and the last checkpoint stays
         return describe("failed", time.perf_counter() - start), error
     finally:
         progress.close()
@@ -142,7 +142,7 @@ def finish(
     """Write the summary and report how the run ended; exit with 130 if it was interrupted, with 1 if it failed."""
     if state.is_main_process or problem:
         write_summary(folder, summary)
-    if isinstance(problem, InputError):
+    if problem and not isinstance(problem, NonFiniteLoss | OSError | SafetensorError):
         raise problem
     if problem:
         console.quiet = False  # whichever process failed reports

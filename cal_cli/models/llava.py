@@ -34,7 +34,8 @@ from cal_cli.models.llava_templates import make_chat_template
 from cal_cli.runtime.errors import InputError
 
 ASPECTS = ("square", "pad", "anyres")
-GRID = [[1, 2], [2, 1], [2, 2], [3, 1], [1, 3]]  # tiles (rows, columns) that AnyRes chooses from, as in LLaVA-NeXT
+# tiles (rows, columns) that AnyRes chooses from, in LLaVA-NeXT's order: the first of equally good ones is taken
+GRID = [[2, 1], [1, 2], [2, 2], [1, 3], [3, 1]]
 # embeddings are padded to a multiple of it, as in the converted checkpoints: 32,000 words become 32,064 rows
 ROWS_MULTIPLE = 64
 PROJECTOR = "projector.safetensors"
@@ -60,7 +61,7 @@ def assemble(
             `anyres` (LLaVA-NeXT: tiles at up to three times the tower's size, and the whole image).
         template: of the conversation, `v1`, `plain` or a `.jinja` file.
         dtype: of the weights.
-        seed: of the projector's random weights.
+        seed: of random weights: the projector's, and the embeddings of new tokens.
 
     Returns:
         The model and its processor.
@@ -68,6 +69,7 @@ def assemble(
     Raises:
         InputError: a part cannot be loaded, or does not fit.
     """
+    torch.manual_seed(seed)
     text = fetch(AutoModelForCausalLM.from_pretrained, language_model, "model.language_model", dtype=dtype)
     tokenizer = load_tokenizer_with_image(language_model)
     tower_config = fetch(AutoConfig.from_pretrained, vision_tower, "model.vision_tower")
@@ -90,19 +92,27 @@ def assemble(
     model.model.language_model = text.get_decoder()
     model.model.vision_tower = vision
     model.lm_head = text.get_output_embeddings()
-    torch.manual_seed(seed)
     width = config.text_config.hidden_size
     model.model.multi_modal_projector = type(model.model.multi_modal_projector)(config).to(dtype)
     if image_aspect_ratio == "anyres":
         model.model.image_newline = nn.Parameter(torch.randn(width, dtype=dtype) * width**-0.5)
     model.tie_weights()
     model.generation_config = text.generation_config
+    allow_sampling(model.generation_config)
     for config_of in (model.config, model.generation_config):  # the Trainer would do the same, with a warning
         for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
             setattr(config_of, name, getattr(tokenizer, name))
     if projector is not None:
         load_projector(model, projector)
     return model, make_llava_processor(config, tokenizer, vision_tower, image_aspect_ratio, template)
+
+
+def allow_sampling(generation_config: Any) -> None:
+    """Set `do_sample` if the config has sampling values without it, as Vicuna's has, which could not be saved."""
+    try:
+        generation_config.validate(strict=True)
+    except ValueError:
+        generation_config.do_sample = True
 
 
 def load_tokenizer_with_image(language_model: str) -> Any:

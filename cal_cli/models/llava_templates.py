@@ -24,7 +24,7 @@ READ_MESSAGE = """\
       {%- set found.images = found.images + 1 -%}{%- set found.placed = found.placed + "<image>" -%}
       {%- set found.behind = true -%}
     {%- else -%}
-      {%- set space = "" if not found.behind else "<more>" if part.text[0] == " " else "<space>" -%}
+      {%- set space = "<space>" if found.behind else "" -%}
       {%- set found.text = found.text + part.text -%}{%- set found.placed = found.placed + space + part.text -%}
       {%- set found.behind = false -%}
     {%- endif -%}
@@ -40,8 +40,9 @@ V1 = (
     + READ_MESSAGE
     + """\
   {%- if message.role == "user" -%}
-    {%- set one = ("<image><space>\\n" + found.text | trim) | trim -%}
-    {{- "USER: " + (found.placed if found.images > 1 else one if found.images else found.text) + " " -}}
+    {%- set one = "<image>" + ("<space>\\n" + found.text | trim if found.text | trim else "<space>") -%}
+    {%- set several = found.placed + ("<space>" if found.behind else "") -%}
+    {{- "USER: " + (several if found.images > 1 else one if found.images else found.text) + " " -}}
   {%- elif message.role == "assistant" -%}
     {{- "ASSISTANT:" -}}{%- generation -%}{{- " " + found.text + eos_token -}}{%- endgeneration -%}
   {%- else -%}{{- found.text + " " -}}{%- endif -%}
@@ -52,13 +53,15 @@ V1 = (
 PLAIN = (
     """\
 {{- bos_token -}}
+{%- set shown = namespace(images=0) -%}
 {%- for message in messages -%}
 """
     + READ_MESSAGE
     + """\
-  {%- if message.role == "user" and found.images -%}{{- "<image>" * found.images + "<space>" -}}
+  {%- if message.role == "user" -%}
+    {{- "<image>" * found.images -}}{%- set shown.images = found.images -%}
   {%- elif message.role == "assistant" -%}
-    {%- generation -%}{{- found.text + "\\n" -}}{%- endgeneration -%}
+    {%- generation -%}{{- ("<space>" if shown.images else "") + found.text + "\\n" -}}{%- endgeneration -%}
   {%- endif -%}
 {%- endfor -%}
 """
@@ -89,8 +92,6 @@ def make_chat_template(name: str, tokenizer: Any, image_token: str = "<image>") 
     if tokenizer.eos_token is None:
         raise InputError(f"model.template={name}: the tokenizer has no end token to close each answer")
     text = TEMPLATES[name].replace("<system>", SYSTEM)
-    for mark, begin in (("<space>", "a"), ("<more>", " a")):  # some add none before text that begins with one
-        behind = tokenizer.tokenize(image_token + begin)[1:]
-        text = text.replace(mark, "" if behind == tokenizer.tokenize(begin) else " ")
+    text = text.replace("<space>", "" if tokenizer.tokenize(f"{image_token}a")[1:] == tokenizer.tokenize("a") else " ")
     text = text.replace("<image>", image_token)
     return text if tokenizer.bos_token else text.replace("{{- bos_token -}}\n", "")

@@ -10,7 +10,13 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from cal_cli.models.configs import load_config
 from cal_cli.models.hub import fetch
-from cal_cli.models.llava import assemble, load_projector, load_tokenizer_with_image, make_llava_processor
+from cal_cli.models.llava import (
+    allow_sampling,
+    assemble,
+    load_projector,
+    load_tokenizer_with_image,
+    make_llava_processor,
+)
 from cal_cli.models.llava_templates import make_chat_template
 from cal_cli.runtime.errors import InputError
 
@@ -76,6 +82,7 @@ class ModelSource:
                 seed,
             )
         model = fetch(AutoModelForImageTextToText.from_pretrained, self.path, "model.path", dtype=self.torch_dtype)
+        allow_sampling(model.generation_config)
         if self.projector is not None:
             load_projector(model, self.projector)
         return model, self.load_processor()

@@ -8,14 +8,14 @@ from torch import nn
 
 from cal_cli.runtime.errors import InputError
 
-PARTS = ("language_model", "projector", "vision_tower")
+PARTS = ("language_model", "projector", "image_newline", "vision_tower")
 
 
 def group_parameters(model: Any) -> dict[str, list[nn.Parameter]]:
     """Group a model's parameters by part; each belongs to one.
 
-    The language model is the decoder with its embeddings and head, the vision tower is the image encoder; all other
-    parameters belong to the projector.
+    The language model is the decoder with its embeddings and head, the vision tower is the image encoder, and
+    `image_newline` is LLaVA-NeXT's embedding between rows of tiles; all other parameters belong to the projector.
     """
     vision = model.get_encoder(modality="image")
     head = model.get_output_embeddings()
@@ -27,6 +27,7 @@ def group_parameters(model: Any) -> dict[str, list[nn.Parameter]]:
             *(head.parameters() if head is not None else ()),
         ],
     }
+    owners["image_newline"] = [p for name, p in model.named_parameters() if name.endswith("image_newline")]
     part = {id(parameter): name for name, parameters in owners.items() for parameter in parameters}
     found: dict[str, list[nn.Parameter]] = {name: [] for name in PARTS}
     for parameter in model.parameters():
@@ -59,8 +60,8 @@ def freeze_parts(model: Any, rates: Mapping[str, float]) -> None:
 
 
 def trains_only_projector(rates: Mapping[str, float]) -> bool:
-    """Return whether only the projector is trained, so that nothing else need be saved."""
-    return all((rates.get(name, 1.0) > 0) == (name == "projector") for name in PARTS)
+    """Return whether language model and vision tower are frozen, so that only `projector/` need be saved."""
+    return rates.get("language_model", 1.0) == 0 == rates.get("vision_tower", 1.0)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, model: Any, rates: Mapping[str, float]) -> None:

@@ -32,7 +32,7 @@ def name_folder(overrides: Sequence[str], excluded: Sequence[str] = ()) -> str:
     digest = hashlib.sha256("__".join(items).encode()).hexdigest()[:8]
     items = [re.sub(r"=.*/", "=", item) for item in items]
     kept = {item for item in items if KEPT_WHOLE.match(item)}
-    for item in sorted(set(items) - kept, key=len):
+    for item in sorted(sorted(set(items) - kept), key=len):  # the same order in every process
         if len(_clean([*kept, item])) + len(digest) + 1 <= NAME_LENGTH:
             kept.add(item)
     return f"{_clean(sorted(kept))[: NAME_LENGTH - len(digest) - 1]}-{digest}"

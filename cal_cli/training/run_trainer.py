@@ -69,7 +69,7 @@ class RunTrainer(CALTrainer):
         return ModalityLengthSampler(
             [estimate_length(entry) for entry in entries],
             ["image" in entry for entry in entries],
-            self.args.per_device_train_batch_size * self.args.world_size,
+            self.args.per_device_train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps,
             self.args.seed,
             epoch=lambda: int(self.state.epoch or 0),
         )

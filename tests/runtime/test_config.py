@@ -1,7 +1,9 @@
 """Folder names, and values checked against the annotations of whatever a config names."""
 
+import os
 import re
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -35,6 +37,22 @@ def test_a_long_name_keeps_objective_noise_and_seed_and_shortens_paths():
     assert len(set(others)) == 20
     moved = [word.replace("a very", "another") for word in words]
     assert name_folder(moved) != name  # shortened to the same words, but another hash
+
+
+def test_a_shortened_name_is_the_same_in_every_process():
+    """Sets have another order in each: seven words of one length, of which not all fit."""
+    words = [f"optimizer.{letter * 12}=0.1234567890" for letter in "abcdefg"]
+    code = f"from cal_cli.runtime.config import name_folder; print(name_folder({words!r}))"
+    names = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in range(4)
+    }
+    assert len(names) == 1 and "aaa" in names.pop()
 
 
 @given(OVERRIDES)
