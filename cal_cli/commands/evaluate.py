@@ -22,7 +22,7 @@ from cal_cli.evaluation.results import load_results, save_results, score_answers
 from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import hash_files
+from cal_cli.runtime.identity import fingerprint
 from cal_cli.runtime.processes import LaunchConfig, count_processes, get_process_state, is_worker, run_workers
 from cal_cli.runtime.runs import find_checkpoints, get_result_folder, get_run_name
 from cal_cli.toy.model import BASE
@@ -113,24 +113,33 @@ def evaluate_benchmark(
     table = make_table("checkpoint", "metric", "value", "95 % interval", title=name)
     table.columns[0].overflow = "fold"
     benchmark: Benchmark | None = None
-    identity = {"benchmark": OmegaConf.to_container(node), "limit": settings.limit, "engine": settings.engine}
-    if settings.predictions is not None:
-        identity["predictions"] = hash_files(subjects)
+    identity: dict[str, Any] = {
+        "benchmark": OmegaConf.to_container(node),
+        "limit": settings.limit,
+        "engine": settings.engine,
+    }
     results: dict[str, Any] = {}
     for subject in subjects:
         named = subject if settings.predictions is None else subject.with_suffix("")
+        if settings.engine == "cal":
+            benchmark = benchmark or build_benchmark(node, settings, evaluator)
+            identity["data"] = benchmark.source
+        identity |= {"checkpoint": str(subject), "weights": fingerprint(subject), "dtype": settings.dtype}
         folder = get_result_folder(named, "eval", name if settings.limit is None else f"{name}_{settings.limit}")
-        known = None if settings.force else load_results(folder, identity)
-        if known:
+        known, differing = load_results(folder, identity)
+        if known and not settings.force and not differing:
             evaluator.console.print(f"{folder}: already evaluated; force=true repeats it")
             results = known
         elif settings.engine == "lmms_eval":
             results = evaluate_with_lmms_eval(subject, name, node, settings.limit, evaluator.command)
             save_results(folder, results | {"settings": identity})
-        else:
-            benchmark = benchmark or build_benchmark(node, settings, evaluator)
+        elif benchmark is not None:
+            if known and not settings.force:
+                evaluator.console.print(
+                    f"{folder}: evaluating again; the results there differ in {', '.join(differing)}"
+                )
             if settings.predictions is None:
-                results = evaluator.evaluate(subject, name, benchmark, identity, folder)
+                results = evaluator.evaluate(subject, name, benchmark, dict(identity), folder)
             else:
                 texts = read_predictions(subject, benchmark.questions, beyond=settings.limit is not None)
                 facts: dict[str, Any] = {
@@ -139,7 +148,7 @@ def evaluate_benchmark(
                     "prompt": None,
                     "generation": None,
                 }
-                facts |= {"settings": identity, "command": evaluator.command}
+                facts |= {"settings": dict(identity), "command": evaluator.command}
                 results = score_answers(name, benchmark, texts, facts, folder)
         label = get_run_name(named)
         for metric, found in results["metrics"].items():

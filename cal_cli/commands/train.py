@@ -1,5 +1,6 @@
 """`cal train`: carry out one run in its folder; the same command again continues it, or finds it complete."""
 
+import json
 import time
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from cal_cli.commands.hydra_app import Job, get_job
 from cal_cli.commands.plan import print_plan
 from cal_cli.data.collator import Collator
 from cal_cli.data.noise import inject_noise
+from cal_cli.data.sample import Conversations
 from cal_cli.models.load import checkpoint_activations
 from cal_cli.models.lora import add_adapters
 from cal_cli.models.parameter_groups import freeze_parts, trains_only_projector
@@ -22,6 +24,7 @@ from cal_cli.objective import NonFiniteLoss, WeightedLoss
 from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console
 from cal_cli.runtime.files import write_whole
+from cal_cli.runtime.identity import fingerprint
 from cal_cli.runtime.processes import count_processes, is_worker, join, run_workers
 from cal_cli.runtime.runs import clear, find_last_checkpoint, is_completed, write_summary
 from cal_cli.training.arguments import TrainConfig, check_ranges, make_training_arguments
@@ -41,7 +44,11 @@ def train(config: DictConfig) -> None:
     if settings.plan:
         print_plan(config, settings, processes * settings.launch.machines, console)
         return
-    if not settings.force and is_completed(job.folder, config):
+    if (
+        not settings.force
+        and is_completed(job.folder, config)
+        and not find_changed_inputs(job.folder, identify_inputs(config, build(config, "data")))
+    ):
         console.print(f"{job.folder}: already completed; force=true repeats it")
         return
     objective = build(config, "objective")
@@ -63,7 +70,8 @@ def prepare(
 ) -> tuple[RunTrainer, Path | None]:
     """Build data, model, objective and trainer; also return the checkpoint to continue from."""
     set_seed(settings.seed)  # for whatever is drawn while the model is built, such as adapters
-    data, _ = inject_noise(build(config, "data"), settings.noise.ratio, settings.noise.seed)
+    clean: Conversations = build(config, "data")
+    data, _ = inject_noise(clean, settings.noise.ratio, settings.noise.seed)
     model, processor = build(config, "model").load(seed=settings.seed)
     freeze_parts(model, settings.parts)
     if settings.gradient_checkpointing:
@@ -73,9 +81,14 @@ def prepare(
         model = add_adapters(model, settings.peft, settings.parts)
     arguments = make_training_arguments(settings, job.folder, data)
     if state.is_main_process:
-        if settings.force or not settings.resume:  # only now: a wrong value must not cost an earlier run
+        inputs = identify_inputs(config, clean)
+        changed = find_changed_inputs(job.folder, inputs)
+        if changed:
+            console.print(f"{job.folder}: {', '.join(changed)} changed since the earlier run; starting again")
+        if settings.force or not settings.resume or changed:  # only now: a wrong value must not cost an earlier run
             clear(job.folder)
         write_whole(job.folder / "config.yaml", OmegaConf.to_yaml(config))
+        write_whole(job.folder / "inputs.json", json.dumps(inputs, indent=2) + "\n")
     collate = Collator(processor, settings.max_length, keep_ids=True, leave_out=data.max_bad > 0)
     if not trains_only_projector(settings.parts) and not collate.closes_answers(data[0]):
         console.print(
@@ -160,6 +173,24 @@ def finish(
         state.wait_for_everyone()  # the end of the first process ends the others
         raise SystemExit(130)
     console.print(f"{folder}: completed, {trainer.state.global_step} steps, loss {summary['final_loss']:.4f}")
+
+
+def identify_inputs(config: DictConfig, data: Conversations) -> dict[str, str]:
+    """Return a fingerprint of each file or folder that the config names, by its key, and one of the images."""
+    node: Any = OmegaConf.to_container(config)
+    named = {f"data.{key}": value for key, value in node["data"].items() if key in ("path", "rows")}
+    named |= {f"data.sources[{i}].path": source["path"] for i, source in enumerate(node["data"].get("sources", []))}
+    named |= {f"model.{key}": value for key, value in node["model"].items() if key != "_target_"}
+    named["objective.reference"] = node["objective"].get("reference")
+    found = {key: value for key, value in named.items() if isinstance(value, str) and Path(value).exists()}
+    return {key: fingerprint(value) for key, value in found.items()} | {"images": data.fingerprint_images()}
+
+
+def find_changed_inputs(folder: Path, inputs: dict[str, str]) -> list[str]:
+    """Return the inputs that differ from those of the run in the folder; empty if it holds none."""
+    path = folder / "inputs.json"
+    before = json.loads(path.read_text()) if path.is_file() else inputs
+    return sorted(key for key in before.keys() | inputs.keys() if before.get(key) != inputs.get(key))
 
 
 def explain_failure(problem: Exception) -> str:

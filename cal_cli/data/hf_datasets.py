@@ -76,7 +76,8 @@ def load_conversations(
             good.append(number)
     if len(bad) > max_bad_fraction * len(read):
         raise make_bad_fraction_error(f"data.path={path}: row {bad[0].id}: {bad[0].problem}", len(bad))
-    return Conversations(read.select(good) if bad else read, read.open_image, bad, max_bad_fraction)
+    data = Conversations(read.select(good) if bad else read, read.open_image, bad, max_bad_fraction)
+    return data.replace(image_folder=read.folder if read.by_name else None)
 
 
 class Rows(Sequence[Entry]):

@@ -30,7 +30,8 @@ def load_llava_json(path: str, image_folder: str | None = None, max_bad_fraction
     """
     source = Source(path, image_folder)
     entries, bad = read_good_entries({"data.path": source}, max_bad_fraction)
-    return Conversations(entries["data.path"], partial(open_relative, source.folder), bad, max_bad_fraction)
+    data = Conversations(entries["data.path"], partial(open_relative, source.folder), bad, max_bad_fraction)
+    return data.replace(image_folder=source.folder)
 
 
 def load_llava_mixture(sources: list[Any], seed: int = 0, max_bad_fraction: float = 0.001) -> Conversations:
@@ -53,7 +54,8 @@ def load_llava_mixture(sources: list[Any], seed: int = 0, max_bad_fraction: floa
         whole, part = divmod(round(source.weight * len(found)), max(len(found), 1))
         entries += found * whole
         entries += [found[i] for i in sorted(random.Random(f"{number}-{seed}").sample(range(len(found)), part))]
-    return Conversations(entries, partial(open_relative, Path()), bad, max_bad_fraction)
+    data = Conversations(entries, partial(open_relative, Path()), bad, max_bad_fraction)
+    return data.replace(image_folder=Path())
 
 
 @dataclass

@@ -8,12 +8,14 @@ Format: LLaVA's `docs/Finetune_Custom_Data.md`.
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from torch.utils.data import Dataset
 
 from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.identity import fingerprint_states
 
 Entry = dict
 NEIGHBOURS = 100  # samples to try in place of one whose image cannot be read
@@ -77,12 +79,19 @@ class Conversations(Dataset):
         self.bad = list(bad)
         self.max_bad = int(max_bad_fraction * (len(entries) + len(bad)))
         self.scores: Sequence[list[float]] | None = None
+        self.image_folder: Path | None = None  # of the images, if they are files
 
     def replace(self, **changes: Any) -> "Conversations":
         """Return the same dataset with other `entries`, or with `scores`: a number for each supervised token."""
         other = copy.copy(self)
         vars(other).update(changes)
         return other
+
+    def fingerprint_images(self) -> str:
+        """Return a fingerprint of the image files' names, sizes and times; that of no files if they are not files."""
+        folder = self.image_folder
+        names = [name for entry in self.entries for name in get_image_names(entry)] if folder is not None else []
+        return fingerprint_states(Path(folder or "", name) for name in dict.fromkeys(names))
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -71,8 +71,7 @@ class Evaluator:
         prompts = [render_prompt(question, processor) for question in asked]
         prompt_hash = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
         dtype = str(model.dtype).removeprefix("torch.")
-        identity = settings | {"checkpoint": str(checkpoint), "prompts": prompt_hash, "data": benchmark.source}
-        identity |= {"dtype": dtype, "versions": get_versions()}
+        identity = settings | {"prompts": prompt_hash, "computed in": dtype, "versions": get_versions()}
         log = AnswerLog(folder, identity, state.process_index)
         if state.is_main_process:
             differing = log.begin(self.anew)
@@ -86,7 +85,7 @@ class Evaluator:
         answers |= self._answer(f"{get_run_name(checkpoint)}, {name}", model, processor, benchmark, answers, log)
         if not state.is_main_process:
             state.wait_for_everyone()
-            return load_results(folder, settings) or {}
+            return load_results(folder, settings)[0] or {}
         generation = {"do_sample": False, "max_new_tokens": benchmark.max_new_tokens, "batch_size": self.batch_size}
         facts = {
             "checkpoint": str(checkpoint),

@@ -11,13 +11,14 @@ from cal_cli.runtime.provenance import get_versions
 from cal_cli.statistics.bootstrap import estimate_values
 
 
-def load_results(folder: Path, settings: dict[str, Any]) -> dict | None:
-    """Load the results of a folder if they have these settings; else None."""
+def load_results(folder: Path, settings: dict[str, Any]) -> tuple[dict | None, list[str]]:
+    """Load the results of a folder, or None, and the keys of the settings in which they differ from these."""
     path = folder / "results.json"
     if not path.is_file():
-        return None
+        return None, []
     results = json.loads(path.read_text())
-    return results if results["settings"] == settings else None
+    before, now = results["settings"], json.loads(json.dumps(settings))
+    return results, sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
 
 
 def save_results(folder: Path, results: dict[str, Any]) -> None:

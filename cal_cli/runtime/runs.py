@@ -1,5 +1,6 @@
 """Run folders, with the layout of `cal train`: their state, their checkpoints, and the place of results."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -62,7 +63,7 @@ def is_completed(folder: Path, config: DictConfig) -> bool:
 
 def clear(folder: Path) -> None:
     """Remove what an earlier run left in the folder."""
-    for name in ("summary.json", "metrics.jsonl", "config.yaml", "bad_samples.jsonl"):
+    for name in ("summary.json", "metrics.jsonl", "config.yaml", "inputs.json", "bad_samples.jsonl"):
         (folder / name).unlink(missing_ok=True)
     for name in ("checkpoints", "checkpoint", "projector", "adapter", "eval", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -144,7 +145,13 @@ def get_run_name(checkpoint: Path) -> str:
 
 def get_result_folder(checkpoint: Path, kind: str, name: str) -> Path:
     """Return the folder of results about a checkpoint: `<run>/<kind>/<name>`, or `runs/<kind>/<name>/<checkpoint>`."""
-    run = checkpoint.parent
-    if checkpoint.name == "checkpoint" and (run / "summary.json").is_file():
-        return run / kind / name
-    return Path("runs") / kind / name / checkpoint.name
+    for run in checkpoint.parents:
+        if (run / "config.yaml").is_file() and checkpoint.parent in (run, run / "checkpoints"):
+            return run / kind / (name if checkpoint.name == "checkpoint" else f"{name}_{checkpoint.name}")
+    folder = Path("runs") / kind / name / checkpoint.name
+    owner = folder / "checkpoint.txt"  # another checkpoint of the same name gets another folder
+    given = str(checkpoint.resolve() if checkpoint.exists() else checkpoint)
+    if owner.is_file() and owner.read_text() != given:
+        return folder.with_name(f"{checkpoint.name}-{hashlib.sha256(given.encode()).hexdigest()[:8]}")
+    write_whole(owner, given)
+    return folder

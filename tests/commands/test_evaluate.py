@@ -7,6 +7,7 @@ import signal
 import time
 from importlib.util import find_spec
 
+import datasets
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -144,6 +145,30 @@ def test_answers_of_another_evaluation_are_not_taken(tmp_path):
     told = cal("eval", "checkpoint=tiny", "benchmark.n=2", folder=tmp_path).stdout
     assert "continuing" not in told and "starting again; the earlier answers differ in" in told
     assert "another's" not in (tmp_path / "runs/eval/scenes/tiny/predictions.jsonl").read_text()
+
+
+def test_results_follow_the_checkpoint_its_dtype_and_the_data(tmp_path):
+    """A checkpoint of the same name, another dtype and a corrected file never take the results of an earlier call."""
+    model, processor = load_tiny()
+    for name in ("one/model", "other/model"):
+        model.save_pretrained(tmp_path / name), processor.save_pretrained(tmp_path / name)
+    write("mme", tmp_path / "mme")
+    words = ["eval", "benchmark=mme", "benchmark.path=mme", "benchmark.max_new_tokens=1"]
+    cal(*words, "checkpoint=one/model", folder=tmp_path)
+    assert "already evaluated" in cal(*words, "checkpoint=one/model", folder=tmp_path).stdout
+    assert "already evaluated" not in cal(*words, "checkpoint=other/model", folder=tmp_path).stdout
+    files = sorted((tmp_path / "runs/eval/mme").glob("*/results.json"))
+    assert sorted(json.loads(file.read_text())["checkpoint"] for file in files) == ["one/model", "other/model"]
+
+    def ask():
+        return " ".join(cal(*words, "checkpoint=one/model", "dtype=bfloat16", folder=tmp_path).stdout.split())
+
+    assert "evaluating again; the results there differ in dtype" in ask()
+    (file,) = (tmp_path / "mme").rglob("test-*.parquet")
+    rows = datasets.Dataset.from_parquet(str(file))
+    rows.map(lambda row: {"answer": "Yes"}).to_parquet(file)
+    assert "evaluating again; the results there differ in data" in ask()
+    assert "already evaluated" in ask()
 
 
 def test_several_benchmarks_one_after_the_other_and_what_they_tell(data, tmp_path):

@@ -1,6 +1,7 @@
 """`cal train` as typed: run folders, resuming after every kind of end, and the same bits each time."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -157,6 +158,23 @@ def test_another_config_in_the_same_folder_is_refused(uninterrupted, tmp_path):
     result = cal("train", *SMALL, folder=tmp_path, check=False)
     assert result.returncode == 2
     assert "learning_rate" in result.stderr
+
+
+def test_changed_data_on_disk_start_a_completed_run_again(tmp_path):
+    cal("noise-inject", "data.n=16", "ratio=0", "output=world", folder=tmp_path)
+    words = ["train", "model.from_scratch=true", "batch_size=8"]
+    words += ["data=llava_json", "data.path=world/data.json", "data.image_folder=world/images"]
+    cal(*words, folder=tmp_path)
+    assert "already completed" in cal(*words, folder=tmp_path).stdout
+    file = tmp_path / "world/data.json"
+    entries = json.loads(file.read_text())
+    entries[0]["conversations"][-1]["value"] += " corrected"
+    file.write_text(json.dumps(entries))
+    assert "data.path changed since the earlier run; starting again" in cal(*words, folder=tmp_path).stdout
+    image = next((tmp_path / "world").rglob(entries[0]["image"]))
+    os.utime(image, ns=(1, 1))
+    assert "images changed since the earlier run; starting again" in cal(*words, folder=tmp_path).stdout
+    assert "already completed" in cal(*words, folder=tmp_path).stdout
 
 
 def test_force_with_a_wrong_value_keeps_the_earlier_run(tmp_path):

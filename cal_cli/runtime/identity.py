@@ -1,0 +1,49 @@
+"""Fingerprints of the files that a result depends on, so that a result is never taken for that of other files."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from cal_cli.runtime.files import write_whole
+
+HASHES = Path("runs/hashes.json")  # of files that were read before, by path, size and time
+LARGE = 2**30  # bytes; a larger file counts by its size and time, without being read
+
+
+def fingerprint(*paths: str | Path) -> str:
+    """Return the first 16 hexadecimal digits of a SHA-256 over the names and contents of files and folders.
+
+    A file with the path, size and time of an earlier call is not read again. A path that does not exist, such as a hub
+    id, counts by its name.
+    """
+    known: dict[str, str] = json.loads(HASHES.read_text()) if HASHES.is_file() else {}
+    before, digest = len(known), hashlib.sha256()
+    for path in map(Path, paths):
+        found = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        for file in found:
+            digest.update(f"{file.relative_to(path) if path.is_dir() else file.name}\0".encode())
+            if not file.is_file():
+                continue
+            state = file.stat()
+            key = f"{file.resolve()} {state.st_size} {state.st_mtime_ns}"
+            if key not in known and state.st_size <= LARGE:
+                known[key] = hashlib.sha256(file.read_bytes()).hexdigest()
+            digest.update(known.get(key, key).encode())
+    if len(known) > before:
+        write_whole(HASHES, json.dumps(known))
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_states(files: Iterable[Path]) -> str:
+    """Return such digits for the names, sizes and times of many files, such as images, without reading them.
+
+    A file that does not exist counts by its name.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file}\0".encode())
+        if file.is_file():
+            state = file.stat()
+            digest.update(f"{state.st_size}\0{state.st_mtime_ns}\0".encode())
+    return digest.hexdigest()[:16]
