@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from cal_cli.data.llava_json import find_problem, get_id, make_bad_fraction_error, open_image, open_inside
+from cal_cli.data.images import MAX_PIXELS, check_background, open_image
+from cal_cli.data.llava_json import find_problem, get_id, make_bad_fraction_error, open_inside
 from cal_cli.data.sample import Bad, Conversations, Entry
 from cal_cli.runtime.errors import InputError
 
@@ -43,6 +44,7 @@ def load_conversations(
     image_folder: str | None = None,
     rows: str | None = None,
     max_bad_fraction: float = 0.001,
+    background: str | None = "white",
 ) -> Conversations:
     """Read a data set with a column of conversations and, unless it is text only, one of images.
 
@@ -53,6 +55,7 @@ def load_conversations(
         image_folder: folder of the images, if their column holds file names; None means that of `path`.
         rows: a `rows.json` of `cal data-check`, with the numbers of the rows to use; None means all.
         max_bad_fraction: largest share of bad rows, which are left out.
+        background: see `open_image`.
 
     The conversations are LLaVA's (`conversations`), chat messages (`messages`), question and answer pairs (`texts`, as
     in the Cauldron), a caption (`caption`, `txt`, `text`), or a JSON object with one of these (`json`, in tar shards).
@@ -63,7 +66,8 @@ def load_conversations(
     """
     if not 0 <= max_bad_fraction < 1:
         raise InputError(f"data.max_bad_fraction={max_bad_fraction}: allowed is a share from 0 to below 1")
-    read = Rows(load_table(path, name, split), path, image_folder)
+    check_background(background, "data.background")
+    read = Rows(load_table(path, name, split), path, image_folder, background)
     if rows is not None:
         read = read.select(read_row_numbers(rows, len(read)))
     good: list[int] = []
@@ -87,6 +91,7 @@ class Rows(Sequence[Entry]):
         source: the data set.
         path: its name, for messages and for `image_folder`.
         image_folder: see `load_conversations`.
+        background: see `open_image`.
 
     Attributes:
         kept: the numbers of the selected rows, int64; at first all rows.
@@ -95,8 +100,8 @@ class Rows(Sequence[Entry]):
         InputError: there is no column of conversations.
     """
 
-    def __init__(self, source: Any, path: str, image_folder: str | None) -> None:
-        self.source, self.path = source, path
+    def __init__(self, source: Any, path: str, image_folder: str | None, background: str | None = "white") -> None:
+        self.source, self.path, self.background = source, path, background
         talks = [column for column in TALKS if column in source.column_names]
         if not talks:
             raise InputError(
@@ -149,20 +154,18 @@ class Rows(Sequence[Entry]):
             entry["image"] = row[str(self.pictures)] if self.by_name else f"{index:08d}.png"
         return entry
 
-    def open_image(self, name: str, max_pixels: int | None = None) -> Image.Image:
-        """Open an image by the name that an entry has for it, as RGB.
-
-        Raises InputError if it cannot be read or is too large.
-        """
+    def open_image(self, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+        """Open an image by the name that an entry has for it; see `cal_cli.data.images.open_image`."""
         if self.by_name:
-            return open_inside(self.folder, name, max_pixels)
+            return open_inside(self.folder, name, max_pixels, self.background)
         row, _, number = name.removesuffix(".png").partition("-")
         picture = self.source[int(row)][self.pictures]
         picture = picture[int(number or 0)] if isinstance(picture, list) else picture
         if isinstance(picture, str):
-            return open_inside(self.folder, picture, max_pixels)
+            return open_inside(self.folder, picture, max_pixels, self.background)
         content = picture if isinstance(picture, bytes) else picture["bytes"]
-        return open_image(Path(picture["path"]) if content is None else io.BytesIO(content), max_pixels)
+        file = Path(picture["path"]) if content is None else io.BytesIO(content)
+        return open_image(file, max_pixels, self.background)
 
 
 def read_row_numbers(file: str, rows: int) -> list[int]:

@@ -6,10 +6,11 @@ import random
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from cal_cli.data.images import MAX_PIXELS, check_background, open_image
 from cal_cli.data.sample import Bad, Conversations, Entry, get_image_names, rename_images
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_whole
@@ -17,35 +18,43 @@ from cal_cli.runtime.files import write_whole
 SPEAKERS = ("human", "gpt", "system")
 
 
-def load_llava_json(path: str, image_folder: str | None = None, max_bad_fraction: float = 0.001) -> Conversations:
+def load_llava_json(
+    path: str, image_folder: str | None = None, max_bad_fraction: float = 0.001, background: str | None = "white"
+) -> Conversations:
     """Read a data set: a JSON list of entries, or one entry on each line (`.jsonl`). All entries are checked.
 
     Args:
         path: the file.
         image_folder: the folder that the entries' `image` names are relative to; None means that of the file.
         max_bad_fraction: largest share of malformed entries and of entries without their image, which are left out.
+        background: see `open_image`.
 
     Raises:
         InputError: there is no such file, or too many entries are bad; the message names the first.
     """
+    check_background(background, "data.background")
     source = Source(path, image_folder)
     entries, bad = read_good_entries({"data.path": source}, max_bad_fraction)
-    data = Conversations(entries["data.path"], partial(open_relative, source.folder), bad, max_bad_fraction)
+    data = Conversations(entries["data.path"], partial(open_relative, source.folder, background), bad, max_bad_fraction)
     return data.replace(image_folder=source.folder)
 
 
-def load_llava_mixture(sources: list[Any], seed: int = 0, max_bad_fraction: float = 0.001) -> Conversations:
+def load_llava_mixture(
+    sources: list[Any], seed: int = 0, max_bad_fraction: float = 0.001, background: str | None = "white"
+) -> Conversations:
     """Read several data sets as one, in their order.
 
     Args:
         sources: each `{path, image_folder, weight}`; the last two are optional. The weight is the share of the source
             in an epoch: 0.5 takes a random half, 2 takes each sample twice. Images are named by their full path.
         seed: of the random shares.
-        max_bad_fraction: see `llava_json`.
+        max_bad_fraction: see `load_llava_json`.
+        background: see `open_image`.
 
     Raises:
-        InputError: as `llava_json`, or a weight that is not above 0.
+        InputError: as `load_llava_json`, or a weight that is not above 0.
     """
+    check_background(background, "data.background")
     named = parse_sources(sources)
     good, bad = read_good_entries(named, max_bad_fraction)
     entries: list[Entry] = []
@@ -54,7 +63,7 @@ def load_llava_mixture(sources: list[Any], seed: int = 0, max_bad_fraction: floa
         whole, part = divmod(round(source.weight * len(found)), max(len(found), 1))
         entries += found * whole
         entries += [found[i] for i in sorted(random.Random(f"{number}-{seed}").sample(range(len(found)), part))]
-    data = Conversations(entries, partial(open_relative, Path()), bad, max_bad_fraction)
+    data = Conversations(entries, partial(open_relative, Path(), background), bad, max_bad_fraction)
     return data.replace(image_folder=Path())
 
 
@@ -211,38 +220,17 @@ def find_problem(entry: object) -> str | None:
     return None
 
 
-def open_relative(folder: Path, name: str) -> Image.Image:
-    """Read an image by its name relative to a folder as RGB; see `open_image`."""
-    return open_image(folder / name)
+def open_relative(folder: Path, background: str | None, name: str) -> Image.Image:
+    """Read an image by its name relative to a folder; see `open_image`."""
+    return open_image(folder / name, background=background)
 
 
-def open_inside(folder: Path, name: str, max_pixels: int | None = None) -> Image.Image:
+def open_inside(folder: Path, name: str, max_pixels: int = MAX_PIXELS, background: str | None = "white") -> Image.Image:
     """Read an image that must be inside its folder; see `open_image`. Raises InputError else."""
     problem = find_image_problem({"image": name}, folder, set())
     if problem:
         raise InputError(problem)
-    return open_image(folder / name, max_pixels)
-
-
-def open_image(path: Path | IO[bytes], max_pixels: int | None = None) -> Image.Image:
-    """Read an image file as RGB.
-
-    Args:
-        path: the file, or its contents.
-        max_pixels: largest allowed number of pixels; None means Pillow's limit, twice `Image.MAX_IMAGE_PIXELS`.
-
-    Raises:
-        InputError: it cannot be read as an image, or is too large.
-    """
-    named = f"{path}: " if isinstance(path, Path) else "its image "
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if max_pixels is None or width * height <= max_pixels:
-                return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise InputError(f"{named}cannot be read as an image ({error})") from error
-    raise InputError(f"{named}has {width} x {height} pixels, more than {max_pixels}")
+    return open_image(folder / name, max_pixels, background)
 
 
 def write_llava_json(entries: list[Entry], path: Path) -> str:

@@ -12,6 +12,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from omegaconf import OmegaConf
 
 from cal_cli.data.hf_datasets import get_folder
+from cal_cli.data.images import check_background
 from cal_cli.evaluation.benchmark_data import Picture, compute_fingerprint, draw_outline, load_rows
 from cal_cli.evaluation.metrics import Metric
 from cal_cli.evaluation.questions import Question
@@ -53,6 +54,7 @@ def make_benchmark(
     revision: str | None = None,
     image: str | None = "image",
     image_folder: str | None = None,
+    background: str | None = "white",
     id: str | None = None,
     where: str | None = None,
     each: str | None = None,
@@ -76,12 +78,13 @@ def make_benchmark(
     """
     if max_new_tokens < 1:
         raise InputError(f"benchmark.max_new_tokens={max_new_tokens}: must be at least 1")
+    check_background(background, "benchmark.background")
     holder = OmegaConf.create({"benchmark.metric": metric})
     built: Metric = build(holder, "benchmark.metric")
     rows, state = load_rows(path, name, split, revision)
     folder = Path(image_folder) if image_folder is not None else get_folder(path)
     expressions = {"answers": answers, "id": id, "where": where, "each": each, "outline": outline}
-    questions = RowReader(rows, image, folder, prompt, dict(tags or {}), expressions).make_questions()
+    questions = RowReader(rows, image, folder, background, prompt, dict(tags or {}), expressions).make_questions()
     if not questions:
         raise InputError(f"benchmark.path={path}: the split {split} has no question")
     return Benchmark(
@@ -101,6 +104,7 @@ class RowReader:
     rows: Any
     image: str | None
     folder: Path
+    background: str | None
     prompt: str
     tags: dict[str, str]
     expressions: dict[str, str | None]
@@ -129,7 +133,8 @@ class RowReader:
         words = self.rows.remove_columns([self.image] if self.image is not None else [])
         pictures = self.rows.select_columns([self.image]) if self.image is not None else None
         for number in range(len(self.rows)):
-            for question in self.read_row(number, words[number], Picture(pictures, number, self.folder)):
+            picture = Picture(pictures, number, self.folder, self.background)
+            for question in self.read_row(number, words[number], picture):
                 if question.id in found:  # happens in published data
                     question.id = f"{question.id}-{number}"
                 found[question.id] = question

@@ -12,7 +12,8 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from cal_cli.data.hf_datasets import BUILDERS, find_files, load_table
-from cal_cli.data.llava_json import open_image, open_inside
+from cal_cli.data.images import open_image
+from cal_cli.data.llava_json import open_inside
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import hash_files
 
@@ -75,6 +76,7 @@ class Picture:
     rows: Any  # the data set with only the column of images, or None
     number: int
     folder: Path
+    background: str | None  # see `open_image`
 
     def read(self) -> list[Any]:
         """Read what the row has for each image: its bytes, a name, or both."""
@@ -89,9 +91,10 @@ class Picture:
 
     def _open(self, value: Any) -> Image.Image:
         if isinstance(value, str):
-            return open_inside(self.folder, value)
+            return open_inside(self.folder, value, background=self.background)
         content = value if isinstance(value, bytes) else value["bytes"]
-        return open_image(Path(value["path"]) if content is None else io.BytesIO(content))
+        file = Path(value["path"]) if content is None else io.BytesIO(content)
+        return open_image(file, background=self.background)
 
     @property
     def shown(self) -> bool:

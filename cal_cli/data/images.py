@@ -1,0 +1,87 @@
+"""Open images as a person sees them: the one function that reads image files, for training, benchmarks and checks."""
+
+import struct
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image, ImageColor, ImageOps
+
+from cal_cli.runtime.errors import InputError
+
+MAX_PIXELS = 89_478_485  # beyond this Pillow warns of a decompression bomb
+MAX_ASPECT_RATIO = 200  # that of Qwen2-VL's image processor; thinner images become gigabytes of patches
+
+
+def open_image(file: Path | IO[bytes], max_pixels: int = MAX_PIXELS, background: str | None = "white") -> Image.Image:
+    """Read an image file as 8-bit RGB.
+
+    The orientation in its EXIF data is applied. Of an animation, the first frame is read. Grey values of more than 8
+    bits are scaled to 8 (see `scale_to_bytes`).
+
+    Args:
+        file: the file, or its contents.
+        max_pixels: largest allowed number of pixels.
+        background: the colour behind transparent pixels, by a name or code of `PIL.ImageColor`; None ignores
+            transparency and shows the colours that the file has there, often black, as LLaVA's code does.
+
+    Raises:
+        InputError: it cannot be read as an image, has too many pixels or is too thin.
+    """
+    named = f"{file}: " if isinstance(file, Path) else "its image "
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+            if width * height <= max_pixels and max(width, height) <= MAX_ASPECT_RATIO * min(width, height):
+                image.load()
+                return make_rgb(orient(image), background)
+    except Exception as error:  # each format's decoder fails with errors of its own
+        raise InputError(f"{named}cannot be read as an image ({error or type(error).__name__})") from error
+    if width * height > max_pixels:
+        raise InputError(f"{named}has {width} x {height} pixels, more than {max_pixels}")
+    raise InputError(
+        f"{named}has {width} x {height} pixels; one side may be at most {MAX_ASPECT_RATIO} times as long as the other"
+    )
+
+
+def orient(image: Image.Image) -> Image.Image:
+    """Rotate and mirror an image as its EXIF data says; leave it as it is if these are broken."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, TypeError, ValueError, struct.error):
+        return image
+
+
+def make_rgb(image: Image.Image, background: str | None) -> Image.Image:
+    """Convert an image of any mode to RGB; see `open_image`."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(scale_to_bytes(np.asarray(image))).convert("RGB")
+    if background is None or not image.has_transparency_data:
+        return image.convert("RGB")
+    behind = Image.new("RGBA", image.size, background)
+    return Image.alpha_composite(behind, image.convert("RGBA")).convert("RGB")
+
+
+def scale_to_bytes(values: np.ndarray) -> np.ndarray:
+    """Scale grey values, of any dtype, to uint8 of the same shape.
+
+    Their range is that of 16 bits for integers from 0 to 65,535, 0 to 1 or 0 to 255 for floats that fit into it, and
+    else from the lowest to the highest finite value.
+    """
+    numbers = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(numbers.min()), float(numbers.max())
+    ranges = (65535,) if values.dtype.kind in "iu" else (1, 255)
+    top = next((top for top in ranges if low >= 0 and high <= top), None)
+    if top is not None:
+        low, high = 0.0, float(top)
+    return np.round((numbers - low) / max(high - low, 1e-300) * 255).astype(np.uint8)
+
+
+def check_background(background: str | None, key: str) -> None:
+    """Check the colour behind transparent pixels. Raises InputError, which names the config key, if it is none."""
+    try:
+        ImageColor.getrgb(background or "white")
+    except (ValueError, AttributeError) as error:
+        raise InputError(
+            f"{key}={background}: must be a colour, such as white or '#808080', or null for the file's own"
+        ) from error
