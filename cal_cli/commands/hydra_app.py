@@ -91,6 +91,10 @@ def run_task(config: DictConfig, task: Callable[[DictConfig], None], full_error:
         if full_error:
             raise
         fail(str(error) if isinstance(error, InputError) else str(error).splitlines()[0])
+    except OSError as error:
+        if full_error or not is_usage_error(error):
+            raise
+        fail(explain(error, CONF, "", []))
 
 
 def print_help(config_name: str, words: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import shlex
 from pathlib import Path
 
 import yaml
@@ -22,11 +23,14 @@ FEW = 12  # options that are listed completely
 def is_usage_error(error: BaseException) -> bool:
     """Return whether an error raised by Hydra comes from the words on the command line."""
     plain = type(error) is ValueError and "can be specified" in str(error)
-    return plain or isinstance(error, HydraException | OmegaConfBaseException)
+    path = isinstance(error, OSError) and error.filename is not None  # an output folder that cannot be made
+    return plain or path or isinstance(error, HydraException | OmegaConfBaseException)
 
 
 def explain(error: BaseException, conf: Path, config_name: str, words: list[str]) -> str:
     """Explain an error of composing `config_name` from the folder `conf` and the typed words, in one sentence."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; check the path and its permissions"
     text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
@@ -37,7 +41,10 @@ def explain(error: BaseException, conf: Path, config_name: str, words: list[str]
         options = sorted(path.stem for path in (conf / missing[1]).glob("*.yaml"))
         return f"{missing[1]}={missing[2]}: there is no such choice; {suggest(missing[2], options)}"
     if isinstance(error, OverrideParseException):
-        return f"{error.override}: cannot be read as key=value; quote it or write it as key='value'"
+        key, _, value = str(error.override).partition("=")
+        quoted = value.strip("'\"").replace("\\", "\\\\").replace('"', '\\"')
+        typed = shlex.quote(f'{key}="{quoted}"')
+        return f"{error.override}: cannot be read as key=value; type {typed} if its value is a text"
     if isinstance(error, SearchPathException):
         return f"{lines[0]}: give an existing folder to --config-dir"
     wrong = re.search(r"(?:Could not override|No match in the defaults list for) '([^'=]+)", text)

@@ -66,6 +66,8 @@ def token_weight_dump(config: DictConfig) -> None:
             raise InputError("manifest and noise.ratio exclude each other: give one of them")
         noisy = read_noisy_samples(Path(settings.manifest), data)
     data = data.replace(entries=data.entries[: settings.samples])
+    if not any("image" in entry for entry in data.entries):
+        raise InputError(f"none of the first {len(data)} samples shows an image: delta needs one; give other data")
     if settings.noise.ratio:
         data, changed = inject_noise(data, settings.noise.ratio, settings.noise.seed)
         noisy = {exchange["index"] for exchange in changed}

@@ -95,6 +95,7 @@ def classify_problem(problem: str) -> str:
     for mark, kind in (
         ("cannot be read as an image", "image cannot be read"),
         ("pixels, more than", "image too large"),
+        ("times as long as the other", "image too thin"),
         ("is not in", "image missing"),
         ("leaves the folder", "image outside its folder"),
         ("not valid JSON", "invalid JSON"),

@@ -17,23 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from cal_cli.data.chat_formats import TALKS, make_turns
 from cal_cli.data.images import MAX_PIXELS, check_background, open_image
 from cal_cli.data.llava_json import find_problem, get_id, make_bad_fraction_error, open_inside
 from cal_cli.data.sample import Bad, Conversations, Entry
 from cal_cli.runtime.errors import InputError
 
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".jsonl": "json", ".json": "json", ".arrow": "arrow"}
-TALKS = (
-    "conversations",
-    "messages",
-    "texts",
-    "json",
-    "caption",
-    "txt",
-    "text",
-)  # columns of conversations; the first that exists is used
 IMAGES = ("image", "images", "jpg", "jpeg", "png", "webp")
-ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
 READ_AT_ONCE = 1000  # rows
 
 
@@ -147,7 +138,7 @@ class Rows(Sequence[Entry]):
     def _make_entry(self, index: int, row: dict[str, Any]) -> Entry:
         identity = row.get("id") or row.get("__key__") or f"row {index}"
         images = int(self.images[index])
-        entry = {"id": str(identity), "conversations": make_turns(row[self.talk], images)}
+        entry = {"id": str(identity), "conversations": make_turns({self.talk: row[self.talk]}, images)}
         if images > 1:
             entry["image"] = [f"{index:08d}-{number}.png" for number in range(images)]
         elif images:
@@ -163,6 +154,8 @@ class Rows(Sequence[Entry]):
         picture = picture[int(number or 0)] if isinstance(picture, list) else picture
         if isinstance(picture, str):
             return open_inside(self.folder, picture, max_pixels, self.background)
+        if picture is None or (isinstance(picture, dict) and picture["bytes"] is picture["path"]):
+            raise InputError("its image is missing: it has neither bytes nor a path")
         content = picture if isinstance(picture, bytes) else picture["bytes"]
         file = Path(picture["path"]) if content is None else io.BytesIO(content)
         return open_image(file, max_pixels, self.background)
@@ -260,39 +253,3 @@ def count_images(column: pa.ChunkedArray) -> np.ndarray:
         fields = [pc.is_valid(pc.struct_field(column, name)) for name in ("bytes", "path")]
         return np.asarray(pc.and_(pc.is_valid(column), pc.or_(*fields))).astype(np.int64)
     return np.asarray(pc.is_valid(column)).astype(np.int64)
-
-
-def make_turns(talk: Any, images: int) -> Any:
-    """Convert a conversation from any format of `load_conversations` to LLaVA's; return anything else unchanged.
-
-    If no turn marks the place of the images, they come first.
-    """
-    if isinstance(talk, dict):  # the JSON object of a tar shard, or a row with one pair
-        found = [name for name in TALKS if talk.get(name) is not None]
-        return make_turns(talk[found[0]], images) if found else talk
-    if isinstance(talk, str):
-        turns = [{"from": "human", "value": ""}, {"from": "gpt", "value": talk}]
-    elif isinstance(talk, list) and talk and all(isinstance(turn, dict) for turn in talk):
-        if "role" in talk[0]:
-            turns = [
-                {"from": ROLES.get(turn["role"], turn["role"]), "value": join_text(turn["content"])} for turn in talk
-            ]
-        elif "user" in talk[0]:
-            pairs = [(("human", turn["user"]), ("gpt", turn["assistant"])) for turn in talk]
-            turns = [{"from": speaker, "value": value} for pair in pairs for speaker, value in pair]
-        else:
-            turns = [{"from": turn.get("from"), "value": turn.get("value")} for turn in talk]
-    else:
-        return talk
-    asked = [turn for turn in turns if turn["from"] == "human"]
-    marked = any("<image>" in str(turn["value"]) for turn in turns)
-    if images and asked and not marked:
-        asked[0]["value"] = f"{'<image>' * images}\n{asked[0]['value']}".rstrip("\n")
-    return turns
-
-
-def join_text(content: Any) -> str:
-    """Return a message's text, with `<image>` for each image."""
-    if isinstance(content, str):
-        return content
-    return "".join("<image>" if part.get("type") == "image" else part.get("text") or "" for part in content)

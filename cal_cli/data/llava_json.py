@@ -3,6 +3,7 @@
 import json
 import os
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_whole
 
 SPEAKERS = ("human", "gpt", "system")
+LONGEST_NAME = 200  # characters of a file's name in a message
 
 
 def load_llava_json(
@@ -125,7 +127,7 @@ def read_good_entries(sources: dict[str, Source], max_bad_fraction: float) -> tu
                 first = first or f"{key}={source.path}: entry {number} ({get_id(entry)}): {problem}"
                 bad.append(Bad(get_id(entry), problem))
             else:
-                good[key].append(entry)
+                good[key].append(entry if isinstance(entry["id"], str) else {**entry, "id": str(entry["id"])})
         total += len(entries)
     if len(bad) > max_bad_fraction * total:
         raise make_bad_fraction_error(first, len(bad))
@@ -149,7 +151,7 @@ def read_entries(source: Source, key: str) -> list[Any]:
     if not source.folder.is_dir():
         raise InputError(f"{key.removesuffix('path')}image_folder={source.folder}: there is no such folder")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":
             entries = [parse_line(line) for line in text.split("\n") if line.strip()]
         else:
@@ -179,10 +181,16 @@ def find_image_problem(entry: Entry, folder: Path, present: set[str]) -> str | N
     for name in get_image_names(entry):
         if name in present:
             continue
-        if not (folder / name).resolve().is_relative_to(folder.resolve()):
-            return f"its image {name} leaves the folder {folder}"
-        if not (folder / name).is_file():
-            return f"its image {name} is not in {folder}"
+        shown = name if len(name) <= LONGEST_NAME and name.isprintable() else f"{name[:LONGEST_NAME]!r}..."
+        # links below the folder are followed: LLaVA's data are usually laid out with them
+        if ".." in Path(name).parts or not Path(os.path.abspath(folder / name)).is_relative_to(os.path.abspath(folder)):
+            return f"its image {shown} leaves the folder {folder}"
+        try:
+            found = (folder / name).is_file()
+        except (OSError, ValueError):  # a name that no file can have
+            found = False
+        if not found:
+            return f"its image {shown} is not in {folder}"
         present.add(name)
     return None
 
@@ -207,8 +215,13 @@ def find_problem(entry: object) -> str | None:
     if not isinstance(turns, list) or not turns:
         return "'conversations' must be a list of at least one turn"
     for turn in turns:
+        if isinstance(turn, dict) and isinstance(turn.get("value"), list):
+            kinds = sorted({str(part.get("type")) if isinstance(part, dict) else repr(part) for part in turn["value"]})
+            return f"a message has parts of type {', '.join(kinds):.80}; allowed are text and image"
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str) or turn.get("from") not in SPEAKERS:
             return f"a turn must be {{'from': 'human' or 'gpt', 'value': text}}, not {turn!r:.80}"
+    if not is_unicode(turn["value"] for turn in turns) or not is_unicode([str(entry["id"])]):
+        return "its text is not valid Unicode: it has half of a surrogate pair"
     speakers = [turn["from"] for turn in turns if turn["from"] != "system"]
     if speakers != (["human", "gpt"] * len(speakers))[: len(speakers)] or len(speakers) < 2 or len(speakers) % 2:
         return f"its turns must go human, gpt, human, gpt, ..., not {', '.join(speakers)}"
@@ -218,6 +231,15 @@ def find_problem(entry: object) -> str | None:
     if markers != images:
         return f"it has {images} image{'s' * (images != 1)} but its turns contain '<image>' {markers} times"
     return None
+
+
+def is_unicode(texts: Iterable[str]) -> bool:
+    """Return whether texts can be encoded, which a lone surrogate, as `"\\ud83d"` in JSON, cannot."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def open_relative(folder: Path, background: str | None, name: str) -> Image.Image:

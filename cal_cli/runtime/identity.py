@@ -1,5 +1,6 @@
 """Fingerprints of the files that a result depends on, so that a result is never taken for that of other files."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
@@ -31,7 +32,8 @@ def fingerprint(*paths: str | Path) -> str:
                 known[key] = hashlib.sha256(file.read_bytes()).hexdigest()
             digest.update(known.get(key, key).encode())
     if len(known) > before:
-        write_whole(HASHES, json.dumps(known))
+        with contextlib.suppress(OSError):  # without it, files are read again
+            write_whole(HASHES, json.dumps(known))
     return digest.hexdigest()[:16]
 
 
