@@ -14,7 +14,7 @@ from cal_cli.data.sampler import estimate_length
 from cal_cli.models.load import ModelSource
 from cal_cli.runtime.config import build
 from cal_cli.runtime.console import make_table
-from cal_cli.training.arguments import TrainConfig, count_accumulation_steps, uses_bf16
+from cal_cli.training.arguments import TrainConfig, count_step_samples, divide_step, uses_bf16
 from cal_cli.training.memory import Plan, plan_memory
 
 ROWS = {
@@ -27,6 +27,8 @@ ASSUMED_LENGTH = 2048  # tokens, if neither max_length nor the data give a lengt
 
 def print_plan(config: DictConfig, settings: TrainConfig, devices: int, console: Console) -> None:
     """Print the memory and the number of steps of a run; the data are read if they are on this machine."""
+    step_samples = count_step_samples(settings, devices)
+    batch_size, batches = divide_step(step_samples, devices, settings.batch_size)
     source: ModelSource = build(config, "model")
     samples, tokens = None, settings.max_length or ASSUMED_LENGTH
     node: Any = OmegaConf.to_container(config.data)
@@ -36,13 +38,12 @@ def print_plan(config: DictConfig, settings: TrainConfig, devices: int, console:
         samples = len(data)
         longest = sorted(range(samples), key=lambda index: -estimate_length(data.entries[index]))
         collate = Collator(source.load_processor(), settings.max_length, leave_out=True)
-        tokens = collate([data[index] for index in longest[: settings.batch_size]])["input_ids"].shape[1]
-    batches = count_accumulation_steps(settings, devices)
+        tokens = collate([data[index] for index in longest[:batch_size]])["input_ids"].shape[1]
     plan = plan_memory(
         source.load_config(),
         source.torch_dtype,
         dict(settings.parts),
-        settings.batch_size,
+        batch_size,
         tokens,
         settings.gradient_checkpointing,
         batches,
@@ -54,7 +55,6 @@ def print_plan(config: DictConfig, settings: TrainConfig, devices: int, console:
         None if settings.peft is None else OmegaConf.to_object(settings.peft),  # type: ignore[arg-type]
     )
     print_memory(plan, console)
-    step_samples = settings.batch_size * batches * devices
     if samples is None:
         console.print(f"samples per step: {step_samples}; the data are not on this machine, so the steps are unknown")
         return

@@ -1,12 +1,12 @@
 """`cal train`: carry out one run in its folder; the same command again continues it, or finds it complete."""
 
-import json
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from safetensors import SafetensorError
@@ -24,13 +24,13 @@ from cal_cli.objective import NonFiniteLoss, WeightedLoss
 from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console
 from cal_cli.runtime.files import write_whole
-from cal_cli.runtime.identity import fingerprint
 from cal_cli.runtime.processes import count_processes, is_worker, join, run_workers
 from cal_cli.runtime.runs import clear, find_last_checkpoint, is_completed, write_summary
-from cal_cli.training.arguments import TrainConfig, check_ranges, make_training_arguments
+from cal_cli.training.arguments import TrainConfig, check_ranges, count_step_samples, make_training_arguments
 from cal_cli.training.artifacts import save_weights, summarize
 from cal_cli.training.bad_samples import BadSamples
 from cal_cli.training.callbacks import MetricsWriter, ProgressReporter, StopOnSignal
+from cal_cli.training.inputs import find_changed_inputs, identify_inputs, read_step_samples, write_inputs
 from cal_cli.training.reference import cache_scores, load_objective_reference
 from cal_cli.training.run_trainer import RunTrainer
 
@@ -79,16 +79,21 @@ def prepare(
     objective = load_objective_reference(objective, model, processor)
     if settings.peft is not None:
         model = add_adapters(model, settings.peft, settings.parts)
-    arguments = make_training_arguments(settings, job.folder, data)
+    step_samples = count_step_samples(settings, state.num_processes)
     if state.is_main_process:
         inputs = identify_inputs(config, clean)
         changed = find_changed_inputs(job.folder, inputs)
         if changed:
             console.print(f"{job.folder}: {', '.join(changed)} changed since the earlier run; starting again")
-        if settings.force or not settings.resume or changed:  # only now: a wrong value must not cost an earlier run
+        again = settings.force or not settings.resume or changed
+        step_samples = (not again and read_step_samples(job.folder)) or step_samples
+    (step_samples,) = broadcast_object_list([step_samples])
+    arguments = make_training_arguments(settings, job.folder, data, step_samples)
+    if state.is_main_process:
+        if again:  # only now: a wrong value must not cost an earlier run
             clear(job.folder)
         write_whole(job.folder / "config.yaml", OmegaConf.to_yaml(config))
-        write_whole(job.folder / "inputs.json", json.dumps(inputs, indent=2) + "\n")
+        write_inputs(job.folder, inputs, step_samples)
     collate = Collator(processor, settings.max_length, keep_ids=True, leave_out=data.max_bad > 0)
     if not trains_only_projector(settings.parts) and not collate.closes_answers(data[0]):
         console.print(
@@ -173,24 +178,6 @@ def finish(
         state.wait_for_everyone()  # the end of the first process ends the others
         raise SystemExit(130)
     console.print(f"{folder}: completed, {trainer.state.global_step} steps, loss {summary['final_loss']:.4f}")
-
-
-def identify_inputs(config: DictConfig, data: Conversations) -> dict[str, str]:
-    """Return a fingerprint of each file or folder that the config names, by its key, and one of the images."""
-    node: Any = OmegaConf.to_container(config)
-    named = {f"data.{key}": value for key, value in node["data"].items() if key in ("path", "rows")}
-    named |= {f"data.sources[{i}].path": source["path"] for i, source in enumerate(node["data"].get("sources", []))}
-    named |= {f"model.{key}": value for key, value in node["model"].items() if key != "_target_"}
-    named["objective.reference"] = node["objective"].get("reference")
-    found = {key: value for key, value in named.items() if isinstance(value, str) and Path(value).exists()}
-    return {key: fingerprint(value) for key, value in found.items()} | {"images": data.fingerprint_images()}
-
-
-def find_changed_inputs(folder: Path, inputs: dict[str, str]) -> list[str]:
-    """Return the inputs that differ from those of the run in the folder; empty if it holds none."""
-    path = folder / "inputs.json"
-    before = json.loads(path.read_text()) if path.is_file() else inputs
-    return sorted(key for key in before.keys() | inputs.keys() if before.get(key) != inputs.get(key))
 
 
 def explain_failure(problem: Exception) -> str:

@@ -18,7 +18,7 @@ from cal_cli.objective.weights import check_bounds, clamp_delta, pool_flat, toke
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NORMALIZATIONS = ("batch", "sample", "length")
+NORMALIZATIONS = ("batch", "sample", "length", "device_batch")
 POOLINGS = ("answer", "flat")
 EPSILON = 1e-6  # as in the released code; keeps the loss finite if all weights of a batch are 0
 
@@ -55,6 +55,7 @@ class LossOutput(ModelOutput):
     cross_entropy: Tensor = None  # type: ignore[assignment]  # without gradient
     weights: Tensor = None  # type: ignore[assignment]
     delta: Tensor | None = None  # None if the weights do not depend on it
+    denominator: Tensor = None  # type: ignore[assignment]  # scalar: what the loss is divided by, see `WeightedLoss`
 
 
 class WeightedLoss:
@@ -62,9 +63,15 @@ class WeightedLoss:
 
     A subclass defines `weigh`, and `normalization`: one of
 
-    - `batch`: divide by the sum of the weights of the whole batch, as the paper's released code does;
+    - `batch`: divide by the sum of the weights of the whole batch;
     - `sample`: divide each sample by the sum of its own weights and average over samples, as the paper's equation does;
-    - `length`: divide each sample by the sum of its own weights and average over tokens, as PRIOR does.
+    - `length`: divide each sample by the sum of its own weights and average over tokens, as PRIOR does;
+    - `device_batch`: as `batch`, but a batch that is divided among devices or accumulated is the mean of its parts'
+      losses, as in the paper's released code.
+
+    The loss of a batch that is computed in parts is sum(loss * denominator) / sum(denominator) over the parts'
+    outputs: their `denominator` is the sum of the weights, the number of samples, the number of supervised tokens, and
+    1, in this order.
     """
 
     normalization: str
@@ -93,14 +100,14 @@ class WeightedLoss:
         with torch.no_grad():
             weights, delta = self.weigh(forward)
             weights, rows = weights[supervised], forward.positions.rows[supervised]
-            coefficients = compute_shares(weights, rows, self.normalization)
+            coefficients, denominator = compute_shares(weights, rows, self.normalization)
         loss, cross_entropy = forward.head.weighted_cross_entropy(
             forward.hidden[supervised], forward.positions.labels[supervised], coefficients
         )
         if not torch.isfinite(loss):
             wrong = ~torch.isfinite(cross_entropy) | ~torch.isfinite(weights)
             raise NonFiniteLoss(loss.item(), rows[wrong].unique().tolist())
-        return LossOutput(loss, cross_entropy, weights, None if delta is None else delta[supervised])
+        return LossOutput(loss, cross_entropy, weights, None if delta is None else delta[supervised], denominator)
 
 
 @dataclass(frozen=True)
@@ -259,26 +266,28 @@ def scores_without_image(objective: WeightedLoss, model: PreTrainedModel, batch:
     return scores
 
 
-def compute_shares(weights: Tensor, sample_index: Tensor, normalization: str) -> Tensor:
+def compute_shares(weights: Tensor, sample_index: Tensor, normalization: str) -> tuple[Tensor, Tensor]:
     """Compute each token's share of the loss, so that loss = sum(share * cross-entropy).
 
     Args:
         weights: float32 [tokens].
         sample_index: int64 [tokens], the sample that each token belongs to.
-        normalization: `batch`, w / sum(w); `sample`, w / sum of the sample's w / samples; `length`, w / sum of the
-            sample's w * its tokens / all tokens.
+        normalization: `batch` and `device_batch`, w / sum(w); `sample`, w / sum of the sample's w / samples; `length`,
+            w / sum of the sample's w * its tokens / all tokens.
 
     Returns:
-        float32 [tokens].
+        The shares, float32 [tokens], and the denominator that they have in common, a scalar, see `WeightedLoss`.
     """
-    if normalization == "batch":
-        return weights / (weights.sum() + EPSILON)
+    if normalization in ("batch", "device_batch"):
+        total = weights.sum() + EPSILON
+        return weights / total, total if normalization == "batch" else torch.ones_like(total)
     samples, member = sample_index.unique(return_inverse=True)
     zeros = weights.new_zeros(len(samples))
     share = weights / (zeros.index_add(0, member, weights) + EPSILON)[member]
     if normalization == "sample":
-        return share / len(samples)
-    return share * zeros.index_add(0, member, torch.ones_like(weights))[member] / len(weights)
+        return share / len(samples), weights.new_tensor(len(samples))
+    tokens = zeros.index_add(0, member, torch.ones_like(weights))[member]
+    return share * tokens / len(weights), weights.new_tensor(len(weights))
 
 
 def check_choices(options: Any, **allowed: tuple[str, ...]) -> None:

@@ -54,8 +54,8 @@ class TrainConfig:
 
 def check_ranges(settings: TrainConfig) -> None:
     """Raise InputError if a value is outside its range."""
-    for key in ("batch_size", "logging_steps", "save_steps", "keep_checkpoints"):
-        if getattr(settings, key) < 1:
+    for key in ("batch_size", "global_batch_size", "logging_steps", "save_steps", "keep_checkpoints"):
+        if getattr(settings, key) is not None and getattr(settings, key) < 1:
             raise InputError(f"{key}={getattr(settings, key)}: must be at least 1")
     for key in ("learning_rate", "weight_decay", "max_grad_norm", "workers"):
         if getattr(settings, key) < 0:
@@ -68,18 +68,24 @@ def check_ranges(settings: TrainConfig) -> None:
         raise InputError(f"epochs={settings.epochs}: must be above 0 if max_steps is not given")
 
 
-def make_training_arguments(settings: TrainConfig, folder: Path, data: Conversations) -> TrainingArguments:
-    """Return the Trainer's arguments: AdamW, cosine schedule with warm-up, checkpoints in `<folder>/checkpoints`."""
+def make_training_arguments(
+    settings: TrainConfig, folder: Path, data: Conversations, step_samples: int
+) -> TrainingArguments:
+    """Return the Trainer's arguments: AdamW, cosine schedule with warm-up, checkpoints in `<folder>/checkpoints`.
+
+    `step_samples` is the number of samples of an optimizer step, see `divide_step`.
+    """
     # a batch of text does not use the projector, and the last layer of a vision tower is not read
     some_unused = settings.parts.get("vision_tower", 1.0) > 0 or any("image" not in entry for entry in data.entries)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")  # the only way to set it
+    batch, accumulated = divide_step(step_samples, get_process_state().num_processes, settings.batch_size)
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         seed=settings.seed,
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=count_accumulation_steps(settings, get_process_state().num_processes),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulated,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         warmup_steps=settings.warmup_ratio,
@@ -129,20 +135,30 @@ def make_sharding_arguments(launch: LaunchConfig) -> dict[str, Any]:
     return {"fsdp": True, "fsdp_config": options, "accelerator_config": each_batch}
 
 
-def count_accumulation_steps(settings: TrainConfig, devices: int) -> int:
-    """Return the number of batches of a device in one optimizer step.
-
-    Raises InputError if `global_batch_size` is not a multiple.
-    """
-    together = settings.batch_size * devices
+def count_step_samples(settings: TrainConfig, devices: int) -> int:
+    """Return the number of samples of an optimizer step on all devices."""
     if settings.global_batch_size is None:
-        return 1
-    if settings.global_batch_size < 1 or settings.global_batch_size % together:
+        return settings.batch_size * devices
+    return settings.global_batch_size
+
+
+def divide_step(samples: int, devices: int, batch_size: int) -> tuple[int, int]:
+    """Divide the samples of an optimizer step into batches of at most `batch_size`.
+
+    Returns:
+        The number of samples in a batch of a device, and the number of batches that each device accumulates.
+
+    Raises:
+        InputError: the devices cannot have equally many samples.
+    """
+    if samples % devices:
         raise InputError(
-            f"global_batch_size={settings.global_batch_size}: must be a multiple of batch_size={settings.batch_size} "
-            f"times the {devices} processes"
+            f"{samples} samples in an optimizer step cannot be divided equally among {devices} processes: give "
+            "another launch.processes, or for a new run another global_batch_size"
         )
-    return settings.global_batch_size // together
+    own = samples // devices
+    accumulated = next(count for count in range(1, own + 1) if own % count == 0 and own // count <= batch_size)
+    return own // accumulated, accumulated
 
 
 def check_trackers(given: str | list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """What a finished run leaves: its weights in the format of `transformers`, and the contents of `summary.json`."""
 
+import math
 import resource
 from functools import partial
 from pathlib import Path
@@ -59,7 +60,7 @@ def summarize(
         "final_loss": losses[-1] if losses else None,
         "wall_seconds": round(seconds, 1),
         "bad_samples": trainer.bad_samples.count(),
-        "samples_seen": round(state.epoch * len(trainer.train_dataset)) if state.epoch else 0,
+        "samples_seen": count_samples(state.global_step, trainer.step_samples, len(trainer.train_dataset)),
         "processes": trainer.args.world_size,
         "tokens_seen": state.num_input_tokens_seen,
         "peak_memory_bytes": peak,
@@ -70,3 +71,9 @@ def summarize(
         "device": get_device_name(),
         "command": command,
     }
+
+
+def count_samples(steps: int, step_samples: int, samples: int) -> int:
+    """Return how many samples a run has seen after some steps; the last step of an epoch may have fewer."""
+    epochs, more = divmod(steps, math.ceil(samples / step_samples))
+    return epochs * samples + min(more * step_samples, samples)

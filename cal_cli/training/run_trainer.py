@@ -45,6 +45,11 @@ class RunTrainer(CALTrainer):
         self.rates, self.bad_samples, self.group_batches = rates, bad_samples, group_batches
         super().__init__(**kwargs)
 
+    @property
+    def step_samples(self) -> int:
+        """Number of samples of an optimizer step, on all devices."""
+        return self.args.per_device_train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+
     def create_accelerator_and_postprocess(self) -> None:
         if self.args.fsdp and self.args.use_cpu:
             # accelerate does not offer FSDP to processes on a CPU, although FSDP itself supports them
@@ -69,7 +74,7 @@ class RunTrainer(CALTrainer):
         return ModalityLengthSampler(
             [estimate_length(entry) for entry in entries],
             ["image" in entry for entry in entries],
-            self.args.per_device_train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps,
+            self.step_samples,
             self.args.seed,
             epoch=lambda: int(self.state.epoch or 0),
         )

@@ -21,11 +21,11 @@ class CALMixin(Base):
     """Give a trainer an objective of this package: `class CALSFTTrainer(CALMixin, trl.SFTTrainer): ...`.
 
     The objective runs inside the model's own `forward`, so autocast, DDP and FSDP see its two passes as one call.
-    With gradient accumulation or several processes, the losses of micro-batches are averaged; with
-    `normalization="sample"` and micro-batches of equal size, this is the loss of the whole batch. In addition to the
-    trainer's values, each log has `weight_mean`, and if the objective contrasts also `delta_mean`, `share_at_alpha` and
-    `share_at_beta` (the shares of supervised tokens whose delta is at or beyond a bound), over the supervised tokens
-    of all processes since the previous log.
+    The loss of an optimizer step is that of all its samples as one batch, however they are divided among processes and
+    accumulated micro-batches (unless `normalization="device_batch"`; under DeepSpeed, which keeps the gradients to
+    itself, the losses of micro-batches are averaged). In addition to the trainer's values, each log has `weight_mean`,
+    and if the objective contrasts also `delta_mean`, `share_at_alpha` and `share_at_beta` (the shares of supervised
+    tokens whose delta is at or beyond a bound), over the supervised tokens of all processes since the previous log.
 
     Args:
         objective: the loss; None means CAL with the paper's settings, see `ContrastiveAlignmentLoss`.
@@ -41,9 +41,11 @@ class CALMixin(Base):
     def __init__(self, *args: Any, objective: WeightedLoss | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.objective = objective or ContrastiveAlignmentLoss()
-        # the loss is a mean over the batch, so the Trainer must divide it by the number of accumulated batches
+        # the Trainer must divide the loss by the number of accumulated batches
         self.model_accepts_loss_kwargs = False
         self._sums: dict[str, Tensor] = {}
+        self._step_loss: Tensor | float = 0.0  # of the micro-batches of this optimizer step, each times its denominator
+        self._step_denominator: Tensor | float = 0.0
         accept_objective(self.model)
         reference = getattr(self.objective, "reference", None)
         if reference is not None:
@@ -58,9 +60,36 @@ class CALMixin(Base):
         except NonFiniteLoss as error:
             error.step, error.samples = self.state.global_step, [samples[row] for row in error.rows if samples]
             raise
+        loss = output.loss
         if model.training:
             self._count(output)
-        return (output.loss, {"loss": output.loss}) if return_outputs else output.loss
+            if self._divides_steps():
+                loss = loss * output.denominator
+                self._step_denominator += output.denominator
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def _divides_steps(self) -> bool:
+        """Return whether the samples of an optimizer step are computed in several micro-batches."""
+        parts = self.args.world_size * self.args.gradient_accumulation_steps
+        return parts > 1 and not self.is_deepspeed_enabled
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """Add the gradients of a micro-batch; after the last of an optimizer step, normalise those of the step."""
+        loss = super().training_step(model, *args, **kwargs)
+        if not self._divides_steps():
+            return loss
+        self._step_loss += loss
+        if not self.accelerator.sync_gradients:
+            return torch.zeros_like(loss)  # the Trainer adds up what this returns
+        # the gradients are now those of sum(loss * denominator), averaged over micro-batches and processes
+        total = self.accelerator.reduce(torch.as_tensor(self._step_denominator), "sum").item()
+        factor = self.current_gradient_accumulation_steps * self.args.world_size / total
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+        loss = self._step_loss * factor
+        self._step_loss = self._step_denominator = 0.0
+        return loss
 
     def _count(self, output: LossOutput) -> None:
         """Add a batch's weights and deltas to the running sums, on the device, without synchronising with it."""

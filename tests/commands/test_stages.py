@@ -89,7 +89,7 @@ def test_wrong_values_are_told(place):
         (["parts.projector=0"], "nothing is left to train"),
         (["parts.vision_tower=-1"], "must be at least 0"),
         (["+parts.eyes=1"], "parts are language_model, projector, image_newline, vision_tower"),
-        (["global_batch_size=6"], "must be a multiple of batch_size=4"),
+        (["global_batch_size=0"], "must be at least 1"),
         (["model.language_model=nowhere/none"], "run `hf download nowhere/none`"),
         (["model.projector=none"], "give the projector/ of a run with stage=pretrain"),
     ):

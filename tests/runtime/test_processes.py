@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from cal_cli.runtime.processes import find_free_port
 from tests.cal import cal, started
 
-RUN = ["data.n=96", "data.text_only_share=0.4", "objective.normalization=sample", "logging_steps=1", "save_steps=4"]
-RUN += ["keep_checkpoints=3", "batch_size=2", "global_batch_size=8"]
+RUN = ["data.n=96", "data.text_only_share=0.4", "logging_steps=1", "save_steps=4", "keep_checkpoints=3", "batch_size=4"]
+RUN += ["global_batch_size=8"]
 TWO = [*RUN, "launch=ddp", "launch.processes=2"]
 
 
@@ -82,6 +82,24 @@ def test_two_processes_have_the_losses_and_weights_of_one(one, two):
     summaries = [json.loads((run_of(folder) / "summary.json").read_text()) for folder in (two, one)]
     assert [summary["processes"] for summary in summaries] == [2, 1]
     assert summaries[0]["tokens_seen"] == summaries[1]["tokens_seen"]
+
+
+def test_a_run_continues_with_the_samples_per_step_it_began_with(one, tmp_path):
+    words = [word for word in RUN if not word.startswith("global")] + ["batch_size=8"]
+    cal("train", *words, folder=tmp_path)
+    assert_same_run(tmp_path, one)  # 8 samples are 2 x 4
+    for processes, left in ((2, 4), (4, 8)):
+        set_back(tmp_path, left)
+        more = ["launch=ddp", f"launch.processes={processes}"]
+        assert f"continuing from checkpoint-{left}" in cal("train", *words, *more, folder=tmp_path).stdout
+        assert_same_run(tmp_path, one)
+        summary = json.loads((run_of(tmp_path) / "summary.json").read_text())
+        assert summary["steps"] == 12 and summary["samples_seen"] == 96 and summary["processes"] == processes
+    set_back(tmp_path, 4)
+    refused = cal("train", *words, "launch=ddp", "launch.processes=3", folder=tmp_path, check=False)
+    assert refused.returncode == 2
+    assert "8 samples in an optimizer step cannot be divided equally among 3 processes" in refused.stderr
+    assert (run_of(tmp_path) / "checkpoints/checkpoint-4").is_dir()
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ def main(folder):
             save_strategy="no",
             use_cpu=True,
         ),
-        objective=OBJECTIVES["cal"],
+        objective=ContrastiveAlignmentLoss(),
         train_dataset=samples,
         data_collator=collate,
     )

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from cal_cli import ContrastiveAlignmentLoss
 from tests.training.distributed import OBJECTIVES, model_and_samples
 
 
@@ -42,7 +43,7 @@ def test_two_processes_take_the_gradients_of_one(written, name, way):
 def test_the_trainer_takes_one_step_of_the_whole_batch(written):
     model, collate, samples = model_and_samples()
     expected = copy.deepcopy(model).train()
-    OBJECTIVES["cal"](expected, collate(samples)).loss.backward()
+    ContrastiveAlignmentLoss()(expected, collate(samples)).loss.backward()
     torch.optim.SGD(expected.parameters(), lr=0.5).step()
     found = torch.load(written / "trained.pt")
     for key, parameter in expected.named_parameters():

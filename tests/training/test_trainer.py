@@ -67,25 +67,46 @@ def test_one_step_is_the_loss_s_gradient_step(model, processor, world, tmp_path)
         torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
 
 
-def test_accumulation_of_samples_equals_one_batch(model, processor, world, tmp_path):
-    objective = ContrastiveAlignmentLoss(normalization="sample")
-    options = {"max_steps": 1, "optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0}
-    whole, _ = trained(
-        CALTrainer, model, processor, world, tmp_path, objective, per_device_train_batch_size=12, **options
-    )
-    parts, _ = trained(
-        CALTrainer,
-        model,
-        processor,
-        world,
-        tmp_path,
-        objective,
-        per_device_train_batch_size=4,
-        gradient_accumulation_steps=3,
-        **options,
-    )
+@pytest.mark.parametrize("normalization", ["batch", "sample", "length"])
+@pytest.mark.parametrize(("size", "count"), [(6, 2), (5, 3), (1, 12)])
+def test_accumulated_batches_equal_one_batch(model, processor, world, tmp_path, normalization, size, count):
+    objective = ContrastiveAlignmentLoss(normalization=normalization)
+    few = [world[i] for i in range(12)]  # three batches of 5, 5 and 2: also when the last is smaller
+    options = {"max_steps": 1, "optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 1.0}
+    found = [
+        trained(
+            CALTrainer,
+            model,
+            processor,
+            few,
+            tmp_path,
+            objective,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulated,
+            **options,
+        )
+        for batch, accumulated in ((12, 1), (size, count))
+    ]
+    (whole, expected), (parts, losses) = found
+    assert losses == pytest.approx(expected, abs=1e-5)
+    assert parts.state.log_history[0]["grad_norm"] == pytest.approx(whole.state.log_history[0]["grad_norm"], rel=1e-4)
     for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_accumulated_batches_of_the_released_code_are_averaged(model, processor, world, tmp_path):
+    objective = ContrastiveAlignmentLoss(normalization="device_batch", pooling="flat")
+    expected = []
+
+    def record(model, batch):
+        output = objective(model, batch)
+        expected.append(output.loss.item())
+        return output
+
+    few = [world[i] for i in range(12)]
+    options = {"max_steps": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 3}
+    _, losses = trained(CALTrainer, model, processor, few, tmp_path, record, **options)
+    assert losses[0] == pytest.approx(sum(expected[:3]) / 3, abs=1e-5)
 
 
 def test_text_alone_is_a_batch_where_the_projector_alone_learns(model, processor, tmp_path):
