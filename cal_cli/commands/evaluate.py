@@ -150,6 +150,8 @@ def evaluate_benchmark(
                 }
                 facts |= {"settings": dict(identity), "command": evaluator.command}
                 results = score_answers(name, benchmark, texts, facts, folder)
+        if results.get("without_answers"):
+            evaluator.console.print(describe_unscored(folder, results))
         label = get_run_name(named)
         for metric, found in results["metrics"].items():
             interval = "-" if found["ci95"] is None else "{:.3f} to {:.3f}".format(*found["ci95"])
@@ -159,6 +161,17 @@ def evaluate_benchmark(
     origin = "from lmms-eval's standard errors" if settings.engine == "lmms_eval" else "over their pictures"
     table.caption = f"{results['n']} questions of the split {results['split']}; intervals {origin}"
     return table
+
+
+def describe_unscored(folder: Path, results: dict[str, Any]) -> str:
+    """Describe what became of the questions without right answers."""
+    unscored = results["without_answers"]
+    if results["n"]:
+        return f"{folder}: {unscored} of {unscored + results['n']} questions have no right answers and are not scored"
+    return (
+        f"{folder}: the split {results['split']} has no right answers, so nothing is scored; predictions.jsonl has the "
+        f"model's {unscored} answers for submission"
+    )
 
 
 def build_benchmark(node: DictConfig, settings: EvalConfig, evaluator: Evaluator) -> Benchmark:

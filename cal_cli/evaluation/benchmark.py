@@ -1,13 +1,13 @@
 """A benchmark from a data set: a short YAML names the data, the prompt and the metric; no code is needed."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError, Undefined
+from jinja2 import StrictUndefined, TemplateError, Undefined, meta
 from jinja2.sandbox import SandboxedEnvironment
 from omegaconf import OmegaConf
 
@@ -87,6 +87,7 @@ def make_benchmark(
     questions = RowReader(rows, image, folder, background, prompt, dict(tags or {}), expressions).make_questions()
     if not questions:
         raise InputError(f"benchmark.path={path}: the split {split} has no question")
+    check_questions(questions, built)
     return Benchmark(
         split=split,
         questions=questions,
@@ -95,6 +96,20 @@ def make_benchmark(
         max_new_tokens=max_new_tokens,
         source={"path": path, "name": name, **state},
     )
+
+
+def check_questions(questions: Sequence[Question], metric: Metric) -> None:
+    """Raise InputError if the metric cannot score one of the questions, so that nothing is generated in vain."""
+    for question in questions:
+        try:
+            if question.answers:
+                metric.check_question(question)
+        except (ValueError, KeyError) as error:
+            problem = f"it has no tag {error}" if isinstance(error, KeyError) else str(error)
+            raise InputError(
+                f"question {question.id!r}: benchmark.metric cannot score it: {problem}: change benchmark.answers, "
+                "benchmark.tags or benchmark.metric"
+            ) from error
 
 
 @dataclass
@@ -110,13 +125,15 @@ class RowReader:
     expressions: dict[str, str | None]
 
     def __post_init__(self) -> None:
-        environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+        environment = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=write_value)
         self._expressions = {}
         for key, text in self.expressions.items():
             try:
                 self._expressions[key] = environment.compile_expression(text, undefined_to_none=False) if text else None
             except TemplateError as error:
                 raise InputError(f"benchmark.{key}={text}: is not a Jinja expression: {error}") from error
+        answers = environment.parse(f"{{{{ {self.expressions['answers']} }}}}")
+        self._answer_columns = meta.find_undeclared_variables(answers)
         try:
             self._prompt = environment.from_string(self.prompt)
             self._tags = {name: environment.from_string(template) for name, template in self.tags.items()}
@@ -129,16 +146,20 @@ class RowReader:
 
     def make_questions(self) -> list[Question]:
         """Make all questions. Raises InputError if a row does not fit the expressions."""
-        found: dict[str, Question] = {}
+        found: list[tuple[int, Question]] = []
         words = self.rows.remove_columns([self.image] if self.image is not None else [])
         pictures = self.rows.select_columns([self.image]) if self.image is not None else None
         for number in range(len(self.rows)):
             picture = Picture(pictures, number, self.folder, self.background)
-            for question in self.read_row(number, words[number], picture):
-                if question.id in found:  # happens in published data
+            found += [(number, question) for question in self.read_row(number, words[number], picture)]
+        taken, first = {question.id for _, question in found}, set()
+        for number, question in found:
+            if question.id in first:  # happens in published data
+                while question.id in taken:
                     question.id = f"{question.id}-{number}"
-                found[question.id] = question
-        return list(found.values())
+                taken.add(question.id)
+            first.add(question.id)
+        return [question for _, question in found]
 
     def read_row(self, number: int, row: Mapping[str, Any], picture: Picture) -> list[Question]:
         """Make the questions of one row."""
@@ -148,30 +169,52 @@ class RowReader:
         if not self.expressions["each"]:
             return [self._make_question(number, known, picture, str(number))]
         parts = self._evaluate("each", known)
+        if not isinstance(parts, list | tuple):
+            raise InputError(
+                f"benchmark.each={self.expressions['each']}: row {number}: must be a list, not {parts!r:.80}"
+            )
         return [
             self._make_question(number, {**known, "each": part}, picture, f"{number}-{place}")
             for place, part in enumerate(parts)
         ]
 
     def _make_question(self, number: int, known: Mapping[str, Any], picture: Picture, place: str) -> Question:
-        answers = self._evaluate("answers", known)
-        answers = [str(answer) for answer in (answers if isinstance(answers, list | tuple) else [answers])]
+        values = picture.read()
         box = self._evaluate("outline", known)
+        if box is not None:
+            check_outline(box, len(values), f"benchmark.outline={self.expressions['outline']}: row {number}")
         try:
             prompt = self._prompt.render(known)
             tags = {name: template.render(known) for name, template in self._tags.items()}
-        except TemplateError as error:
+        except Exception as error:  # a template can fail in any way
             raise InputError(f"benchmark: row {number} does not fit prompt and tags: {error}") from error
-        values = picture.read()
         name, identity = compute_fingerprint(values), self._evaluate("id", known)
         return Question(
-            id=place if identity is None else str(identity),
+            id=place if identity is None else str(write_value(identity)),
             picture=name if box is None or name is None else f"{name}-{json.dumps(list(box))}",
             question=place_images(prompt, len(values)),
-            answers=answers,
+            answers=self._read_answers(known),
             images=picture.open if box is None else partial(draw_outline, picture, list(box)),
             tags=tags,
         )
+
+    def _read_answers(self, known: Mapping[str, Any]) -> list[str]:
+        """Return the right answers of a question; none if they are null or blank, as in a split for submission."""
+        try:
+            found = self._evaluate("answers", known)
+        except InputError:
+            if all(known.get(column, "") is not None for column in self._answer_columns):
+                raise
+            return []  # an expression that needs more of a column than null
+        found = [answer for answer in (found if isinstance(found, list) else [found]) if answer is not None]
+        for answer in found:
+            if not isinstance(answer, str | int | float):
+                raise InputError(
+                    f"benchmark.answers={self.expressions['answers']}: row {known['number']}: an answer must be a text "
+                    f"or a number, not {answer!r:.80}"
+                )
+        texts = [str(write_value(answer)) for answer in found]
+        return texts if any(text.strip() for text in texts) else []
 
     def _evaluate(self, key: str, known: Mapping[str, Any]) -> Any:
         expression = self._expressions[key]
@@ -179,9 +222,30 @@ class RowReader:
             return None
         try:
             value = expression(**known)
-            return str(value) if isinstance(value, Undefined) else value  # str() raises an error that names it
-        except (TemplateError, TypeError, KeyError, ValueError, ZeroDivisionError) as error:
+            value = list(value) if isinstance(value, Iterator | tuple) else value
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, Undefined):
+                    str(one)  # raises an error that names it
+            return value
+        except Exception as error:  # an expression can fail in any way
             raise InputError(f"benchmark.{key}={self.expressions[key]}: row {known['number']}: {error}") from error
+
+
+def write_value(value: Any) -> Any:
+    """Return a value as it appears in a text: a whole number without `.0`, which a column with nulls may have added.
+
+    Raises TemplateError for null, which would become the word None.
+    """
+    if value is None:
+        raise TemplateError("a value is null; write {{ name or '' }} where it may be")
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def check_outline(box: Any, images: int, where: str) -> None:
+    """Raise InputError unless a box is four numbers and there is one image to draw it on."""
+    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)
+    if not numbers or images != 1:
+        raise InputError(f"{where}: must be four numbers, for a single image, not {box!r:.80} for {images} images")
 
 
 def place_images(prompt: str, pictures: int) -> str:

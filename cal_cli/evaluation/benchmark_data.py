@@ -83,18 +83,20 @@ class Picture:
         if self.rows is None:
             return []
         (value,) = self.rows[self.number].values()
-        return [one for one in (value if isinstance(value, list) else [value]) if one is not None]
+        found = value if isinstance(value, list) else [value]
+        return [one for one in found if one is not None and one != {"bytes": None, "path": None}]
 
     def open(self) -> list[Image.Image]:
         """Open the images as RGB. Raises InputError if one cannot be read."""
         return [self._open(value) for value in self.read()]
 
     def _open(self, value: Any) -> Image.Image:
-        if isinstance(value, str):
-            return open_inside(self.folder, value, background=self.background)
-        content = value if isinstance(value, bytes) else value["bytes"]
-        file = Path(value["path"]) if content is None else io.BytesIO(content)
-        return open_image(file, background=self.background)
+        content = value if isinstance(value, bytes | str) else value["bytes"] or value["path"]
+        if isinstance(content, bytes):
+            return open_image(io.BytesIO(content), background=self.background)
+        if self.folder.is_dir():
+            return open_inside(self.folder, content, background=self.background)
+        return open_image(Path(content), background=self.background)  # in the cache of a data set of the hub
 
     @property
     def shown(self) -> bool:

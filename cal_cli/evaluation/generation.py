@@ -117,7 +117,8 @@ def answer_questions(
     pictures.shown = [
         f"{question.picture} {place}" for question in questions for place in range(len(shown[question.picture]))
     ]
-    output = model.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens)
+    pad = processor.tokenizer.pad_token_id
+    output = model.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad)
     new_tokens = output[:, batch["input_ids"].shape[1] :]
     return [text.strip() for text in processor.batch_decode(new_tokens, skip_special_tokens=True)]
 

@@ -30,6 +30,13 @@ class Metric:
     def check_requirements(self) -> None:
         """Raise InputError if a package or program that scoring needs is not installed."""
 
+    def check_question(self, question: Question) -> None:
+        """Raise ValueError if a question's answers do not fit, KeyError if it has no tag, before anything is generated.
+
+        The default scores an empty prediction.
+        """
+        self.score([question], [""])
+
     def score(self, questions: Sequence[Question], predictions: Sequence[str]) -> list[Parts]:
         """Return the parts that each answer adds to the metric's sums; `score` is that of the answer itself."""
         pairs = zip(questions, predictions, strict=True)
@@ -98,9 +105,23 @@ class Mean(Metric):
         self.rule, self.name, self.scale, self.top = find_rule(rule), name, scale, scale
         self.given, self.by, self.names = list(given or ()), by, dict(names or {})
 
+    def check_question(self, question: Question) -> None:
+        if self.rule.__module__ == rules.__name__:
+            super().check_question(question)
+        else:  # another rule may take long for each prediction
+            self._find_keywords(question)
+
     def score_one(self, question: Question, prediction: str) -> Parts:
-        keywords = {name: question.tags[name] for name in self.given}
-        score = float(self.rule(prediction, question.answers, **keywords))
+        keywords = self._find_keywords(question)
+        try:
+            score = float(self.rule(prediction, question.answers, **keywords))
+        except Exception as error:
+            if self.rule.__module__ == rules.__name__:
+                raise
+            raise InputError(
+                f"benchmark.metric.rule={self.rule.__module__}.{self.rule.__name__}: question {question.id!r}: "
+                f"{type(error).__name__}: {error}; the answers are kept, and the same command scores them"
+            ) from error
         parts = {"score": score, "n": 1.0}
         if self.by is not None:
             kind = self.names.get(question.tags[self.by], question.tags[self.by])
@@ -111,6 +132,12 @@ class Mean(Metric):
         values = {self.name: divide(sums["score"], sums["n"]) * self.scale}
         kinds = {kind: divide(sums[f"score/{kind}"], sums[f"n/{kind}"]) * self.scale for kind in find_kinds(sums, "n")}
         return values | kinds
+
+    def _find_keywords(self, question: Question) -> dict[str, str]:
+        missing = [name for name in (*self.given, *([] if self.by is None else [self.by])) if name not in question.tags]
+        if missing:
+            raise ValueError(f"it has no tag {missing[0]!r}")
+        return {name: question.tags[name] for name in self.given}
 
 
 class OCRBench(Metric):
@@ -137,7 +164,7 @@ class MMStar(Metric):
     top = 1.0
 
     def score_one(self, question: Question, prediction: str) -> Parts:
-        score = rules.letter_extracted(prediction, question.answers)
+        score = rules.letter_extracted(prediction, question.answers, question.tags.get("choices", "ABCD"))
         kind = f"{question.tags['category']}/{question.tags['l2_category']}"
         return {"score": score, f"score/{kind}": score, f"n/{kind}": 1.0}
 
@@ -162,7 +189,7 @@ class MME(Metric):
 
     def score(self, questions: Sequence[Question], predictions: Sequence[str]) -> list[Parts]:
         rights = [
-            float(rules.yes_or_no(prediction) == question.answers[0].lower().strip().replace(".", ""))
+            float(rules.yes_or_no(prediction) == rules.get_yes_or_no(question.answers))
             for question, prediction in zip(questions, predictions, strict=True)
         ]
         pairs: dict[tuple[str, str], list[float]] = {}
@@ -205,7 +232,7 @@ class POPE(Metric):
     top = 1.0
 
     def score_one(self, question: Question, prediction: str) -> Parts:
-        said, right = prediction.lower().strip(), question.answers[0].lower().strip()
+        said, right = prediction.lower().strip(), rules.get_yes_or_no(question.answers)
         return {
             "score": float(said == right),
             "n": 1.0,
@@ -239,6 +266,8 @@ class Boxes(Metric):
 
     def score_one(self, question: Question, prediction: str) -> Parts:
         right = [float(value) for value in question.answers]
+        if len(right) != 4:
+            raise ValueError(f"a box is four numbers, not {len(right)}")
         overlap = rules.intersection_over_union(right, rules.parse_box(prediction))
         return {"score": float(overlap >= 0.5), "overlap": overlap, "n": 1.0}
 

@@ -14,7 +14,7 @@ class Question:
         id: unique in its benchmark.
         picture: the same for all questions about the same images; None for a question without any.
         question: the text for the model, with `<image>` in the place of each image.
-        answers: in the form that the metric needs.
+        answers: in the form that the metric needs; empty if they are not known, so that nothing is scored.
         images: opens the images, RGB, one for each `<image>`.
         tags: what else the metric needs, such as the question's kind.
     """

@@ -31,21 +31,26 @@ def score_answers(
 ) -> dict[str, Any]:
     """Score answers, write the results into `folder` and return the contents of `results.json`.
 
+    A question whose right answers are not known is not scored: `n` and the metrics do not include it, and
+    `predictions.jsonl` has it with the score null.
+
     `parts.jsonl` has, for each question, its picture and what its answer adds to the sums of the metric; `metric` in
     `results.json` is the config of the metric. From these, two results can be compared. `facts` are recorded too.
     """
-    asked = benchmark.questions
-    parts = benchmark.metric.score(asked, texts)
+    known = [(question, text) for question, text in zip(benchmark.questions, texts, strict=True) if question.answers]
+    asked = [question for question, _ in known]
+    parts = benchmark.metric.score(asked, [text for _, text in known]) if known else []
     pictures = [question.picture or question.id for question in asked]
+    scores = {question.id: part["score"] for question, part in zip(asked, parts, strict=True)}
     predictions = [
         {
             "id": question.id,
             "question": question.question,
             "prediction": text,
             "answers": question.answers,
-            "score": part["score"],
+            "score": scores.get(question.id),
         }
-        for question, text, part in zip(asked, texts, parts, strict=True)
+        for question, text in zip(benchmark.questions, texts, strict=True)
     ]
     summands = [
         {"id": question.id, "picture": picture, "parts": part}
@@ -55,8 +60,9 @@ def score_answers(
         "benchmark": name,
         "split": benchmark.split,
         "n": len(asked),
+        "without_answers": len(benchmark.questions) - len(asked),
         "pictures": len(set(pictures)),
-        "metrics": estimate_values(benchmark.metric.compute, parts, pictures, benchmark.metric.top),
+        "metrics": estimate_values(benchmark.metric.compute, parts, pictures, benchmark.metric.top) if parts else {},
         "metric": benchmark.metric_config,
         **facts,
         "data": benchmark.source,

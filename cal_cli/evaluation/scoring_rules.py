@@ -82,7 +82,7 @@ def relaxed_accuracy(prediction: str, answers: Sequence[str], tolerance: float =
 
     Source: ChartQA (Masry et al. 2022, section 5.1). `12%` is 0.12. An answer of 0 must be matched word for word.
     """
-    (answer,) = answers
+    answer = get_only(answers)
     given, right = parse_number(prediction), parse_number(answer)
     if given is not None and right:
         return float(abs(given - right) / abs(right) <= tolerance)
@@ -127,7 +127,7 @@ def letter_alone(prediction: str, answers: Sequence[str]) -> float:
 
     Source: ScienceQA's evaluation in LLaVA.
     """
-    (answer,) = answers
+    answer = get_only(answers)
     text = prediction.strip()
     letter = text[0] if text[:1].isupper() and text[1:2] == "." else text
     return float(letter.lower() == answer.strip().lower())
@@ -138,14 +138,15 @@ def first_character(prediction: str, answers: Sequence[str]) -> float:
 
     Source: SEED-Bench (Li et al. 2023) as lmms-eval scores generated answers: `Because ...` counts as B.
     """
-    (answer,) = answers
-    return float(prediction.strip()[:1].lower() == answer.strip().lower())
+    answer = get_only(answers).strip()
+    if len(answer) != 1:
+        raise ValueError(f"the answer {answer!r} is not a single character")
+    return float(prediction.strip()[:1].lower() == answer.lower())
 
 
 def letter_among_options(prediction: str, answers: Sequence[str], choices: str) -> float:
     """Return 1 if `find_last_letter` gives the right one; else 0. Source: MMT-Bench (Ying et al. 2024)."""
-    (answer,) = answers
-    return float(find_last_letter(prediction.strip(), choices) == answer.strip())
+    return float(find_last_letter(prediction.strip(), choices) == get_letter(answers, choices))
 
 
 def find_last_letter(prediction: str, choices: str) -> str:
@@ -172,10 +173,9 @@ PHRASES += ["i choose", "i select", "i pick", "my answer is", "my choice is"]
 PHRASES += ["옵션", "정답은", "답은", "답:", "答案是", "答案为", "选", "答えは"]  # Korean, Chinese, Japanese
 
 
-def letter_extracted(prediction: str, answers: Sequence[str]) -> float:
-    """Return 1 if `extract_letter`, with options A to D, gives the right one. Source: MMStar (Chen et al. 2024)."""
-    (answer,) = answers
-    return float(extract_letter(prediction, "ABCD") == answer.strip().upper())
+def letter_extracted(prediction: str, answers: Sequence[str], choices: str = "ABCD") -> float:
+    """Return 1 if `extract_letter` gives the right one. Source: MMStar (Chen et al. 2024), which has options A to D."""
+    return float(extract_letter(prediction, choices) == get_letter([answer.upper() for answer in answers], choices))
 
 
 def extract_letter(prediction: str, choices: str) -> str:
@@ -207,6 +207,29 @@ def extract_letter(prediction: str, choices: str) -> str:
     if not found:
         found = [(0, text.rfind(letter), letter) for letter in choices if letter in text]
     return max(found, key=lambda match: match[:2])[2] if found else ""
+
+
+def get_only(answers: Sequence[str]) -> str:
+    """Return the single right answer. Raises ValueError if there are more, of which a rule would ignore all but one."""
+    if len(answers) != 1:
+        raise ValueError(f"the rule takes one right answer, not {len(answers)}")
+    return answers[0]
+
+
+def get_letter(answers: Sequence[str], choices: str) -> str:
+    """Return the letter of the right option. Raises ValueError unless there is one, and it is among the choices."""
+    letter = get_only(answers).strip()
+    if letter not in list(choices):
+        raise ValueError(f"the answer {letter!r} is not among the options {choices}; a tag `choices` has their letters")
+    return letter
+
+
+def get_yes_or_no(answers: Sequence[str]) -> str:
+    """Return the right answer, `yes` or `no`. Raises ValueError if it is another."""
+    answer = get_only(answers).lower().strip().replace(".", "")
+    if answer not in ("yes", "no"):
+        raise ValueError(f"the answer {answer!r} is neither yes nor no")
+    return answer
 
 
 def yes_or_no(prediction: str) -> str:

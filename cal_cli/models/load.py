@@ -90,7 +90,7 @@ class ModelSource:
     def load_processor(self) -> Any:
         """Load only the processor. Raises InputError if that is not possible."""
         if self.path is not None:
-            processor = fetch(AutoProcessor.from_pretrained, self.path, "model.path")
+            processor = load_processor(self.path, "model.path")
             if self.image_aspect_ratio is not None:
                 set_aspect_ratio(processor, self.image_aspect_ratio)
             if self.template is not None:
@@ -122,7 +122,25 @@ def load_checkpoint(path: str, dtype: str | None = None, device: torch.device | 
     device = get_device() if device is None else device
     chosen: Any = DTYPES[dtype] if dtype is not None else torch.float32 if device.type == "cpu" else "auto"
     model = fetch(AutoModelForImageTextToText.from_pretrained, path, "checkpoint", dtype=chosen)
-    return model.to(device).eval(), fetch(AutoProcessor.from_pretrained, path, "checkpoint")
+    return model.to(device).eval(), load_processor(path, "checkpoint")
+
+
+def load_processor(path: str, key: str) -> Any:
+    """Load the processor of a checkpoint that the config names by `key`.
+
+    A tokenizer without a padding token pads with its unknown token, as LLaVA does, or else with its end token: padding
+    is never attended to and never supervised.
+
+    Raises:
+        InputError: it cannot be loaded, or its tokenizer has none of these tokens.
+    """
+    processor = fetch(AutoProcessor.from_pretrained, path, key)
+    tokenizer = processor.tokenizer
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise InputError(f"{key}={path}: its tokenizer has no padding, unknown or end token; one of them is needed")
+    return processor
 
 
 def get_device() -> torch.device:

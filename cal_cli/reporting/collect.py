@@ -46,8 +46,9 @@ def collect_results(folders: list[str], benchmark: str, required: bool = True) -
             raise InputError(f"runs={folder}: there is no such folder")
         for run in find_completed_runs(Path(folder)):
             path = run / "eval" / benchmark / "results.json"
-            if path.is_file():
-                results.append(_read_result(run, json.loads(path.read_text())))
+            document = json.loads(path.read_text()) if path.is_file() else {}
+            if document.get("metrics"):
+                results.append(_read_result(run, document))
             else:
                 unevaluated.append(run)
     if required and not results:

@@ -20,12 +20,13 @@ def load_metric(results: dict[str, Any], folder: Path) -> Metric:
 
 
 def load_predictions(folder: Path) -> list[dict[str, Any]] | None:
-    """Load the lines of `predictions.jsonl`, each joined with that of `parts.jsonl`; None if one of them is missing."""
+    """Load the scored lines of `predictions.jsonl`, joined with those of `parts.jsonl`; None if a file is missing."""
     files = [folder / "predictions.jsonl", folder / "parts.jsonl"]
     if not all(file.is_file() for file in files):
         return None
     lines = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
-    return [answer | parts for answer, parts in zip(*lines, strict=True)]
+    scored = [line for line in lines[0] if line["score"] is not None]
+    return [answer | parts for answer, parts in zip(scored, lines[1], strict=True)]
 
 
 def compare(first: Path, second: Path) -> dict[str, Any] | None:
@@ -44,6 +45,8 @@ def compare(first: Path, second: Path) -> dict[str, Any] | None:
     """
     one, two = (json.loads((folder / "results.json").read_text()) for folder in (first, second))
     answers = [load_predictions(folder) for folder in (first, second)]
+    if [] in answers:
+        raise InputError(f"{first} and {second}: a split without answers is not scored, so it cannot be compared")
     if answers[0] is None or answers[1] is None:
         return None
     asked = [[(line["id"], line["question"], line["answers"]) for line in lines] for lines in answers if lines]

@@ -228,12 +228,14 @@ def test_overlap_is_symmetric_and_1_only_of_the_same(one, other):
     assert intersection_over_union(one, one) == pytest.approx(1)
 
 
-@given(st.text(max_size=30), st.lists(st.text(max_size=20), min_size=1, max_size=5))
-def test_rules_take_any_text_and_stay_within_0_and_1(prediction, answers):
+@given(st.text(max_size=30), st.lists(st.text(max_size=20), min_size=1, max_size=5), st.sampled_from("ABCD"))
+def test_rules_take_any_text_and_stay_within_0_and_1(prediction, answers, letter):
     for rule in (vqa_accuracy, anls, contained, exact_match):
         assert 0 <= rule(prediction, answers) <= 1
-    for rule in (relaxed_accuracy, letter_alone, first_character, letter_extracted):
+    for rule in (relaxed_accuracy, letter_alone):
         assert rule(prediction, answers[:1]) in (0, 1)
+    for rule in (first_character, letter_extracted):
+        assert rule(prediction, [letter]) in (0, 1)
 
 
 def test_exact_match_forgives_case_and_outer_space_alone():
