@@ -16,7 +16,7 @@ from cal_cli.commands.hydra_app import get_job
 from cal_cli.data.check import Checked, check_entries, classify_problem, compute_quantiles, find_sources
 from cal_cli.data.collator import Collator
 from cal_cli.data.hf_datasets import Rows
-from cal_cli.data.llava_json import get_id, read_entries, write_llava_json
+from cal_cli.data.llava_json import get_id, normalize, read_entries, write_llava_json
 from cal_cli.data.sample import rename_images
 from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console, make_table, render_markdown, track_items
@@ -69,7 +69,7 @@ def data_check(config: DictConfig) -> None:
             if isinstance(source, Rows):
                 clean.append(index)
             else:
-                clean.append(rename_images(entry, partial(os.path.join, source.folder.resolve())))
+                clean.append(rename_images(normalize(entry), partial(os.path.join, source.folder.resolve())))
         read += len(entries)
         if clean and isinstance(source, Rows):
             written.append(job.folder / "rows.json")
@@ -86,6 +86,7 @@ def data_check(config: DictConfig) -> None:
         "good": len(good),
         "bad": len(bad),
         "with_image": sum(one.kind == "image" for one in good),
+        "begin_with_answer": sum(one.begins_with_answer for one in good),
         "problems": dict(Counter(classify_problem(one["problem"]) for one in bad).most_common()),
         "tokens": compute_quantiles([one.tokens for one in good]),
         "supervised_tokens": compute_quantiles([one.supervised for one in good]),
@@ -118,7 +119,10 @@ def write_report(report: dict[str, Any], bad: list[dict[str, Any]]) -> str:
 def describe(report: dict[str, Any]) -> str:
     """Describe the numbers of good and bad samples."""
     counts = f"{report['samples']} samples: {report['good']} good, {report['bad']} bad"
-    return f"{counts}; {report['with_image']} of the good ones show an image"
+    counts += f"; {report['with_image']} of the good ones show an image"
+    if report["begin_with_answer"]:
+        counts += f"; {report['begin_with_answer']} begin with an answer, which training leaves out, as LLaVA does"
+    return counts
 
 
 def print_report(report: dict[str, Any], bad: list[dict[str, Any]], folder: Path, written: list[Path]) -> None:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from cal_cli.commands.hydra_app import get_job
 from cal_cli.data.hf_datasets import Rows
 from cal_cli.data.llava_json import write_llava_json
-from cal_cli.data.noise import inject_noise, make_manifest
+from cal_cli.data.noise import describe_exchange, inject_noise, make_manifest
 from cal_cli.data.sample import Conversations, get_image_names
 from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console
@@ -52,6 +52,8 @@ def noise_inject(config: DictConfig) -> None:
     manifest = make_manifest(settings.ratio, settings.seed, entries, changed, origin, sha256)
     write_whole(output / "noise_manifest.json", json.dumps(manifest, indent=1) + "\n")
     console = make_console()
+    if shortfall := describe_exchange(entries, settings.ratio, changed):
+        console.print(shortfall)
     console.print(
         f"{output / 'data.json'}: {len(entries)} samples, {manifest['n']} with an image, "
         f"{len(changed)} conversations exchanged"

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from omegaconf import DictConfig
 
 from cal_cli.commands.hydra_app import get_job
-from cal_cli.data.noise import NoiseConfig, inject_noise
+from cal_cli.data.noise import NoiseConfig, describe_exchange, inject_noise
 from cal_cli.data.sample import Conversations, get_image_names
 from cal_cli.inspection.detection import compute_noise_auc, estimate_noise_auc_interval
 from cal_cli.inspection.heatmap import HeatmapSample, render_heatmap
@@ -71,6 +71,8 @@ def token_weight_dump(config: DictConfig) -> None:
     if settings.noise.ratio:
         data, changed = inject_noise(data, settings.noise.ratio, settings.noise.seed)
         noisy = {exchange["index"] for exchange in changed}
+        if shortfall := describe_exchange(data.entries, settings.noise.ratio, changed):
+            make_console().print(shortfall)
     model, processor = load_checkpoint(str(checkpoints[0]), "float32")
     table, pieces = make_token_table(model, processor, data, objective, noisy, settings.batch_size)
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cal_cli.data.collator import Collator
 from cal_cli.data.hf_datasets import Rows, load_table
-from cal_cli.data.llava_json import Source, find_problem, open_inside, parse_sources
+from cal_cli.data.llava_json import Source, find_first_answer, find_problem, normalize, open_inside, parse_sources
 from cal_cli.data.sample import open_images
 from cal_cli.objective import IGNORED
 from cal_cli.runtime.errors import InputError
@@ -27,6 +27,7 @@ class Checked:
     tokens: int = 0  # of the model's input, image tokens included
     supervised: int = 0
     kind: str = "text"  # text | image
+    begins_with_answer: bool = False  # a first turn that training leaves out
 
 
 class EntryChecks(Dataset):
@@ -45,7 +46,8 @@ class EntryChecks(Dataset):
         return len(self.entries)
 
     def __getitem__(self, index: int) -> Checked:
-        entry = self.entries[index]
+        written = self.entries[index]
+        entry = normalize(written)
         problem = find_problem(entry)
         if problem:
             return Checked(problem)
@@ -56,7 +58,8 @@ class EntryChecks(Dataset):
         except InputError as error:
             return Checked(str(error))
         labels = batch["labels"][0, 1:]
-        return Checked(None, batch["input_ids"].shape[1], int((labels != IGNORED).sum()), kind)
+        supervised = int((labels != IGNORED).sum())
+        return Checked(None, batch["input_ids"].shape[1], supervised, kind, find_first_answer(written) is not None)
 
 
 def check_entries(
@@ -80,7 +83,9 @@ def find_sources(data: dict[str, Any]) -> dict[str, Source | Rows]:
     """
     if data["_target_"].endswith("hf_datasets.load_conversations"):
         table = load_table(data["path"], data["name"], data["split"])
-        return {"data.path": Rows(table, data["path"], data["image_folder"])}
+        rows = Rows(table, data["path"], data["image_folder"])
+        rows.as_written = True
+        return {"data.path": rows}
     if "sources" in data:
         return {**parse_sources(data["sources"])}
     if "path" not in data:

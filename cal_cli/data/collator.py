@@ -129,7 +129,7 @@ class Collator:
         unsupervised = (batch["labels"][:, 1:] == IGNORED).all(dim=1)
         self._refuse(samples, unsupervised, "has no supervised token")
         if self.keep_ids:
-            batch["id"] = [sample["id"] for sample in samples]
+            batch["id"] = [str(sample["id"]) for sample in samples]
         return batch
 
     def _find_supervised(self, texts: list[RenderedText], batch: BatchFeature, replaced: list) -> Tensor:

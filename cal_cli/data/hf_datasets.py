@@ -5,6 +5,7 @@ row. Images are opened when their sample is read.
 """
 
 import copy
+import hashlib
 import io
 import json
 import sys
@@ -17,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from cal_cli.data.chat_formats import TALKS, make_turns
+from cal_cli.data.chat_formats import TALKS, find_message_images, make_turns, read_carried, unwrap
 from cal_cli.data.images import MAX_PIXELS, check_background, open_image
-from cal_cli.data.llava_json import find_problem, get_id, make_bad_fraction_error, open_inside
+from cal_cli.data.llava_json import find_problem, get_id, make_bad_fraction_error, normalize, open_inside
 from cal_cli.data.sample import Bad, Conversations, Entry
 from cal_cli.runtime.errors import InputError
 
@@ -50,7 +51,8 @@ def load_conversations(
 
     The conversations are LLaVA's (`conversations`), chat messages (`messages`), question and answer pairs (`texts`, as
     in the Cauldron), a caption (`caption`, `txt`, `text`), or a JSON object with one of these (`json`, in tar shards).
-    An image whose place is not marked comes before the first question.
+    An image whose place is not marked comes before the first question. Without a column of images, chat messages may
+    carry them, as data URLs or names of files (OpenAI's `image_url`).
 
     Raises:
         InputError: the data set cannot be loaded or has no such columns, or too many rows are bad.
@@ -72,7 +74,7 @@ def load_conversations(
     if len(bad) > max_bad_fraction * len(read):
         raise make_bad_fraction_error(f"data.path={path}: row {bad[0].id}: {bad[0].problem}", len(bad))
     data = Conversations(read.select(good) if bad else read, read.open_image, bad, max_bad_fraction)
-    return data.replace(image_folder=read.folder if read.by_name else None)
+    return data.replace(image_folder=read.folder if read.by_name else None, identify_image=read.identify_image)
 
 
 class Rows(Sequence[Entry]):
@@ -86,13 +88,14 @@ class Rows(Sequence[Entry]):
 
     Attributes:
         kept: the numbers of the selected rows, int64; at first all rows.
+        as_written: leave the entries as the data set has them; else they are normalised, see `normalize`.
 
     Raises:
         InputError: there is no column of conversations.
     """
 
     def __init__(self, source: Any, path: str, image_folder: str | None, background: str | None = "white") -> None:
-        self.source, self.path, self.background = source, path, background
+        self.source, self.path, self.background, self.as_written = source, path, background, False
         talks = [column for column in TALKS if column in source.column_names]
         if not talks:
             raise InputError(
@@ -137,28 +140,50 @@ class Rows(Sequence[Entry]):
 
     def _make_entry(self, index: int, row: dict[str, Any]) -> Entry:
         identity = row.get("id") or row.get("__key__") or f"row {index}"
-        images = int(self.images[index])
-        entry = {"id": str(identity), "conversations": make_turns({self.talk: row[self.talk]}, images)}
+        talk = unwrap({self.talk: row[self.talk]})
+        carried = find_message_images(talk)
+        images = int(self.images[index]) if self.pictures is not None else len(carried)
+        entry: Entry = {"id": str(identity), "conversations": make_turns(talk, images)}
         if images > 1:
             entry["image"] = [f"{index:08d}-{number}.png" for number in range(images)]
         elif images:
             entry["image"] = row[str(self.pictures)] if self.by_name else f"{index:08d}.png"
-        return entry
+        if carried and self.pictures is not None:
+            entry["problem"] = f"its messages carry images, and so does the column {self.pictures}: give one of them"
+        return entry if self.as_written else normalize(entry)
 
     def open_image(self, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """Open an image by the name that an entry has for it; see `cal_cli.data.images.open_image`."""
+        content = self._find_image(name)
+        if isinstance(content, bytes):
+            return open_image(io.BytesIO(content), max_pixels, self.background)
+        if isinstance(content, Path):
+            return open_image(content, max_pixels, self.background)
+        return open_inside(self.folder, content, max_pixels, self.background)
+
+    def identify_image(self, name: str) -> str:
+        """Return the same text for images with the same contents, by their names in entries."""
+        try:
+            content = self._find_image(name)
+        except InputError:
+            return name
+        return hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else str(content)
+
+    def _find_image(self, name: str) -> bytes | str | Path:
+        """Return the contents of an image, its name in the image folder, or its path in the cache of `datasets`."""
         if self.by_name:
-            return open_inside(self.folder, name, max_pixels, self.background)
+            return name
         row, _, number = name.removesuffix(".png").partition("-")
+        if self.pictures is None:
+            carried = find_message_images(unwrap({self.talk: self.words[int(row)][self.talk]}))
+            return read_carried(carried[int(number or 0)])
         picture = self.source[int(row)][self.pictures]
         picture = picture[int(number or 0)] if isinstance(picture, list) else picture
-        if isinstance(picture, str):
-            return open_inside(self.folder, picture, max_pixels, self.background)
-        if picture is None or (isinstance(picture, dict) and picture["bytes"] is picture["path"]):
+        if isinstance(picture, bytes | str):
+            return picture
+        if picture is None or picture["bytes"] is picture["path"]:
             raise InputError("its image is missing: it has neither bytes nor a path")
-        content = picture if isinstance(picture, bytes) else picture["bytes"]
-        file = Path(picture["path"]) if content is None else io.BytesIO(content)
-        return open_image(file, max_pixels, self.background)
+        return Path(picture["path"]) if picture["bytes"] is None else picture["bytes"]
 
 
 def read_row_numbers(file: str, rows: int) -> list[int]:

@@ -121,13 +121,13 @@ def read_good_entries(sources: dict[str, Source], max_bad_fraction: float) -> tu
     for key, source in sources.items():
         entries, good[key] = read_entries(source, key), []
         present: set[str] = set()
-        for number, entry in enumerate(entries):
+        for number, entry in enumerate(map(normalize, entries)):
             problem = find_problem(entry) or find_image_problem(entry, source.folder, present)
             if problem:
                 first = first or f"{key}={source.path}: entry {number} ({get_id(entry)}): {problem}"
                 bad.append(Bad(get_id(entry), problem))
             else:
-                good[key].append(entry if isinstance(entry["id"], str) else {**entry, "id": str(entry["id"])})
+                good[key].append(entry)
         total += len(entries)
     if len(bad) > max_bad_fraction * total:
         raise make_bad_fraction_error(first, len(bad))
@@ -152,7 +152,7 @@ def read_entries(source: Source, key: str) -> list[Any]:
         raise InputError(f"{key.removesuffix('path')}image_folder={source.folder}: there is no such folder")
     try:
         text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".jsonl":
+        if path.suffix == ".jsonl" and not text.lstrip().startswith("["):
             entries = [parse_line(line) for line in text.split("\n") if line.strip()]
         else:
             entries = json.loads(text)
@@ -169,6 +169,33 @@ def parse_line(line: str) -> Any:
         return json.loads(line)
     except json.JSONDecodeError as error:
         return error
+
+
+def normalize(entry: Any) -> Any:
+    """Return an entry with its id as text, and without a first turn of `gpt`, which LLaVA's loader leaves out too.
+
+    Conversations that begin with `gpt` are those of ShareGPT, in LLaVA's instruction data. Anything that is not an
+    entry is returned unchanged.
+    """
+    if not isinstance(entry, dict):
+        return entry
+    if "id" in entry and not isinstance(entry["id"], str):
+        entry = {**entry, "id": str(entry["id"])}
+    place = find_first_answer(entry)
+    if place is not None:
+        turns = entry["conversations"]
+        entry = {**entry, "conversations": turns[:place] + turns[place + 1 :]}
+    return entry
+
+
+def find_first_answer(entry: Any) -> int | None:
+    """Return the place of a `gpt` turn that nothing but system turns precedes; None if there is none."""
+    turns = entry.get("conversations") if isinstance(entry, dict) else None
+    for place, turn in enumerate(turns if isinstance(turns, list) else ()):
+        speaker = turn.get("from") if isinstance(turn, dict) else None
+        if speaker != "system":
+            return place if speaker == "gpt" else None
+    return None
 
 
 def get_id(entry: object) -> str:
@@ -201,9 +228,11 @@ def find_problem(entry: object) -> str | None:
         return f"its line is not valid JSON ({entry})"
     if not isinstance(entry, dict):
         return f"must be an object, not {type(entry).__name__}"
+    if "problem" in entry:  # found when the entry was made
+        return entry["problem"]
     missing = [key for key in ("id", "conversations") if key not in entry]
     if missing:
-        return f"has no {missing[0]!r}"
+        return f"has no {missing[0]!r}" + ("; data=table reads chat messages" if "messages" in entry else "")
     named = entry.get("image", "")
     if not isinstance(named, str) and not (
         isinstance(named, list) and named and all(isinstance(n, str) for n in named)

@@ -80,6 +80,7 @@ class Conversations(Dataset):
         self.max_bad = int(max_bad_fraction * (len(entries) + len(bad)))
         self.scores: Sequence[list[float]] | None = None
         self.image_folder: Path | None = None  # of the images, if they are files
+        self.identify_image: Callable[[str], str] = str  # from the name of an image to the same text for equal pictures
 
     def replace(self, **changes: Any) -> "Conversations":
         """Return the same dataset with other `entries`, or with `scores`: a number for each supervised token."""

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from rich.console import Console
-from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from torch.utils.data import DataLoader, Dataset
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    BatchFeature,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from cal_cli.data.collator import Collator
+from cal_cli.data.collator import Collator, UnusableSamples
 from cal_cli.data.sample import Conversations
 from cal_cli.models.load import get_device
 from cal_cli.objective import PriorLoss, WeightedLoss, scores_without_image
 from cal_cli.runtime.console import track_items
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_whole
+from cal_cli.runtime.provenance import get_versions
 
 CACHE = Path("runs/scores_without_image")
 
@@ -77,16 +85,48 @@ def cache_scores(
     else:
         console.print(f"scores without images: computing {len(data)} samples once, to {path}")
         training, _ = model.training, model.to(get_device()).eval()
-        loader = DataLoader(data, batch_size, collate_fn=dataclasses.replace(collate, keep_ids=False, leave_out=False))
-        rows = []
-        for batch in track_items(loader, "scores without images", console):
-            scores = scores_without_image(objective, model, batch.to(model.device))
-            rows += [row[~row.isnan()].tolist() for row in scores]
+        loader = DataLoader(PlacedSamples(data), batch_size, collate_fn=partial(collate_good, collate))
+        rows: list[list[float]] = [[] for _ in range(len(data))]
+        for places, batch in track_items(loader, "scores without images", console):
+            scores = scores_without_image(objective, model, batch.to(model.device)) if places else ()
+            for place, row in zip(places, scores, strict=True):
+                rows[place] = row[~row.isnan()].tolist()
         model.train(training)
         buffer = io.BytesIO()
         pq.write_table(pa.table({"scores": pa.array(rows, pa.list_(pa.float32()))}), buffer)
         write_whole(path, buffer.getvalue())
     return data.replace(scores=pq.read_table(path)["scores"].to_pylist())
+
+
+class PlacedSamples(Dataset):
+    """The samples of a dataset with their places; None for a bad one, which the dataset would replace by another."""
+
+    def __init__(self, data: Conversations) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, place: int) -> tuple[int, dict | None]:
+        sample = self.data[place]
+        return place, None if sample.get("bad") else sample
+
+
+def collate_good(collate: Collator, placed: list[tuple[int, dict | None]]) -> tuple[list[int], BatchFeature]:
+    """Collate the good ones of some samples, and return their places with them.
+
+    Raises UnusableSamples if a sample is bad and `collate` does not leave such samples out.
+    """
+    good = [(place, sample) for place, sample in placed if sample is not None]
+    while good:
+        try:
+            batch = dataclasses.replace(collate, keep_ids=False, leave_out=False)([sample for _, sample in good])
+            return [place for place, _ in good], batch
+        except UnusableSamples as error:
+            if not collate.leave_out:
+                raise
+            good = [one for one, wrong in zip(good, error.wrong, strict=True) if not wrong]
+    return [], BatchFeature()
 
 
 def _compute_fingerprint(options: Any, model: Any, collate: Collator, data: Conversations) -> str:
@@ -97,6 +137,6 @@ def _compute_fingerprint(options: Any, model: Any, collate: Collator, data: Conv
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     settings = [type(options).__name__, options.score, collate.max_length, collate.processor.chat_template]
-    for part in (settings, *data.entries):
+    for part in (settings, get_versions(), data.fingerprint_images(), *data.entries):
         digest.update(json.dumps(part).encode())
     return digest.hexdigest()[:16]

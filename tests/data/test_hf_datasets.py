@@ -11,7 +11,7 @@ from PIL import Image
 
 from cal_cli.data.hf_datasets import load_conversations
 from cal_cli.data.llava_json import load_llava_json
-from cal_cli.data.noise import swap_conversations
+from cal_cli.data.noise import inject_noise, swap_conversations
 from cal_cli.runtime.errors import InputError
 from tests.cal import cal
 
@@ -145,6 +145,17 @@ def test_noise_is_that_of_the_same_samples_in_json(world, entries, tmp_path):
     both = load_conversations(str(lines), image_folder=images), load_llava_json(str(world / "data.json"), images)
     noisy = [swap_conversations(data.entries, 0.5, 3) for data in both]
     assert list(noisy[0][0]) == list(noisy[1][0]) and noisy[0][1] == noisy[1][1]
+
+
+def test_noise_knows_pictures_by_their_bytes(world, tmp_path):
+    pictures = [path.read_bytes() for path in sorted((world / "images").iterdir())[:4]]
+    rows = [{"image": {"bytes": pictures[n // 5], "path": None}, "caption": f"caption {n}"} for n in range(20)]
+    datasets.Dataset.from_list(rows).cast_column("image", datasets.Image()).to_parquet(str(tmp_path / "a.parquet"))
+    data = load_conversations(str(tmp_path / "a.parquet"))
+    noisy, changed = inject_noise(data, 1.0, 0)
+    assert len(changed) == 20
+    for n, entry in enumerate(noisy.entries):
+        assert int(entry["conversations"][1]["value"].split()[1]) // 5 != n // 5
 
 
 def test_bad_rows_are_left_out_and_counted(world, entries, tmp_path):

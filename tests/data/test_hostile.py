@@ -1,5 +1,7 @@
 """What is not understood is a named bad sample, never dropped and never a traceback."""
 
+import base64
+import io
 import json
 
 import datasets
@@ -12,6 +14,7 @@ from cal_cli.data.chat_formats import make_turns
 from cal_cli.data.hf_datasets import load_conversations
 from cal_cli.data.llava_json import find_problem, load_llava_json
 from cal_cli.runtime.errors import InputError
+from tests.cal import cal
 
 TURNS = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "a disc"}]
 SHOWN = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a disc"}]
@@ -96,7 +99,7 @@ def test_a_column_of_json_text_is_parsed(tmp_path):
         load_rows([{"id": "a", "conversations": "a red disc"}], tmp_path / "b.parquet")
 
 
-@pytest.mark.parametrize("kind", ["image_url", "video"])
+@pytest.mark.parametrize("kind", ["input_audio", "video"])
 def test_a_message_with_an_unknown_part_is_refused_by_its_name(kind, tmp_path):
     parts = [{"type": "text", "text": "what?"}, {"type": kind, kind: {"url": "data:image/png;base64,iVBOR"}}]
     answer = [{"type": "text", "text": "a disc"}]
@@ -122,3 +125,91 @@ def test_a_missing_picture_is_a_bad_sample(tmp_path):
         rows.to_parquet(path)
         with pytest.raises(InputError, match="its image is missing"):
             load_conversations(str(path))[0]
+
+
+def png(colour):
+    """The bytes of a PNG of one colour."""
+    with io.BytesIO() as file:
+        Image.new("RGB", (4, 4), colour).save(file, "PNG")
+        return file.getvalue()
+
+
+def show(*references):
+    """Chat messages in OpenAI's format that carry images, or mark their places."""
+    parts = [{"type": "text", "text": "what?"}, *references]
+    return [{"role": "user", "content": parts}, {"role": "assistant", "content": "a disc"}]
+
+
+def link(url):
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_images_within_messages_are_read(tmp_path):
+    Image.new("RGB", (4, 4), "blue").save(tmp_path / "a.png")
+    url = "data:image/png;base64," + base64.b64encode(png("red")).decode()
+    messages = [
+        show(link(url)),
+        show(link("a.png"), {"type": "image", "url": url}),
+        show({"type": "image", "path": "a.png"}),
+    ]
+    data = load_conversations(write_rows(tmp_path / "rows.jsonl", [{"messages": one} for one in messages]))
+    assert [entry["conversations"][0]["value"].count("<image>") for entry in data.entries] == [1, 2, 1]
+    red, blue = (255, 0, 0), (0, 0, 255)
+    assert data[0]["image"].getpixel((0, 0)) == red and data[2]["image"].getpixel((0, 0)) == blue
+    assert [image.getpixel((0, 0)) for image in data[1]["image"]] == [blue, red]
+
+
+@pytest.mark.parametrize(
+    ("reference", "problem"),
+    [
+        (link("https://example.com/a.png"), "is at https://example.com/a.png: only data URLs and files are read"),
+        (link("data:image/png;base64,!!!"), "a data URL that is not base64"),
+        (link("data:image/png;base64,aGk="), "cannot be read as an image"),
+        (link("../a.png"), "leaves the folder"),
+        (link("/etc/hostname"), "leaves the folder"),
+        (link("missing.png"), "is not in"),
+    ],
+)
+def test_an_image_within_a_message_that_cannot_be_read_is_a_bad_sample(reference, problem, tmp_path):
+    data = load_conversations(write_rows(tmp_path / "rows.jsonl", [{"messages": show(reference)}]))
+    with pytest.raises(InputError, match=problem) as caught:
+        data[0]
+    assert len(str(caught.value)) < 500
+
+
+def test_images_in_a_column_and_in_messages_are_not_mixed_up(tmp_path):
+    rows = [{"messages": show(link("a.png")), "image": "b.png"}]
+    with pytest.raises(InputError, match="its messages carry images, and so does the column image"):
+        load_conversations(write_rows(tmp_path / "rows.jsonl", rows))
+
+
+@pytest.mark.parametrize("system", [[], [{"from": "system", "value": "Be kind."}]])
+def test_a_first_answer_is_left_out_and_counted(system, tmp_path):
+    turns = [*system, {"from": "gpt", "value": "hello"}, *TURNS]
+    entries = [{"id": "a", "conversations": turns}, {"id": "b", "conversations": TURNS}]
+    (tmp_path / "a.json").write_text(json.dumps(entries))
+    path = write_rows(tmp_path / "rows.jsonl", [{"conversations": entry["conversations"]} for entry in entries])
+    for data in (load_llava_json(str(tmp_path / "a.json")), load_conversations(path)):
+        assert [entry["conversations"] for entry in data.entries] == [[*system, *TURNS], TURNS]
+    for number, words in enumerate((["data=llava_json", "data.path=a.json"], ["data=table", "data.path=rows.jsonl"])):
+        folder = f"runs/check/{number}"
+        told = cal("data-check", *words, "workers=0", f"hydra.run.dir={folder}", folder=tmp_path).stdout
+        assert "1 begin with an answer, which training leaves out, as LLaVA does" in " ".join(told.split())
+    (first, _) = json.loads((tmp_path / "runs/check/0/clean.json").read_text())
+    assert first["conversations"] == [*system, *TURNS]
+
+
+def test_nothing_but_an_answer_is_bad(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([{"id": "a", "conversations": TURNS[1:]}]))
+    with pytest.raises(InputError, match="at least one turn"):
+        load_llava_json(str(tmp_path / "a.json"))
+
+
+def test_a_list_in_a_file_of_lines_is_a_list(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps([{"id": "a", "conversations": TURNS}] * 2, indent=1))
+    assert len(load_llava_json(str(tmp_path / "a.jsonl")).entries) == 2

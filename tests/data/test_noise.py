@@ -1,12 +1,15 @@
 """Exchanged captions: exactly as many as asked, none its own, nothing else touched."""
 
+import itertools
+import random
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cal_cli.data.noise import swap_conversations
+from cal_cli.data.exchange import exchange
+from cal_cli.data.noise import describe_exchange, swap_conversations
 from cal_cli.runtime.errors import InputError
 
 
@@ -14,7 +17,7 @@ def entries_of(kinds):
     """Entries with (True) and without (False) an image, each with a conversation of its own."""
     entries = []
     for number, with_image in enumerate(kinds):
-        entry = {"id": f"s{number}", "conversations": [{"from": "human", "value": str(number)}]}
+        entry = {"id": f"s{number}", "conversations": [{"from": "gpt", "value": str(number)}]}
         if with_image:
             entry["image"] = f"{number}.png"
         entries.append(entry)
@@ -33,12 +36,12 @@ def test_exactly_the_share_is_exchanged_and_nothing_else(kinds, ratio, seed):
     noisy, changed = swap_conversations(entries, ratio, seed)
     moved = [i for i in range(len(entries)) if noisy[i]["conversations"] != entries[i]["conversations"]]
     assert len(moved) == len(changed) == count
-    assert [exchange["index"] for exchange in changed] == moved
-    for exchange in changed:
-        assert kinds[exchange["index"]]
-        assert exchange["donor_id"] != exchange["id"]
-        donor = next(entry for entry in entries if entry["id"] == exchange["donor_id"])
-        assert noisy[exchange["index"]]["conversations"] == donor["conversations"]
+    assert [one["index"] for one in changed] == moved
+    for one in changed:
+        assert kinds[one["index"]]
+        assert one["donor_id"] != one["id"]
+        donor = next(entry for entry in entries if entry["id"] == one["donor_id"])
+        assert noisy[one["index"]]["conversations"] == donor["conversations"]
     for before, after in zip(entries, noisy, strict=True):
         assert before["id"] == after["id"]
         assert before.get("image") == after.get("image")
@@ -54,12 +57,110 @@ def test_seeds_choose_different_samples():
 
 
 def test_samples_with_several_images_are_exchanged_among_their_like_alone():
-    several = [{**entry, "image": ["a.png", "b.png"]} for entry in entries_of([True] * 4)]
+    several = [{**entry, "image": [f"{n}a.png", f"{n}b.png"]} for n, entry in enumerate(entries_of([True] * 4))]
     noisy, changed = swap_conversations(several, 1.0, 0)
-    assert len(changed) == 4 and all(entry["image"] == ["a.png", "b.png"] for entry in noisy)
-    with pytest.raises(InputError, match="samples show 1 or 2 images"):
-        swap_conversations(several + entries_of([True] * 4), 0.5, 0)
-    assert swap_conversations(several + entries_of([True] * 4), 0.0, 0)[1] == []
+    assert len(changed) == 4 and [entry["image"] for entry in noisy] == [entry["image"] for entry in several]
+    single = [
+        {**entry, "conversations": [{"from": "gpt", "value": f"of one, {n}"}]}
+        for n, entry in enumerate(entries_of([True] * 5))
+    ]
+    mixed = several + single
+    for ratio in (0.5, 1.0):
+        noisy, changed = swap_conversations(mixed, ratio, 0)
+        assert len(changed) == round(ratio * 9)
+        for before, after in zip(mixed, noisy, strict=True):
+            assert after["conversations"][0]["value"].startswith("of one") == (before in single)
+    assert swap_conversations(mixed, 0.0, 0)[1] == []
+
+
+def of(pictures, texts):
+    """Entries about pictures, each with an answer."""
+    return [
+        {
+            "id": f"s{n}",
+            "image": f"{one}.png",
+            "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": text}],
+        }
+        for n, (one, text) in enumerate(zip(pictures, texts, strict=True))
+    ]
+
+
+def find_unchanged(entries, noisy, changed):
+    """The changed samples that have a text of their own picture, or their own text."""
+    texts = {}
+    for entry in entries:
+        texts.setdefault(entry["image"], set()).add(entry["conversations"][-1]["value"])
+    return [
+        one
+        for one in changed
+        if noisy[one["index"]]["conversations"][-1]["value"] in texts[noisy[one["index"]]["image"]]
+    ]
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.5, 1.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_caption_comes_from_the_same_picture(ratio, seed):
+    entries = of([n // 5 for n in range(20)], [f"caption {n}" for n in range(20)])
+    noisy, changed = swap_conversations(entries, ratio, seed)
+    assert len(changed) == round(ratio * 20) and not find_unchanged(entries, noisy, changed)
+    assert describe_exchange(entries, ratio, changed) is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_answer_stays_the_same_if_there_are_others(seed):
+    entries = of(range(20), ["yes", "no"] * 10)
+    noisy, changed = swap_conversations(entries, 1.0, seed)
+    assert len(changed) == 20 and not find_unchanged(entries, noisy, changed)
+
+
+@pytest.mark.parametrize(("texts", "possible"), [(["yes"] * 15 + ["no"] * 5, 10), (["yes"] * 19 + [" Yes"], 0)])
+def test_what_cannot_be_exchanged_is_kept_and_said(texts, possible):
+    entries = of(range(20), texts)
+    if not possible:
+        with pytest.raises(InputError, match="no conversations can be exchanged"):
+            swap_conversations(entries, 1.0, 0)
+        return
+    noisy, changed = swap_conversations(entries, 1.0, 0)
+    assert len(changed) == possible and not find_unchanged(entries, noisy, changed)
+    assert f"{possible} of 20 conversations are exchanged, fewer than" in describe_exchange(entries, 1.0, changed)
+    moved = [n for n in range(20) if noisy[n]["conversations"] != entries[n]["conversations"]]
+    assert [one["index"] for one in changed] == moved
+
+
+def test_the_same_answer_to_another_question_is_a_last_resort():
+    entries = of(range(20), ["yes"] * 15 + ["no"] * 5)
+    for n, entry in enumerate(entries):
+        entry["conversations"][0]["value"] = f"<image> is it {n}?"
+    noisy, changed = swap_conversations(entries, 0.5, 0)
+    assert len(changed) == 10 and not find_unchanged(entries, noisy, changed)
+    noisy, changed = swap_conversations(entries, 1.0, 0)
+    assert len(changed) == 20
+    assert all(noisy[n]["conversations"] != entries[n]["conversations"] for n in range(20))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 1)), min_size=2, max_size=6),
+    st.integers(0, 9),
+)
+def test_nearly_as_many_take_part_as_the_best_permutation_allows(kinds, seed):
+    members = list(range(len(kinds)))
+    groups = [found for group in (0, 1) if (found := [one for one in members if kinds[one][2] == group])]
+
+    def conflict(one, other):
+        return any(a == b for a, b in zip(kinds[one][:2], kinds[other][:2], strict=True))
+
+    def count(permutation):
+        moved = [(one, other) for one, other in zip(members, permutation, strict=True) if one != other]
+        wrong = any(kinds[one][2] != kinds[other][2] or conflict(one, other) for one, other in moved)
+        return 0 if wrong else len(moved)
+
+    counts = {count(permutation) for permutation in itertools.permutations(members)}
+    for wanted in range(2, len(members) + 1):
+        donors = exchange(groups, wanted, [conflict], random.Random(seed))
+        assert sorted(donors) == sorted(donors.values())
+        assert not any(conflict(one, other) or kinds[one][2] != kinds[other][2] for one, other in donors.items())
+        assert max(found for found in counts if found <= wanted) - 1 <= len(donors) <= wanted
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.1, float("nan")])

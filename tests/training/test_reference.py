@@ -49,3 +49,21 @@ def test_what_a_reference_must_be_is_told(tmp_path):
         assert result.returncode == 2 and named in result.stderr, result.stderr
         assert not list(tmp_path.glob("runs/train/t/*/config.yaml"))
     cal("train", *SMALL, "objective=prior", f"objective.reference={BASE}", folder=tmp_path)
+
+
+def test_cached_scores_leave_bad_samples_out(tmp_path):
+    cal("noise-inject", "ratio=0", "data.n=64", "data.text_only_share=0", "output=data", folder=tmp_path)
+    entries = json.loads((tmp_path / "data/data.json").read_text())
+    for number in (3, 8, 9, 10, 11):  # one in the midst of a batch, and all of another
+        (tmp_path / "data/images" / entries[number]["image"]).write_bytes(b"no image")
+    words = ["data=llava_json", "data.path=data/data.json", "data.image_folder=data/images", "batch_size=4", "name=t"]
+    words += ["objective.contrast=cached", "logging_steps=1"]
+    refused = cal("train", *words, folder=tmp_path, check=False)
+    assert refused.returncode == 2 and "cannot be read as an image" in refused.stderr
+    told = cal("train", *words, "data.max_bad_fraction=0.1", folder=tmp_path).stdout
+    assert "left out: sample" in told
+    (path,) = tmp_path.glob("runs/scores_without_image/*.parquet")
+    scores = pq.read_table(path)["scores"].to_pylist()
+    assert [number for number, row in enumerate(scores) if not row] == [3, 8, 9, 10, 11] and len(scores) == 64
+    (run,) = tmp_path.glob("runs/train/t/*/bad_samples.jsonl")
+    assert len(run.read_text().splitlines()) == 5
