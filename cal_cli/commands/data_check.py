@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -141,6 +142,6 @@ def print_report(report: dict[str, Any], bad: list[dict[str, Any]], folder: Path
         )
     console.print(f"{folder}: report.md, report.json, bad_samples.jsonl, tokens.parquet")
     for path in written:
-        data = f"data=llava_json data.path={path} data.image_folder=/"
-        same = f"the same data with data.rows={path}"
-        console.print(f"train on the good samples: {same if path.stem == 'rows' else f'cal train {data}'}")
+        command = shlex.join(["cal", "train", "data=llava_json", f"data.path={path}", "data.image_folder=/"])
+        same = f"the same data with {shlex.quote(f'data.rows={path}')}"
+        console.print(f"train on the good samples: {same if path.stem == 'rows' else command}", markup=False)

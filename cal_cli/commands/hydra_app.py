@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import re
 import shlex
 import string
 import sys
@@ -15,6 +16,8 @@ import hydra
 import typer
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -63,6 +66,7 @@ def run(name: str, task: Callable[[DictConfig], None], words: list[str]) -> None
     full_error = os.environ.setdefault("CAL_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise, instead of printing and exiting with 1
     logging.getLogger().addHandler(logging.NullHandler())  # libraries' log lines are not ours
+    words = [quote_path(word) for word in words]
     sys.argv = [f"cal {name}", *words]
     call = functools.partial(run_task, task=task, full_error=full_error)
     functools.update_wrapper(call, run_task)
@@ -75,6 +79,24 @@ def run(name: str, task: Callable[[DictConfig], None], words: list[str]) -> None
         if full_error or not is_usage_error(error):
             raise
         fail(explain(error, CONF, config_name, words))
+
+
+def quote_path(word: str) -> str:
+    """Quote the value of an override as text if it is the path of something that exists, and Hydra reads it otherwise.
+
+    Without quotes, brackets, commas, `=` and other signs in a path are part of Hydra's grammar.
+    """
+    key, _, value = word.partition("=")
+    if re.fullmatch(r"[A-Za-z0-9_./-]*", value) or not os.path.exists(value):
+        return word
+    try:
+        override = OverridesParser.create().parse_override(word)
+        if not override.is_sweep_override() and override.value() == value:
+            return word
+    except HydraException:
+        pass
+    escaped = re.sub(r'(\\*)("|$)', r"\1\1\2", value).replace('"', '\\"')
+    return f'{key}="{escaped}"'
 
 
 def run_task(config: DictConfig, task: Callable[[DictConfig], None], full_error: bool) -> None:

@@ -1,6 +1,7 @@
 """`cal noise-inject`: write a data set in which some captions are exchanged, and a manifest of the changes."""
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,4 +59,5 @@ def noise_inject(config: DictConfig) -> None:
         f"{output / 'data.json'}: {len(entries)} samples, {manifest['n']} with an image, "
         f"{len(changed)} conversations exchanged"
     )
-    console.print(f"train on it: cal train data=llava_json data.path={output / 'data.json'} data.image_folder={folder}")
+    words = ["cal", "train", "data=llava_json", f"data.path={output / 'data.json'}", f"data.image_folder={folder}"]
+    console.print(f"train on it: {shlex.join(words)}", markup=False)

@@ -81,6 +81,8 @@ def find_sources(data: dict[str, Any]) -> dict[str, Source | Rows]:
 
     Raises InputError if it names none.
     """
+    if "path" in data and not isinstance(data["path"], str):
+        raise InputError(f"data.path={data['path']}: must be a text, the path of a file")
     if data["_target_"].endswith("hf_datasets.load_conversations"):
         table = load_table(data["path"], data["name"], data["split"])
         rows = Rows(table, data["path"], data["image_folder"])
