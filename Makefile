@@ -7,7 +7,7 @@ LMMS_EVAL = lmms_eval loguru pytz tenacity evaluate sacrebleu portalocker tabula
 	propcache attrs aiohappyeyeballs aiosignal frozenlist decord pytablewriter dataproperty mbstrdecoder pathvalidate \
 	tabledata tcolorpy typepy chardet
 
-.PHONY: demo test slow lint docs
+.PHONY: demo test slow lint docs campaign
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,3 +36,7 @@ lint: $(VENV)/installed
 docs: $(VENV)/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# over a hundred kills and thousands of hostile inputs, with another seed each time: CAMPAIGN_SEED=5 make campaign
+campaign: $(VENV)/installed
+	CAMPAIGN_KILLS=$${CAMPAIGN_KILLS:-13} CAMPAIGN_EXAMPLES=$${CAMPAIGN_EXAMPLES:-1000} HF_HUB_OFFLINE=1 $(BIN)/pytest tests/campaign

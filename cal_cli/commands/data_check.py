@@ -6,6 +6,7 @@ import shlex
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,9 @@ def data_check(config: DictConfig) -> None:
         "versions": get_versions(),
     }
     counts = [{"tokens": one.tokens, "supervised": one.supervised, "kind": one.kind} for one in good]
-    pq.write_table(pa.Table.from_pylist(counts), job.folder / "tokens.parquet")
+    buffer = BytesIO()
+    pq.write_table(pa.Table.from_pylist(counts), buffer)
+    write_whole(job.folder / "tokens.parquet", buffer.getvalue())
     write_whole(job.folder / "report.json", json.dumps(report, indent=2) + "\n")
     write_whole(job.folder / "report.md", write_report(report, bad))
     print_report(report, bad, job.folder, written)

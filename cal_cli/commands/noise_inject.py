@@ -1,18 +1,19 @@
 """`cal noise-inject`: write a data set in which some captions are exchanged, and a manifest of the changes."""
 
 import json
+import os
 import shlex
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from cal_cli.commands.hydra_app import get_job
-from cal_cli.data.hf_datasets import Rows
 from cal_cli.data.llava_json import write_llava_json
 from cal_cli.data.noise import describe_exchange, inject_noise, make_manifest
-from cal_cli.data.sample import Conversations, get_image_names
+from cal_cli.data.sample import Conversations, get_image_names, rename_images
 from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console
 from cal_cli.runtime.errors import InputError
@@ -39,15 +40,17 @@ def noise_inject(config: DictConfig) -> None:
     clean: Conversations = build(config, "data")
     data, changed = inject_noise(clean, settings.ratio, settings.seed)
     entries = list(data.entries)
-    if source is None or (isinstance(clean.entries, Rows) and not clean.entries.by_name):
+    if clean.image_folder is None:
         folder = output / "images"
         for entry in entries:
             for name in get_image_names(entry):
-                image = folder / name
-                image.parent.mkdir(parents=True, exist_ok=True)
-                data.open_image(name).save(image)
+                buffer = BytesIO()
+                data.open_image(name).save(buffer, "PNG")
+                write_whole(folder / name, buffer.getvalue())
+    elif "sources" in config.data:  # images in several folders
+        entries, folder = [rename_images(entry, os.path.abspath) for entry in entries], Path("/")
     else:
-        folder = Path(config.data.get("image_folder") or Path(source).parent)
+        folder = clean.image_folder
     sha256 = write_llava_json(entries, output / "data.json")
     origin = source or json.dumps(OmegaConf.to_container(config.data))
     manifest = make_manifest(settings.ratio, settings.seed, entries, changed, origin, sha256)

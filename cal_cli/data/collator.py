@@ -10,7 +10,7 @@ from transformers import BatchFeature
 from cal_cli.data.sample import Bad
 from cal_cli.data.supervision import ADVICE, RenderedText, find_supervised, render
 from cal_cli.objective import IGNORED
-from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.errors import InputError, shorten
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
@@ -72,7 +72,7 @@ class Collator:
     def __call__(self, samples: list[dict]) -> BatchFeature:
         bad = [one for sample in samples for one in sample.get("bad", ())]
         if bad and not self.leave_out:
-            raise InputError(f"sample {bad[0].id!r}: {bad[0].problem}")
+            raise InputError(f"sample {bad[0].id}: {bad[0].problem}")
         try:
             batch = self._batch(samples)
         except UnusableSamples as error:
@@ -81,7 +81,7 @@ class Collator:
                 raise
             left_out = [sample for sample, wrong in zip(samples, error.wrong, strict=True) if wrong]
             batch = self([{**sample, "bad": ()} for sample in kept])
-            bad += [Bad(str(sample["id"]), error.problem) for sample in left_out] + batch.pop("bad", [])
+            bad += [Bad(shorten(str(sample["id"])), error.problem) for sample in left_out] + batch.pop("bad", [])
         if bad:
             batch["bad"] = bad
         return batch
@@ -111,7 +111,7 @@ class Collator:
                 processor_kwargs={"padding": True, "padding_side": "right", **offsets},
             )
         except ValueError as error:  # for example a template that shows fewer images than there are
-            names = ", ".join(repr(sample["id"]) for sample in samples)
+            names = ", ".join(shorten(str(sample["id"])) for sample in samples)
             raise InputError(f"the model's processor refuses the samples {names}: {error}") from error
         replaced = batch.pop("text_replacement_offsets", [()] * len(samples))  # missing for text only
         batch.convert_to_tensors("pt")  # only now: some processors would convert the replacement offsets too
@@ -152,7 +152,7 @@ class Collator:
 
     def _refuse(self, samples: list[dict], wrong: Any, problem: str) -> None:
         """Raise UnusableSamples with the names of the samples for which `wrong` (bool [batch]) is true."""
-        names = [repr(sample["id"]) for sample, refused in zip(samples, wrong.tolist(), strict=True) if refused]
+        names = [shorten(str(sample["id"])) for sample, refused in zip(samples, wrong.tolist(), strict=True) if refused]
         if names:
             cause = (
                 f" at max_length={self.max_length}: give a larger value or shorten the sample"

@@ -183,7 +183,9 @@ class Rows(Sequence[Entry]):
             return picture
         if picture is None or picture["bytes"] is picture["path"]:
             raise InputError("its image is missing: it has neither bytes nor a path")
-        return Path(picture["path"]) if picture["bytes"] is None else picture["bytes"]
+        if picture["bytes"] is not None:
+            return picture["bytes"]
+        return picture["path"] if Path(self.path).exists() else Path(picture["path"])
 
 
 def read_row_numbers(file: str, rows: int) -> list[int]:

@@ -7,7 +7,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageColor, ImageOps
 
-from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.errors import InputError, shorten
 
 MAX_PIXELS = 89_478_485  # beyond this Pillow warns of a decompression bomb
 MAX_ASPECT_RATIO = 200  # that of Qwen2-VL's image processor; thinner images become gigabytes of patches
@@ -28,7 +28,7 @@ def open_image(file: Path | IO[bytes], max_pixels: int = MAX_PIXELS, background:
     Raises:
         InputError: it cannot be read as an image, has too many pixels or is too thin.
     """
-    named = f"{file}: " if isinstance(file, Path) else "its image "
+    named = f"{shorten(str(file))}: " if isinstance(file, Path) else "its image "
     try:
         with Image.open(file) as image:
             width, height = image.size
@@ -36,7 +36,8 @@ def open_image(file: Path | IO[bytes], max_pixels: int = MAX_PIXELS, background:
                 image.load()
                 return make_rgb(orient(image), background)
     except Exception as error:  # each format's decoder fails with errors of its own
-        raise InputError(f"{named}cannot be read as an image ({error or type(error).__name__})") from error
+        problem = error.strerror if isinstance(error, OSError) and error.strerror else error or type(error).__name__
+        raise InputError(f"{named}cannot be read as an image ({problem})") from error
     if width * height > max_pixels:
         raise InputError(f"{named}has {width} x {height} pixels, more than {max_pixels}")
     raise InputError(

@@ -13,11 +13,10 @@ from PIL import Image
 
 from cal_cli.data.images import MAX_PIXELS, check_background, open_image
 from cal_cli.data.sample import Bad, Conversations, Entry, get_image_names, rename_images
-from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.errors import InputError, shorten
 from cal_cli.runtime.files import write_whole
 
 SPEAKERS = ("human", "gpt", "system")
-LONGEST_NAME = 200  # characters of a file's name in a message
 
 
 def load_llava_json(
@@ -200,7 +199,7 @@ def find_first_answer(entry: Any) -> int | None:
 
 def get_id(entry: object) -> str:
     """Return an entry's id as it appears in messages and files."""
-    return str(entry["id"]) if isinstance(entry, dict) and "id" in entry else "without an id"
+    return shorten(str(entry["id"])) if isinstance(entry, dict) and "id" in entry else "without an id"
 
 
 def find_image_problem(entry: Entry, folder: Path, present: set[str]) -> str | None:
@@ -208,7 +207,7 @@ def find_image_problem(entry: Entry, folder: Path, present: set[str]) -> str | N
     for name in get_image_names(entry):
         if name in present:
             continue
-        shown = name if len(name) <= LONGEST_NAME and name.isprintable() else f"{name[:LONGEST_NAME]!r}..."
+        shown = shorten(name)
         # links below the folder are followed: LLaVA's data are usually laid out with them
         if ".." in Path(name).parts or not Path(os.path.abspath(folder / name)).is_relative_to(os.path.abspath(folder)):
             return f"its image {shown} leaves the folder {folder}"

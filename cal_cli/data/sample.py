@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset
 
-from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.errors import InputError, shorten
 from cal_cli.runtime.identity import fingerprint_states
 
 Entry = dict
@@ -115,7 +115,7 @@ class Conversations(Dataset):
             try:
                 image = open_images(entry, self.open_image)
             except InputError as error:
-                bad.append(Bad(str(entry["id"]), str(error)))
+                bad.append(Bad(shorten(str(entry["id"])), str(error)))
                 if len(bad) > self.max_bad:
                     raise
                 continue
@@ -123,4 +123,4 @@ class Conversations(Dataset):
             if self.scores is not None:
                 sample["scores_without_image"] = self.scores[place]
             return sample | ({"bad": bad} if bad else {})
-        raise InputError(f"sample {bad[0].id!r} and those after it: {bad[0].problem}")
+        raise InputError(f"sample {bad[0].id} and those after it: {bad[0].problem}")

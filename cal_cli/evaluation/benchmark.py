@@ -17,7 +17,7 @@ from cal_cli.evaluation.benchmark_data import Picture, compute_fingerprint, draw
 from cal_cli.evaluation.metrics import Metric
 from cal_cli.evaluation.questions import Question
 from cal_cli.runtime.config import build
-from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.errors import InputError, shorten
 
 IMAGE = "<image>"
 
@@ -107,8 +107,8 @@ def check_questions(questions: Sequence[Question], metric: Metric) -> None:
         except (ValueError, KeyError) as error:
             problem = f"it has no tag {error}" if isinstance(error, KeyError) else str(error)
             raise InputError(
-                f"question {question.id!r}: benchmark.metric cannot score it: {problem}: change benchmark.answers, "
-                "benchmark.tags or benchmark.metric"
+                f"question {shorten(question.id)}: benchmark.metric cannot score it: {problem}: change "
+                "benchmark.answers, benchmark.tags or benchmark.metric"
             ) from error
 
 

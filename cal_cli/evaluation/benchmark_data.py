@@ -91,7 +91,7 @@ class Picture:
         return [self._open(value) for value in self.read()]
 
     def _open(self, value: Any) -> Image.Image:
-        content = value if isinstance(value, bytes | str) else value["bytes"] or value["path"]
+        content = get_content(value)
         if isinstance(content, bytes):
             return open_image(io.BytesIO(content), background=self.background)
         if self.folder.is_dir():
@@ -115,13 +115,20 @@ class Picture:
         return self.size[1]
 
 
+def get_content(value: Any) -> bytes | str:
+    """Return the contents of an image, or its name, from what a row has for it."""
+    if isinstance(value, bytes | str):
+        return value
+    return value["path"] if value["bytes"] is None else value["bytes"]
+
+
 def compute_fingerprint(values: Sequence[Any]) -> str | None:
     """Hash what images are read from, so that equal images have equal hashes; None if there are none."""
     if not values:
         return None
     digest = hashlib.sha256()
     for value in values:
-        content = value if isinstance(value, bytes | str) else value["bytes"] or value["path"]
+        content = get_content(value)
         digest.update(content.encode() if isinstance(content, str) else content)
     return digest.hexdigest()[:16]
 

@@ -12,7 +12,7 @@ from hydra.utils import get_object
 
 from cal_cli.evaluation import scoring_rules as rules
 from cal_cli.evaluation.questions import Question
-from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.errors import InputError, shorten
 
 Parts = dict[str, float]
 Sums = Mapping[str, np.ndarray]
@@ -119,7 +119,7 @@ class Mean(Metric):
             if self.rule.__module__ == rules.__name__:
                 raise
             raise InputError(
-                f"benchmark.metric.rule={self.rule.__module__}.{self.rule.__name__}: question {question.id!r}: "
+                f"benchmark.metric.rule={self.rule.__module__}.{self.rule.__name__}: question {shorten(question.id)}: "
                 f"{type(error).__name__}: {error}; the answers are kept, and the same command scores them"
             ) from error
         parts = {"score": score, "n": 1.0}

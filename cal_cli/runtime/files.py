@@ -1,5 +1,6 @@
 """Write files and folders so that readers see the old version or the new one, never half of either."""
 
+import glob
 import hashlib
 import os
 import shutil
@@ -9,7 +10,7 @@ from typing import Any
 
 
 def write_whole(path: Path, content: str | bytes) -> str:
-    """Write a file under a temporary name, then rename it.
+    """Write a file under a temporary name, then rename it, and remove what a killed process left under such a name.
 
     Returns:
         The SHA-256 of the content, in hexadecimal.
@@ -19,7 +20,21 @@ def write_whole(path: Path, content: str | bytes) -> str:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(data)
     os.replace(temporary, path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if (owner := left.suffix[1:]).isdecimal() and not is_alive(int(owner)):
+            left.unlink(missing_ok=True)
     return hashlib.sha256(data).hexdigest()
+
+
+def is_alive(process: int) -> bool:
+    """Return whether a process of this machine is running, by its number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
 
 
 def replace_folder(folder: Path, *writers: Callable[[Path], Any]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from cal_cli.data.sample import Bad
 from cal_cli.runtime.console import Notify
 from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.files import write_whole
 
 REPORTED = 10  # messages; the file has all samples
 
@@ -21,8 +22,11 @@ class BadSamples:
 
     def __init__(self, path: Path, allowed: int, notify: Notify) -> None:
         self.path, self.allowed, self.notify = path, allowed, notify
-        lines = path.read_text().splitlines() if path.is_file() else []
-        self.known = {Bad(**json.loads(line)) for line in lines}
+        text = path.read_text() if path.is_file() else ""
+        whole = text[: text.rfind("\n") + 1]  # a kill may have left the last line incomplete
+        if whole != text:
+            write_whole(path, whole)
+        self.known = {Bad(**json.loads(line)) for line in whole.splitlines()}
 
     def count(self) -> int:
         """Return the number of samples in the file, those of other processes included."""

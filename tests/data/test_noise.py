@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from cal_cli.data.exchange import exchange
 from cal_cli.data.noise import describe_exchange, swap_conversations
 from cal_cli.runtime.errors import InputError
+from tests.cal import cal
 
 
 def entries_of(kinds):
@@ -167,3 +168,16 @@ def test_nearly_as_many_take_part_as_the_best_permutation_allows(kinds, seed):
 def test_a_ratio_outside_0_and_1_is_an_error(ratio):
     with pytest.raises(InputError, match="from 0 to 1"):
         swap_conversations(entries_of([True] * 4), ratio, 0)
+
+
+def test_the_images_of_a_mixture_stay_as_they_are(tmp_path):
+    for name in ("a", "b"):
+        cal("noise-inject", "data.n=8", f"data.seed={ord(name)}", "ratio=0", f"output={name}", folder=tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
+    sources = ",".join(f"{{path: {tmp_path / name}/data.json, image_folder: {name}/images}}" for name in ("a", "b"))
+    words = ["data=llava_mixture", f"data.sources=[{sources}]", "ratio=1", "output=out"]
+    told = cal("noise-inject", *words, folder=tmp_path).stdout
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
+    assert "data.image_folder=/" in " ".join(told.split())
+    words = ["data=llava_json", "data.path=out/data.json", "data.image_folder=/", "batch_size=8"]
+    assert "completed" in cal("train", *words, folder=tmp_path).stdout

@@ -119,7 +119,7 @@ def fail(prediction, answers):
 
 def test_a_rule_of_the_user_s_that_fails_names_the_question(tmp_path):
     found = ask(tmp_path, rows("x", "y"), f"{__name__}.fail")
-    with pytest.raises(InputError, match=r"fail: question '1': ZeroDivisionError: .*; the answers are kept"):
+    with pytest.raises(InputError, match=r"fail: question 1: ZeroDivisionError: .*; the answers are kept"):
         score_answers("mine", found, ["no", ""], {}, tmp_path)
 
 
