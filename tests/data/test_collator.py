@@ -64,7 +64,7 @@ def test_max_length_cuts_an_answer_but_neither_all_of_it_nor_the_image(processor
     assert torch.equal(cut["labels"], whole["labels"][:, :-4])
     with pytest.raises(InputError, match=r"sample long has no supervised token at max_length=16"):
         Collator(processor, max_length=16)([long])
-    with pytest.raises(InputError, match=r"'long' is cut within its image at max_length=6"):
+    with pytest.raises(InputError, match=r"sample long is cut within its image at max_length=6"):
         Collator(processor, max_length=6)([long])
 
 
