@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cal_cli.runtime.files import write_whole
+from cal_cli.runtime.files import read_json, write_whole
 
 
 class AnswerLog:
@@ -26,7 +26,7 @@ class AnswerLog:
             The keys in which the discarded evaluation differs.
         """
         path = self.folder / "of.json"
-        before = json.loads(path.read_text()) if path.is_file() else {}
+        before = read_json(path, {})
         differing = sorted(
             key for key in before.keys() | self.identity.keys() if before.get(key) != self.identity.get(key)
         )

@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from cal_cli.evaluation.benchmark import Benchmark
-from cal_cli.runtime.files import write_whole
+from cal_cli.runtime.files import read_json, write_whole
 from cal_cli.runtime.provenance import get_versions
 from cal_cli.statistics.bootstrap import estimate_values
 
 
 def load_results(folder: Path, settings: dict[str, Any]) -> tuple[dict | None, list[str]]:
     """Load the results of a folder, or None, and the keys of the settings in which they differ from these."""
-    path = folder / "results.json"
-    if not path.is_file():
+    results = read_json(folder / "results.json")
+    if results is None:
         return None, []
-    results = json.loads(path.read_text())
     before, now = results["settings"], json.loads(json.dumps(settings))
     return results, sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
 

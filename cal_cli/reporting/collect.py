@@ -1,6 +1,5 @@
 """Read finished runs and bring their metrics into one table by objective, noise ratio and seed."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.files import read_json
 from cal_cli.runtime.runs import OPERATIONAL, find_completed_runs, read_config, read_summary
 
 # keys in which the runs of one comparison may differ
@@ -46,7 +46,7 @@ def collect_results(folders: list[str], benchmark: str, required: bool = True) -
             raise InputError(f"runs={folder}: there is no such folder")
         for run in find_completed_runs(Path(folder)):
             path = run / "eval" / benchmark / "results.json"
-            document = json.loads(path.read_text()) if path.is_file() else {}
+            document = read_json(path, {})
             if document.get("metrics"):
                 results.append(_read_result(run, document))
             else:

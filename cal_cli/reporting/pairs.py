@@ -1,6 +1,5 @@
 """Compare two models' answers to the same questions: paired bootstrap, and McNemar's test."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from omegaconf import OmegaConf
 from cal_cli.evaluation.metrics import Metric
 from cal_cli.runtime.config import build
 from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.files import read_json, read_lines
 from cal_cli.statistics.bootstrap import estimate_differences, run_mcnemar_test
 
 
@@ -24,7 +24,7 @@ def load_predictions(folder: Path) -> list[dict[str, Any]] | None:
     files = [folder / "predictions.jsonl", folder / "parts.jsonl"]
     if not all(file.is_file() for file in files):
         return None
-    lines = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    lines = [read_lines(file) for file in files]
     scored = [line for line in lines[0] if line["score"] is not None]
     return [answer | parts for answer, parts in zip(scored, lines[1], strict=True)]
 
@@ -43,7 +43,7 @@ def compare(first: Path, second: Path) -> dict[str, Any] | None:
 
     Raises InputError if they do not answer the same questions.
     """
-    one, two = (json.loads((folder / "results.json").read_text()) for folder in (first, second))
+    one, two = (read_json(folder / "results.json") for folder in (first, second))
     answers = [load_predictions(folder) for folder in (first, second)]
     if [] in answers:
         raise InputError(f"{first} and {second}: a split without answers is not scored, so it cannot be compared")

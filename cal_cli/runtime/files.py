@@ -2,11 +2,35 @@
 
 import glob
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from cal_cli.runtime.errors import InputError
+
+
+def read_json(path: Path, missing: Any = None) -> Any:
+    """Read a JSON file that this package wrote; return `missing` if there is none.
+
+    Raises InputError if it has been damaged.
+    """
+    if not path.is_file():
+        return missing
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): remove it, and repeat the command that wrote it") from error
+
+
+def read_lines(path: Path) -> list[Any]:
+    """Read a file of JSON lines that this package wrote. Raises InputError if it has been damaged."""
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): remove it, and repeat the command that wrote it") from error
 
 
 def write_whole(path: Path, content: str | bytes) -> str:

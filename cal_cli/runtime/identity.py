@@ -18,7 +18,9 @@ def fingerprint(*paths: str | Path) -> str:
     A file with the path, size and time of an earlier call is not read again. A path that does not exist, such as a hub
     id, counts by its name.
     """
-    known: dict[str, str] = json.loads(HASHES.read_text()) if HASHES.is_file() else {}
+    known: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError):  # missing or damaged
+        known = json.loads(HASHES.read_text())
     before, digest = len(known), hashlib.sha256()
     for path in map(Path, paths):
         found = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]

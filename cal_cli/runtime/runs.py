@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import write_whole
+from cal_cli.runtime.files import read_json, write_whole
 
 TRAIN_RUNS = Path("runs/train")
 # keys of a run's config that say how it is carried out and reported, not what it computes
@@ -32,14 +32,17 @@ OPERATIONAL = (
 
 def read_summary(folder: Path) -> dict[str, Any]:
     """Read a run's `summary.json`; empty if there is none."""
-    path = folder / "summary.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(folder / "summary.json", {})
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read a run's `config.yaml`; empty if there is none."""
     path = folder / "config.yaml"
-    return yaml.safe_load(path.read_text()) if path.is_file() else {}
+    try:
+        return yaml.safe_load(path.read_text()) if path.is_file() else {}
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise InputError(f"{path} is damaged ({problem}): remove it, and repeat the command that wrote it") from error
 
 
 def is_completed(folder: Path, config: DictConfig) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cal_cli.data.sample import Conversations
-from cal_cli.runtime.files import write_whole
+from cal_cli.runtime.files import read_json, write_whole
 from cal_cli.runtime.identity import fingerprint
 
 
@@ -43,5 +43,4 @@ def read_step_samples(folder: Path) -> int | None:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    path = folder / "inputs.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(folder / "inputs.json", {})

@@ -3,6 +3,7 @@
 `CAMPAIGN_KILLS` is the number of kills of each command, `CAMPAIGN_SEED` that of their moments.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -64,7 +65,9 @@ def kill(words, folder, streams, moment):
     process.join(moment)
     running = process.exitcode is None
     if running:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended, or does not lead its group yet
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
     process.join()
     return running
 

@@ -240,3 +240,27 @@ def test_grouped_batches_continue_in_the_order_of_their_epoch(tmp_path):
     resumed = cal(*words, f"hydra.run.dir={other.relative_to(tmp_path)}", folder=tmp_path)
     assert "continuing from checkpoint-8" in resumed.stdout
     assert same_weights(weights(run), weights(other))
+
+
+def test_a_damaged_file_of_a_run_is_named(tmp_path):
+    words = ["train", "data.n=8", "batch_size=8", "name=t"]
+    cal(*words, folder=tmp_path)
+    (run,) = tmp_path.glob("runs/train/t/*")
+    cal("eval", f"checkpoint={run}", "benchmark.n=2", folder=tmp_path)
+    results = run / "eval/scenes"
+    for path, command in (
+        (run / "summary.json", words),
+        (run / "inputs.json", words),
+        (run / "config.yaml", words),
+        (results / "results.json", ["eval", f"checkpoint={run}", "benchmark.n=2"]),
+        (results / "results.json", ["report", "runs=runs/train/t"]),
+        (results / "parts.jsonl", ["report", f"compare=[{results},{results}]"]),
+    ):
+        whole = path.read_text()
+        path.write_text('{"a": [')
+        refused = cal(*command, folder=tmp_path, check=False)
+        assert refused.returncode == 2 and path.name in refused.stderr, refused.stderr
+        assert "is damaged" in refused.stderr and refused.stderr.count("\n") == 1
+        path.write_text(whole)
+    (tmp_path / "runs/hashes.json").write_text("{")  # only saves time
+    assert "already completed" in cal(*words, folder=tmp_path).stdout
