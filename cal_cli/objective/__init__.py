@@ -1,8 +1,8 @@
 """The paper's mathematics, for any training loop; it needs only torch and a `transformers` model.
 
 Reading order: `forward.py` (the pass with the image), `text_pass.py` (the pass without it), `conditions.py` (what the
-image is compared with), `contrast.py` (both scores of each token), `weights.py` (clamp and pool), `head.py` (the
-vocabulary, in chunks), `loss.py` (the weighted mean).
+image is compared with), `contrast.py` (both scores of each token), `weights.py` (clamp and pool), `rules.py` (other
+weights), `head.py` (the vocabulary, in chunks), `loss.py` (the weighted mean), `rule_loss.py` (that of any rule).
 """
 
 from cal_cli.objective.contrast import Contrast, contrast_logits
@@ -17,6 +17,7 @@ from cal_cli.objective.loss import (
     WeightedLoss,
     scores_without_image,
 )
+from cal_cli.objective.rule_loss import RuleLoss
 from cal_cli.objective.weights import token_weights
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "LossOutput",
     "NonFiniteLoss",
     "PriorLoss",
+    "RuleLoss",
     "WeightedLoss",
     "accept_objective",
     "contrast_logits",

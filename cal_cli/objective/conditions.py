@@ -32,6 +32,21 @@ CONTRASTS = ("no_image", "masked_patches", "blur", "cached", "reference")
 RATIO, SIGMA = 0.5, 1.0  # defaults: share of the patches that are covered, width of the blur in pixels
 
 
+def check_contrast_options(
+    condition: str | None, ratio: float | None = None, sigma: float | None = None, reference: Any = None
+) -> None:
+    """Raise ValueError if an option is outside its range, or the condition does not use it."""
+    used = {"ratio": ("masked_patches",), "sigma": ("blur",), "reference": ("reference", "cached")}
+    for name, value in (("ratio", ratio), ("sigma", sigma), ("reference", reference)):
+        if value is not None and condition not in used[name]:
+            allowed = " or ".join(f"contrast={choice}" for choice in used[name])
+            raise ValueError(f"{name}={value} has no effect with contrast={condition}: it needs {allowed}")
+    if ratio is not None and not 0 < ratio <= 1:
+        raise ValueError(f"ratio={ratio}: the share of covered patches must be above 0 and at most 1")
+    if sigma is not None and not sigma > 0:
+        raise ValueError(f"sigma={sigma}: the blur's width in pixels must be above 0")
+
+
 def score_without_image(
     forward: ForwardPass,
     condition: str,

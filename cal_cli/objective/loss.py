@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from cal_cli.objective.conditions import CONTRASTS, score_without_image
+from cal_cli.objective.conditions import CONTRASTS, check_contrast_options, score_without_image
 from cal_cli.objective.contrast import Contrast, contrast
 from cal_cli.objective.forward import SCORES, ForwardPass, run_with_image
-from cal_cli.objective.weights import check_bounds, clamp_delta, pool_flat, token_weights
+from cal_cli.objective.weights import check_bounds, check_window, clamp_delta, pool_flat, token_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NORMALIZATIONS = ("batch", "sample", "length", "device_batch")
+NORMALIZATIONS = ("batch", "tokens", "sample", "length", "device_batch")
 POOLINGS = ("answer", "flat")
 EPSILON = 1e-6  # as in the released code; keeps the loss finite if all weights of a batch are 0
 
@@ -64,14 +64,15 @@ class WeightedLoss:
     A subclass defines `weigh`, and `normalization`: one of
 
     - `batch`: divide by the sum of the weights of the whole batch;
+    - `tokens`: divide by the number of supervised tokens of the whole batch, so that small weights make a small loss;
     - `sample`: divide each sample by the sum of its own weights and average over samples, as the paper's equation does;
     - `length`: divide each sample by the sum of its own weights and average over tokens, as PRIOR does;
     - `device_batch`: as `batch`, but a batch that is divided among devices or accumulated is the mean of its parts'
       losses, as in the paper's released code.
 
     The loss of a batch that is computed in parts is sum(loss * denominator) / sum(denominator) over the parts'
-    outputs: their `denominator` is the sum of the weights, the number of samples, the number of supervised tokens, and
-    1, in this order.
+    outputs: their `denominator` is the sum of the weights, the number of tokens, of samples, of tokens, and 1, in this
+    order.
     """
 
     normalization: str
@@ -166,21 +167,10 @@ class ContrastiveAlignmentLoss(WeightedLoss):
     reference: Any = None
 
     def __post_init__(self) -> None:
-        check_bounds(self.alpha, self.beta, self.window)
+        check_bounds(self.alpha, self.beta)
+        check_window(self.window)
         check_choices(self, score=SCORES, normalization=NORMALIZATIONS, pooling=POOLINGS, contrast=CONTRASTS)
-        for name, contrasts in (
-            ("ratio", ("masked_patches",)),
-            ("sigma", ("blur",)),
-            ("reference", ("reference", "cached")),
-        ):
-            value = getattr(self, name)
-            if value is not None and self.contrast not in contrasts:
-                allowed = " or ".join(f"contrast={choice}" for choice in contrasts)
-                raise ValueError(f"{name}={value} has no effect with contrast={self.contrast}: it needs {allowed}")
-        if self.ratio is not None and not 0 < self.ratio <= 1:
-            raise ValueError(f"ratio={self.ratio}: the share of covered patches must be above 0 and at most 1")
-        if self.sigma is not None and not self.sigma > 0:
-            raise ValueError(f"sigma={self.sigma}: the blur's width in pixels must be above 0")
+        check_contrast_options(self.contrast, self.ratio, self.sigma, self.reference)
         if self.contrast in ("cached", "reference") and self.pooling == "flat":
             raise ValueError(f"contrast={self.contrast} only knows supervised tokens: use pooling=answer")
 
@@ -272,8 +262,8 @@ def compute_shares(weights: Tensor, sample_index: Tensor, normalization: str) ->
     Args:
         weights: float32 [tokens].
         sample_index: int64 [tokens], the sample that each token belongs to.
-        normalization: `batch` and `device_batch`, w / sum(w); `sample`, w / sum of the sample's w / samples; `length`,
-            w / sum of the sample's w * its tokens / all tokens.
+        normalization: `batch` and `device_batch`, w / sum(w); `tokens`, w / tokens; `sample`, w / sum of the sample's w
+            / samples; `length`, w / sum of the sample's w * its tokens / all tokens.
 
     Returns:
         The shares, float32 [tokens], and the denominator that they have in common, a scalar, see `WeightedLoss`.
@@ -281,6 +271,8 @@ def compute_shares(weights: Tensor, sample_index: Tensor, normalization: str) ->
     if normalization in ("batch", "device_batch"):
         total = weights.sum() + EPSILON
         return weights / total, total if normalization == "batch" else torch.ones_like(total)
+    if normalization == "tokens":
+        return weights / len(weights), weights.new_tensor(len(weights))
     samples, member = sample_index.unique(return_inverse=True)
     zeros = weights.new_zeros(len(samples))
     share = weights / (zeros.index_add(0, member, weights) + EPSILON)[member]

@@ -54,8 +54,25 @@ def token_weights(
         >>> token_weights(torch.tensor([0.0, 3.0, 9.0]), torch.tensor([0, 0, 0]))
         tensor([2., 3., 4.])
     """
-    check_bounds(alpha, beta, window)
-    weights = clamp_delta(delta, alpha, beta, has_image)
+    check_bounds(alpha, beta)
+    return pool_answers(clamp_delta(delta, alpha, beta, has_image), sample_index, window)
+
+
+def pool_answers(weights: Tensor, sample_index: Tensor, window: int) -> Tensor:
+    """Average over neighbouring supervised tokens of the same sample (Algorithm 1, step 4); see `token_weights`.
+
+    Args:
+        weights: float [tokens].
+        sample_index: int64 [tokens], the sample that each token belongs to.
+        window: width of the average in tokens, odd.
+
+    Returns:
+        float [tokens].
+
+    Raises:
+        ValueError: a window that is not a positive odd number.
+    """
+    check_window(window)
     reach = window // 2
     neighbours = F.pad(weights, (reach, reach)).unfold(0, window, 1)  # [tokens, window]
     owners = F.pad(sample_index, (reach, reach), value=-1).unfold(0, window, 1)
@@ -85,9 +102,13 @@ def pool_flat(weights: Tensor, flat_index: Tensor, size: int, window: int) -> Te
     return pooled[0, 0, flat_index]
 
 
-def check_bounds(alpha: float, beta: float, window: int) -> None:
-    """Raise ValueError unless 0 <= alpha <= beta, beta is above 0 and the window is a positive odd number."""
+def check_bounds(alpha: float, beta: float) -> None:
+    """Raise ValueError unless 0 <= alpha <= beta and beta is above 0."""
     if not 0 <= alpha <= beta or not 0 < beta < math.inf:
         raise ValueError(f"alpha={alpha}, beta={beta}: the bounds must satisfy 0 <= alpha <= beta, 0 < beta")
+
+
+def check_window(window: int) -> None:
+    """Raise ValueError unless the window is a positive odd number."""
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window={window}: the pooling window must be a positive odd number (1 pools nothing)")

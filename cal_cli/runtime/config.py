@@ -73,8 +73,12 @@ def build(config: DictConfig, key: str, **more: Any) -> Any:
     unknown = sorted(set(node) - set(types))
     if unknown:
         raise InputError(f"{key}.{unknown[0]} is not an option of {key}; its options are {', '.join(types)}")
-    schema = dataclasses.make_dataclass(key, [(name, types[name]) for name in node])
+    # parts with a target of their own, such as an objective's rule
+    parts = [name for name, value in node.items() if isinstance(value, DictConfig) and "_target_" in value]
+    schema = dataclasses.make_dataclass(key, [(name, Any if name in parts else types[name]) for name in node])
     values = _check_values(config[key], schema, f"{key}.")
+    for name in parts:
+        values[name] = build(OmegaConf.create({f"{key}.{name}": values[name]}), f"{key}.{name}")
     try:
         inspect.signature(target).bind(**values, **more)
     except TypeError as error:

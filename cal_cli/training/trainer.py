@@ -94,8 +94,9 @@ class CALMixin(Base):
     def _count(self, output: LossOutput) -> None:
         """Add a batch's weights and deltas to the running sums, on the device, without synchronising with it."""
         values = {"tokens": torch.ones_like(output.weights), "weight_mean": output.weights}
-        if output.delta is not None and isinstance(self.objective, ContrastiveAlignmentLoss):
+        if output.delta is not None:
             values["delta_mean"] = output.delta
+        if output.delta is not None and isinstance(self.objective, ContrastiveAlignmentLoss):
             values["share_at_alpha"] = output.delta <= self.objective.alpha
             values["share_at_beta"] = output.delta >= self.objective.beta
         for name, value in values.items():

@@ -127,7 +127,9 @@ def test_help_lists_the_groups_of_the_command_alone(command, tmp_path):
 def test_help_lists_the_choices_of_a_config_dir(tmp_path):
     (tmp_path / "mine/objective").mkdir(parents=True)
     (tmp_path / "mine/objective/steep.yaml").write_text("_target_: cal_cli.objective.CrossEntropyLoss\n")
-    assert "pmi, prior, steep" in cal("train", "--config-dir", "mine", "--help", folder=tmp_path).stdout
+    assert (
+        "pmi, posterior, prior, ratio, steep" in cal("train", "--config-dir", "mine", "--help", folder=tmp_path).stdout
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -264,3 +265,29 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path):
         path.write_text(whole)
     (tmp_path / "runs/hashes.json").write_text("{")  # only saves time
     assert "already completed" in cal(*words, folder=tmp_path).stdout
+
+
+@pytest.mark.parametrize("objective", ["dft", "gce", "ratio", "posterior"])
+def test_every_rule_trains(objective, tmp_path):
+    words = ["train", f"objective={objective}", "data.n=32", "batch_size=8", "logging_steps=1", "name=t"]
+    cal(*words, folder=tmp_path)
+    (run,) = tmp_path.glob("runs/train/t/*")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 4 and all(0 < line["weight_mean"] < 5 and line["loss"] > 0 for line in lines)
+    assert all((line["delta_mean"] is not None) == (objective in ("ratio", "posterior")) for line in lines)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["objective"]["rule"]["_target_"].startswith("cal_cli.objective.rules.")
+
+
+def test_a_rule_s_options_are_checked_and_its_scores_can_be_cached(tmp_path):
+    words = ["train", "objective=posterior", "data.n=16", "batch_size=8", "name=t"]
+    for word, said in (
+        ("objective.rule.rho=1", "rho=1.0: the share must be at least 0 and below 1"),
+        ("objective.rule.roh=1", "did you mean objective.rule.rho?"),
+        ("objective.rule.rho=x", "objective.rule.rho has the wrong type"),
+        ("+objective.rule.beta=1", "objective.rule.beta is not an option of objective.rule; its options are rho, r"),
+    ):
+        refused = cal(*words, word, folder=tmp_path, check=False)
+        assert refused.returncode == 2 and said in " ".join(refused.stderr.split()), refused.stderr
+    told = cal(*words, "objective.contrast=cached", folder=tmp_path).stdout
+    assert "scores without images: computing 16 samples once" in " ".join(told.split())

@@ -125,7 +125,7 @@ def test_cross_entropy_is_the_library_s(model, batch):
         if parameter.grad is not None:
             torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-4)
     assert output.delta is None and output.weights.eq(1).all()
-    with pytest.raises(ValueError, match="batch, sample, length and device_batch"):
+    with pytest.raises(ValueError, match="batch, tokens, sample, length and device_batch"):
         CrossEntropyLoss(normalization="token")
 
 
@@ -215,7 +215,7 @@ def test_no_gradient_flows_through_the_weights(model, batch):
         ({"alpha": 0.0, "beta": 0.0}, "0 < beta"),
         ({"window": 2}, "odd"),
         ({"window": 0}, "odd"),
-        ({"normalization": "token"}, "batch, sample, length and device_batch"),
+        ({"normalization": "token"}, "batch, tokens, sample, length and device_batch"),
         ({"pooling": "row"}, "answer and flat"),
     ],
 )
