@@ -179,7 +179,9 @@ def finish(
         )
         state.wait_for_everyone()  # the end of the first process ends the others
         raise SystemExit(130)
-    console.print(f"{folder}: completed, {trainer.state.global_step} steps, loss {summary['final_loss']:.4f}")
+    values = {"loss": summary["final_loss"]} | summary.get("estimates", {})
+    found = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if name != "supported")
+    console.print(f"{folder}: completed, {trainer.state.global_step} steps, {found}")
 
 
 def explain_failure(problem: Exception) -> str:

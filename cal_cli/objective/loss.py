@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +56,15 @@ class LossOutput(ModelOutput):
     weights: Tensor = None  # type: ignore[assignment]
     delta: Tensor | None = None  # None if the weights do not depend on it
     denominator: Tensor = None  # type: ignore[assignment]  # scalar: what the loss is divided by, see `WeightedLoss`
+    measured: Tensor | None = None  # float32 [any], see `WeightedLoss.learn`
+
+
+class Weighing(NamedTuple):
+    """What a loss finds out about the tokens of a batch."""
+
+    weights: Tensor  # float32 [positions]
+    delta: Tensor | None = None  # float32 [positions]; None if the weights do not depend on it
+    measured: Tensor | None = None  # what an objective that estimates something learns from, see `WeightedLoss.learn`
 
 
 class WeightedLoss:
@@ -78,9 +87,20 @@ class WeightedLoss:
     normalization: str
     reach = 0  # number of neighbours, on each side of a supervised token, whose weights are needed
 
-    def weigh(self, forward: ForwardPass) -> tuple[Tensor, Tensor | None]:
-        """Compute weights, and deltas if the weights depend on them: float32 [positions]; called without gradient."""
+    def weigh(self, forward: ForwardPass) -> Weighing:
+        """Compute the weights, without gradient."""
         raise NotImplementedError
+
+    @property
+    def estimates(self) -> dict[str, float]:
+        """What the objective has estimated from the data, by name; empty for most."""
+        return {}
+
+    def learn(self, measured: Tensor) -> None:
+        """Update the estimates after an optimizer step; `measured` is the sum over the outputs of its micro-batches."""
+
+    def restore(self, estimates: dict[str, float]) -> None:
+        """Set the estimates, such as those of a checkpoint."""
 
     def __call__(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> LossOutput:
         """Compute the loss of a batch.
@@ -99,7 +119,7 @@ class WeightedLoss:
         forward = run_with_image(model, batch, self.reach)
         supervised = forward.positions.supervised
         with torch.no_grad():
-            weights, delta = self.weigh(forward)
+            weights, delta, measured = self.weigh(forward)
             weights, rows = weights[supervised], forward.positions.rows[supervised]
             coefficients, denominator = compute_shares(weights, rows, self.normalization)
         loss, cross_entropy = forward.head.weighted_cross_entropy(
@@ -108,7 +128,8 @@ class WeightedLoss:
         if not torch.isfinite(loss):
             wrong = ~torch.isfinite(cross_entropy) | ~torch.isfinite(weights)
             raise NonFiniteLoss(loss.item(), rows[wrong].unique().tolist())
-        return LossOutput(loss, cross_entropy, weights, None if delta is None else delta[supervised], denominator)
+        delta = None if delta is None else delta[supervised]
+        return LossOutput(loss, cross_entropy, weights, delta, denominator, measured)
 
 
 @dataclass(frozen=True)
@@ -127,8 +148,8 @@ class CrossEntropyLoss(WeightedLoss):
     def __post_init__(self) -> None:
         check_choices(self, normalization=NORMALIZATIONS)
 
-    def weigh(self, forward: ForwardPass) -> tuple[Tensor, Tensor | None]:
-        return torch.ones_like(forward.positions.labels, dtype=torch.float32), None
+    def weigh(self, forward: ForwardPass) -> Weighing:
+        return Weighing(torch.ones_like(forward.positions.labels, dtype=torch.float32))
 
 
 @dataclass(frozen=True)
@@ -194,9 +215,9 @@ class ContrastiveAlignmentLoss(WeightedLoss):
         rows, columns = contrast.batch_shape[0], contrast.batch_shape[1] - 1  # nothing predicts the first token
         return pool_flat(clamped, contrast.sample_index * columns + contrast.position - 1, rows * columns, self.window)
 
-    def weigh(self, forward: ForwardPass) -> tuple[Tensor, Tensor | None]:
+    def weigh(self, forward: ForwardPass) -> Weighing:
         found = self.contrast_tokens(forward)
-        return self.weigh_contrast(found), found.delta
+        return Weighing(self.weigh_contrast(found), found.delta)
 
 
 @dataclass(frozen=True)
@@ -225,11 +246,11 @@ class PriorLoss(WeightedLoss):
     def __post_init__(self) -> None:
         check_choices(self, contrast=("reference", "cached"), normalization=NORMALIZATIONS)
 
-    def weigh(self, forward: ForwardPass) -> tuple[Tensor, Tensor | None]:
+    def weigh(self, forward: ForwardPass) -> Weighing:
         shown = forward.positions.has_image
         weights = torch.ones_like(shown, dtype=torch.float32)
         weights[shown] -= score_without_image(forward, self.contrast, self.score, reference=self.reference).exp()
-        return weights, None
+        return Weighing(weights)
 
 
 def scores_without_image(objective: WeightedLoss, model: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:

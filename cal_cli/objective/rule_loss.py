@@ -9,16 +9,20 @@ from torch import Tensor
 from cal_cli.objective.conditions import CONTRASTS, check_contrast_options
 from cal_cli.objective.contrast import contrast
 from cal_cli.objective.forward import ForwardPass, score_labels
-from cal_cli.objective.loss import NORMALIZATIONS, WeightedLoss, check_choices
+from cal_cli.objective.loss import NORMALIZATIONS, Weighing, WeightedLoss, check_choices
 from cal_cli.objective.rules import TokenScores, WeightRule
 from cal_cli.objective.weights import check_window, pool_answers
 
 
-@dataclass(frozen=True)
+@dataclass
 class RuleLoss(WeightedLoss):
     """Cross-entropy of the supervised tokens, weighted by a rule: `loss = RuleLoss(ProbabilityRatio(), window=3)`.
 
     A second pass runs only if the rule contrasts. Tokens of samples without an image then have weight 1.
+
+    Some rules estimate something from the data, as `MismatchPosterior` does: `loss.learn(out.measured)` after each
+    optimizer step replaces the rule by one with the new estimates. `CALTrainer` does so, with the sum over all
+    micro-batches and processes.
 
     Args:
         rule: computes the weights from the scores, see `rules.py`.
@@ -49,7 +53,7 @@ class RuleLoss(WeightedLoss):
                 f"contrast={self.contrast} has no effect: {type(self.rule).__name__} reads no score without the image"
             )
         if self.rule.contrasts and self.contrast is None:
-            object.__setattr__(self, "contrast", "no_image")
+            self.contrast = "no_image"
         if self.contrast is not None:
             check_choices(self, contrast=CONTRASTS)
         check_contrast_options(self.contrast, ratio=self.ratio, sigma=self.sigma, reference=self.reference)
@@ -59,14 +63,27 @@ class RuleLoss(WeightedLoss):
         """What the rule reads, `logit` or `logprob`."""
         return self.rule.score
 
-    def weigh(self, forward: ForwardPass) -> tuple[Tensor, Tensor | None]:
+    @property
+    def estimates(self) -> dict[str, float]:
+        return self.rule.estimates
+
+    def learn(self, measured: Tensor) -> None:
+        self.rule = self.rule.learn(measured)
+
+    def restore(self, estimates: dict[str, float]) -> None:
+        self.rule = self.rule.restore(estimates)
+
+    def weigh(self, forward: ForwardPass) -> Weighing:
         positions = forward.positions
         if self.contrast is None:
             scores = score_labels(forward.head, forward.hidden, positions.labels, self.score)
-            weights, delta = self.rule(TokenScores(scores, None, positions.rows)), None
-        else:
-            options = {"ratio": self.ratio, "sigma": self.sigma, "reference": self.reference}
-            found = contrast(forward, self.contrast, self.score, **options)
-            weights, delta = self.rule(TokenScores(found.with_image, found.without_image, positions.rows)), found.delta
-            weights = torch.where(positions.has_image, weights, torch.ones_like(weights))
-        return pool_answers(weights, positions.rows, self.window), delta
+            weights = self.rule(TokenScores(scores, None, positions.rows))
+            return Weighing(pool_answers(weights, positions.rows, self.window))
+        options = {"ratio": self.ratio, "sigma": self.sigma, "reference": self.reference}
+        found = contrast(forward, self.contrast, self.score, **options)
+        shown = positions.has_image
+        scores_shown = TokenScores(found.with_image[shown], found.without_image[shown], positions.rows[shown])
+        weights = torch.ones_like(found.with_image)
+        weights[shown] = self.rule(scores_shown)
+        weights = pool_answers(weights, positions.rows, self.window)
+        return Weighing(weights, found.delta, self.rule.measure(scores_shown))

@@ -58,6 +58,7 @@ def summarize(
         "seed": settings.seed,
         "steps": state.global_step,
         "final_loss": losses[-1] if losses else None,
+        **({"estimates": trainer.objective.estimates} if trainer.objective.estimates else {}),
         "wall_seconds": round(seconds, 1),
         "bad_samples": trainer.bad_samples.count(),
         "samples_seen": count_samples(state.global_step, trainer.step_samples, len(trainer.train_dataset)),

@@ -37,6 +37,7 @@ class MetricsWriter(TrainerCallback):
         self.tokens, self.time = state.num_input_tokens_seen, now
         names = ("loss", "learning_rate", "grad_norm", "weight_mean", "delta_mean", "share_at_alpha", "share_at_beta")
         line = {"step": state.global_step, "epoch": state.epoch} | {name: logs.get(name) for name in names}
+        line |= {name: logs[name] for name in ("rho", "r") if name in logs}  # estimates of some objectives
         line["tokens_per_second"] = logs["tokens_per_second"]
         if state.is_world_process_zero:
             with self.path.open("a") as file:

@@ -25,7 +25,8 @@ class CALMixin(Base):
     accumulated micro-batches (unless `normalization="device_batch"`; under DeepSpeed, which keeps the gradients to
     itself, the losses of micro-batches are averaged). In addition to the trainer's values, each log has `weight_mean`,
     and if the objective contrasts also `delta_mean`, `share_at_alpha` and `share_at_beta` (the shares of supervised
-    tokens whose delta is at or beyond a bound), over the supervised tokens of all processes since the previous log.
+    tokens whose delta is at or beyond a bound), over the supervised tokens of all processes since the previous log,
+    and what the objective estimates, such as `rho` of `MismatchPosterior`.
 
     Args:
         objective: the loss; None means CAL with the paper's settings, see `ContrastiveAlignmentLoss`.
@@ -46,6 +47,7 @@ class CALMixin(Base):
         self._sums: dict[str, Tensor] = {}
         self._step_loss: Tensor | float = 0.0  # of the micro-batches of this optimizer step, each times its denominator
         self._step_denominator: Tensor | float = 0.0
+        self._step_measured: Tensor | float = 0.0  # see `WeightedLoss.learn`
         accept_objective(self.model)
         reference = getattr(self.objective, "reference", None)
         if reference is not None:
@@ -63,6 +65,8 @@ class CALMixin(Base):
         loss = output.loss
         if model.training:
             self._count(output)
+            if output.measured is not None:
+                self._step_measured += output.measured
             if self._divides_steps():
                 loss = loss * output.denominator
                 self._step_denominator += output.denominator
@@ -76,6 +80,9 @@ class CALMixin(Base):
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """Add the gradients of a micro-batch; after the last of an optimizer step, normalise those of the step."""
         loss = super().training_step(model, *args, **kwargs)
+        if self.accelerator.sync_gradients and isinstance(self._step_measured, Tensor):
+            self.objective.learn(self.accelerator.reduce(self._step_measured, "sum"))
+            self._step_measured = 0.0
         if not self._divides_steps():
             return loss
         self._step_loss += loss
@@ -110,6 +117,7 @@ class CALMixin(Base):
             tokens = totals.pop("tokens")
             logs |= {name: value / tokens for name, value in totals.items()}
             self._sums = {}
+            logs |= getattr(self.objective, "estimates", {})
         super().log(logs, *args, **kwargs)
 
 

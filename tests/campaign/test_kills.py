@@ -26,6 +26,7 @@ SMALL = ["data.n=64", "batch_size=8", "save_steps=2", "logging_steps=1", "noise.
 COMMANDS = {
     "train": [*SMALL, "objective=cal"],
     "train_cached": [*SMALL, "objective.contrast=cached", "epochs=2"],
+    "train_posterior": [*SMALL, "objective=posterior"],
     "train_lora": [*SMALL, "peft=lora", "parts.vision_tower=0"],
     "sweep": ["-m", *SMALL, "max_steps=4", "objective=ce,cal"],
     "eval": ["checkpoint=tiny", "benchmark.n=16", "batch_size=4"],
@@ -38,7 +39,7 @@ VARYING = ("wall_seconds", "peak_memory_bytes", "tokens_per_second")
 
 def words_of(name):
     command = {"sweep": "train", "eval": "eval"}.get(name, name.replace("_", "-"))
-    return [command.removesuffix("-cached").removesuffix("-lora"), *COMMANDS[name]]
+    return ["train" if command.startswith("train") else command, *COMMANDS[name]]
 
 
 def prepare(folder, name):

@@ -277,6 +277,8 @@ def test_every_rule_trains(objective, tmp_path):
     assert all((line["delta_mean"] is not None) == (objective in ("ratio", "posterior")) for line in lines)
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["objective"]["rule"]["_target_"].startswith("cal_cli.objective.rules.")
+    summary = json.loads((run / "summary.json").read_text())
+    assert ("estimates" in summary) == all("rho" in line for line in lines) == (objective == "posterior")
 
 
 def test_a_rule_s_options_are_checked_and_its_scores_can_be_cached(tmp_path):

@@ -9,7 +9,8 @@ from transformers import Trainer, TrainingArguments
 
 from cal_cli import CALTrainer, ContrastiveAlignmentLoss
 from cal_cli.data.collator import Collator
-from cal_cli.objective import NonFiniteLoss
+from cal_cli.objective import NonFiniteLoss, RuleLoss
+from cal_cli.objective.rules import MismatchPosterior
 from cal_cli.toy.scenes import make_scenes
 
 
@@ -92,6 +93,19 @@ def test_accumulated_batches_equal_one_batch(model, processor, world, tmp_path, 
     assert parts.state.log_history[0]["grad_norm"] == pytest.approx(whole.state.log_history[0]["grad_norm"], rel=1e-4)
     for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_estimates_are_those_of_the_whole_step(model, processor, world, tmp_path):
+    few = [world[i] for i in range(12)]
+    found = []
+    for size, count in ((12, 1), (5, 3)):
+        objective = RuleLoss(MismatchPosterior(momentum=0.1))
+        options = {"max_steps": 2, "per_device_train_batch_size": size, "gradient_accumulation_steps": count}
+        trainer, losses = trained(CALTrainer, model, processor, few, tmp_path, objective, **options)
+        found.append((losses, objective.estimates))
+        assert trainer.state.log_history[1]["rho"] == objective.estimates["rho"] != 0.1
+    assert found[1][0] == pytest.approx(found[0][0], abs=1e-4)
+    assert found[1][1] == pytest.approx(found[0][1], abs=1e-4)
 
 
 def test_accumulated_batches_of_the_released_code_are_averaged(model, processor, world, tmp_path):
