@@ -211,12 +211,12 @@ class MismatchPosterior(WeightRule):
         changed = replace(self, supported=self._move(self.supported, supported / count))
         if changed.supported <= TRUST:
             return changed
-        rho = self._move(self.rho, mismatched / count) if self.rho > 0 else 0.0
-        r = self._move(self.r, independent / max(matched, 1e-6)) if self.r > 0 else 0.0
-        return replace(changed, rho=min(max(rho, LEAST), 1 - LEAST) if rho else rho, r=min(r, 1 - LEAST))
+        rho = self._move(self.rho, mismatched / count)
+        r = self._move(self.r, independent / max(matched, 1e-6))
+        return replace(changed, rho=rho if self.rho else 0.0, r=r if self.r else 0.0)
 
     def _move(self, before: float, found: float) -> float:
-        return self.momentum * before + (1 - self.momentum) * found
+        return min(max(self.momentum * before + (1 - self.momentum) * found, LEAST), 1 - LEAST)
 
     def _compute_posteriors(self, scores: TokenScores) -> tuple[Tensor, Tensor, Tensor]:
         """Compute w_t, float32 [tokens], and W, float32 [samples], and the sample of each token, int64 [tokens]."""
