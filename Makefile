@@ -16,7 +16,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/installed
-	$(BIN)/cal train -m experiment=demo objective=ce,cal,pmi
+	$(BIN)/cal train -m experiment=demo objective=ce,cal,posterior
 	$(BIN)/cal eval benchmark=scenes checkpoint=runs/train/demo
 	$(BIN)/cal token-weight-dump checkpoint=runs/train/demo/objective-cal data.split=test noise.ratio=0.5
 	$(BIN)/cal report runs=runs/train/demo

@@ -56,7 +56,7 @@ def token_weight_dump(config: DictConfig) -> None:
     objective = build(config, "objective")
     if not isinstance(objective, ContrastiveAlignmentLoss) or objective.contrast != "no_image":
         raise InputError(
-            "cal token-weight-dump needs an objective that contrasts with no image: give objective=cal or pmi, with "
+            "cal token-weight-dump needs an objective that contrasts with no image: give objective=cal, with "
             "objective.contrast=no_image"
         )
     data: Conversations = build(config, "data")

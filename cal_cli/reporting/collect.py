@@ -19,7 +19,7 @@ class Result:
     """One finished and evaluated run."""
 
     run: Path
-    objective: str  # its choice, and the options in which runs of that choice differ: `pmi window=9`
+    objective: str  # its choice, and the options in which runs of that choice differ: `cal window=9`
     noise_ratio: float
     seed: int
     metrics: dict[str, float]

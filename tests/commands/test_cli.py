@@ -17,7 +17,7 @@ def test_help_names_choices_keys_and_an_example(command, tmp_path):
     assert f"  cal {command}" in text
     assert len(re.findall(r"^  [\w.]+=", text, re.MULTILINE)) >= 5
     if command == "train":
-        assert "objective: cal, cal_released, ce, pmi, prior" in text
+        assert "objective: cal, cal_released, ce, dft, gce, posterior, prior, ratio" in text
         assert len(re.findall(r"^  [\w.]+=", text, re.MULTILINE)) == 10
 
 
@@ -128,7 +128,7 @@ def test_help_lists_the_choices_of_a_config_dir(tmp_path):
     (tmp_path / "mine/objective").mkdir(parents=True)
     (tmp_path / "mine/objective/steep.yaml").write_text("_target_: cal_cli.objective.CrossEntropyLoss\n")
     assert (
-        "pmi, posterior, prior, ratio, steep" in cal("train", "--config-dir", "mine", "--help", folder=tmp_path).stdout
+        "gce, posterior, prior, ratio, steep" in cal("train", "--config-dir", "mine", "--help", folder=tmp_path).stdout
     )
 
 

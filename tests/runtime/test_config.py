@@ -27,11 +27,11 @@ def test_a_short_name_is_the_overrides_sorted():
 
 def test_a_long_name_keeps_objective_noise_and_seed_and_shortens_paths():
     path = "/".join(["a very long folder with images and conversations"] * 4) + "/train.json"
-    words = [f"data.path={path}", f"data.image_folder={path}/images", "objective=pmi", "objective.window=9"]
+    words = [f"data.path={path}", f"data.image_folder={path}/images", "objective=cal", "objective.window=9"]
     words += ["noise.ratio=0.3", "seed=12", "data=llava_json", f"model.path={path}"]
     name = name_folder(words)
     assert len(name) <= 120
-    for part in ("objective-pmi", "objective.window-9", "noise.ratio-0.3", "seed-12", "data.path-train.json"):
+    for part in ("objective-cal", "objective.window-9", "noise.ratio-0.3", "seed-12", "data.path-train.json"):
         assert part in name
     others = [name_folder([*words[:5], f"seed={seed}", *words[6:]]) for seed in range(20)]
     assert len(set(others)) == 20
