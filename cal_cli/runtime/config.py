@@ -73,8 +73,12 @@ def build(config: DictConfig, key: str, **more: Any) -> Any:
     unknown = sorted(set(node) - set(types))
     if unknown:
         raise InputError(f"{key}.{unknown[0]} is not an option of {key}; its options are {', '.join(types)}")
-    # parts with a target of their own, such as an objective's rule
-    parts = [name for name, value in node.items() if isinstance(value, DictConfig) and "_target_" in value]
+    # parts with a target of their own, such as an objective's rule; `Any` arguments stay configs
+    parts = [
+        name
+        for name, value in node.items()
+        if isinstance(value, DictConfig) and "_target_" in value and types[name] is not Any
+    ]
     schema = dataclasses.make_dataclass(key, [(name, Any if name in parts else types[name]) for name in node])
     values = _check_values(config[key], schema, f"{key}.")
     for name in parts:

@@ -115,6 +115,7 @@ def test_two_processes_agree_with_one_to_the_last_digit(data, tmp_path):
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_killed_goes_on_where_it_was(tmp_path):
     words = ["eval", "checkpoint=tiny", "benchmark.n=40", "batch_size=5"]
     whole = tmp_path / "whole"

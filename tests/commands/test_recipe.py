@@ -94,12 +94,13 @@ def test_a_failure_in_saving_leaves_the_run_resumable(place, tmp_path):
     assert "continuing from checkpoint-2" in again.stdout and ": completed, 4 steps" in again.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
         ["model=tiny", "model.from_scratch=true"],
         ["model=tiny", "peft=lora", "peft.r=4", "parts.vision_tower=0"],
-        pytest.param(["model=tiny", "peft=qlora", "peft.r=4", "parts.vision_tower=0"], marks=pytest.mark.slow),
+        ["model=tiny", "peft=qlora", "peft.r=4", "parts.vision_tower=0"],
         ["model=assembled", "model.language_model=vicuna", "model.vision_tower=clip"],
     ],
     ids=["from scratch", "LoRA", "QLoRA", "assembled"],

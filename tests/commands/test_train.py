@@ -120,6 +120,7 @@ def wait_for(pattern, folder, process):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_weights(uninterrupted, tmp_path):
     process = started("train", *SMALL, folder=tmp_path)
     wait_for("runs/train/t/*/checkpoints/checkpoint-8/trainer_state.json", tmp_path, process)

@@ -88,13 +88,12 @@ def test_a_run_continues_with_the_samples_per_step_it_began_with(one, tmp_path):
     words = [word for word in RUN if not word.startswith("global")] + ["batch_size=8"]
     cal("train", *words, folder=tmp_path)
     assert_same_run(tmp_path, one)  # 8 samples are 2 x 4
-    for processes, left in ((2, 4), (4, 8)):
-        set_back(tmp_path, left)
-        more = ["launch=ddp", f"launch.processes={processes}"]
-        assert f"continuing from checkpoint-{left}" in cal("train", *words, *more, folder=tmp_path).stdout
-        assert_same_run(tmp_path, one)
-        summary = json.loads((run_of(tmp_path) / "summary.json").read_text())
-        assert summary["steps"] == 12 and summary["samples_seen"] == 96 and summary["processes"] == processes
+    set_back(tmp_path, 4)
+    more = ["launch=ddp", "launch.processes=2"]
+    assert "continuing from checkpoint-4" in cal("train", *words, *more, folder=tmp_path).stdout
+    assert_same_run(tmp_path, one)
+    summary = json.loads((run_of(tmp_path) / "summary.json").read_text())
+    assert summary["steps"] == 12 and summary["samples_seen"] == 96 and summary["processes"] == 2
     set_back(tmp_path, 4)
     refused = cal("train", *words, "launch=ddp", "launch.processes=3", folder=tmp_path, check=False)
     assert refused.returncode == 2
