@@ -2,7 +2,8 @@
 
 Reading order: `forward.py` (the pass with the image), `text_pass.py` (the pass without it), `conditions.py` (what the
 image is compared with), `contrast.py` (both scores of each token), `weights.py` (clamp and pool), `rules.py` (other
-weights), `head.py` (the vocabulary, in chunks), `loss.py` (the weighted mean), `rule_loss.py` (that of any rule).
+weights), `normalization.py` (shares of the loss), `head.py` (the vocabulary, in chunks), `loss.py` (the weighted mean),
+`rule_loss.py` (that of any rule).
 """
 
 from cal_cli.objective.contrast import Contrast, contrast_logits

@@ -13,14 +13,13 @@ from transformers.utils import ModelOutput
 from cal_cli.objective.conditions import CONTRASTS, check_contrast_options, score_without_image
 from cal_cli.objective.contrast import Contrast, contrast
 from cal_cli.objective.forward import SCORES, ForwardPass, run_with_image
+from cal_cli.objective.normalization import NORMALIZATIONS, compute_shares
 from cal_cli.objective.weights import check_bounds, check_window, clamp_delta, pool_flat, token_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NORMALIZATIONS = ("batch", "tokens", "sample", "length", "device_batch")
 POOLINGS = ("answer", "flat")
-EPSILON = 1e-6  # as in the released code; keeps the loss finite if all weights of a batch are 0
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -275,32 +274,6 @@ def scores_without_image(objective: WeightedLoss, model: PreTrainedModel, batch:
         scores = found.without_image.new_full(found.batch_shape, torch.nan)
         scores[found.sample_index, found.position] = found.without_image
     return scores
-
-
-def compute_shares(weights: Tensor, sample_index: Tensor, normalization: str) -> tuple[Tensor, Tensor]:
-    """Compute each token's share of the loss, so that loss = sum(share * cross-entropy).
-
-    Args:
-        weights: float32 [tokens].
-        sample_index: int64 [tokens], the sample that each token belongs to.
-        normalization: `batch` and `device_batch`, w / sum(w); `tokens`, w / tokens; `sample`, w / sum of the sample's w
-            / samples; `length`, w / sum of the sample's w * its tokens / all tokens.
-
-    Returns:
-        The shares, float32 [tokens], and the denominator that they have in common, a scalar, see `WeightedLoss`.
-    """
-    if normalization in ("batch", "device_batch"):
-        total = weights.sum() + EPSILON
-        return weights / total, total if normalization == "batch" else torch.ones_like(total)
-    if normalization == "tokens":
-        return weights / len(weights), weights.new_tensor(len(weights))
-    samples, member = sample_index.unique(return_inverse=True)
-    zeros = weights.new_zeros(len(samples))
-    share = weights / (zeros.index_add(0, member, weights) + EPSILON)[member]
-    if normalization == "sample":
-        return share / len(samples), weights.new_tensor(len(samples))
-    tokens = zeros.index_add(0, member, torch.ones_like(weights))[member]
-    return share * tokens / len(weights), weights.new_tensor(len(weights))
 
 
 def check_choices(options: Any, **allowed: tuple[str, ...]) -> None:

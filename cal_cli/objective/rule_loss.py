@@ -9,7 +9,8 @@ from torch import Tensor
 from cal_cli.objective.conditions import CONTRASTS, check_contrast_options
 from cal_cli.objective.contrast import contrast
 from cal_cli.objective.forward import ForwardPass, score_labels
-from cal_cli.objective.loss import NORMALIZATIONS, Weighing, WeightedLoss, check_choices
+from cal_cli.objective.loss import Weighing, WeightedLoss, check_choices
+from cal_cli.objective.normalization import NORMALIZATIONS
 from cal_cli.objective.rules import TokenScores, WeightRule
 from cal_cli.objective.weights import check_window, pool_answers
 

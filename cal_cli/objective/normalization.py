@@ -1,0 +1,33 @@
+"""What the weighted cross-entropies are divided by: each token's share of the loss."""
+
+import torch
+from torch import Tensor
+
+NORMALIZATIONS = ("batch", "tokens", "sample", "length", "device_batch")
+EPSILON = 1e-6  # as in the released code; keeps the loss finite if all weights of a batch are 0
+
+
+def compute_shares(weights: Tensor, sample_index: Tensor, normalization: str) -> tuple[Tensor, Tensor]:
+    """Compute each token's share of the loss, so that loss = sum(share * cross-entropy).
+
+    Args:
+        weights: float32 [tokens].
+        sample_index: int64 [tokens], the sample that each token belongs to.
+        normalization: `batch` and `device_batch`, w / sum(w); `tokens`, w / tokens; `sample`, w / sum of the sample's w
+            / samples; `length`, w / sum of the sample's w * its tokens / all tokens.
+
+    Returns:
+        The shares, float32 [tokens], and the denominator that they have in common, a scalar, see `WeightedLoss`.
+    """
+    if normalization in ("batch", "device_batch"):
+        total = weights.sum() + EPSILON
+        return weights / total, total if normalization == "batch" else torch.ones_like(total)
+    if normalization == "tokens":
+        return weights / len(weights), weights.new_tensor(len(weights))
+    samples, member = sample_index.unique(return_inverse=True)
+    zeros = weights.new_zeros(len(samples))
+    share = weights / (zeros.index_add(0, member, weights) + EPSILON)[member]
+    if normalization == "sample":
+        return share / len(samples), weights.new_tensor(len(samples))
+    tokens = zeros.index_add(0, member, torch.ones_like(weights))[member]
+    return share * tokens / len(weights), weights.new_tensor(len(weights))
