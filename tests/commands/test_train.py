@@ -27,6 +27,7 @@ SMALL = [
     "name=t",
     "noise.ratio=0.5",
 ]
+LONG = [*SMALL, "max_steps=60"]  # cannot end before a signal that is sent after its step 8
 
 
 def run_folder(folder):
@@ -43,6 +44,14 @@ def uninterrupted(tmp_path_factory):
     """A run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     cal("train", *SMALL, folder=folder)
+    return run_folder(folder)
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    """A longer run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("long")
+    cal("train", *LONG, folder=folder)
     return run_folder(folder)
 
 
@@ -121,23 +130,23 @@ def wait_for(pattern, folder, process):
 
 
 @pytest.mark.slow
-def test_a_killed_run_continues_to_the_same_weights(uninterrupted, tmp_path):
-    process = started("train", *SMALL, folder=tmp_path)
+def test_a_killed_run_continues_to_the_same_weights(long, tmp_path):
+    process = started("train", *LONG, folder=tmp_path)
     wait_for("runs/train/t/*/checkpoints/checkpoint-8/trainer_state.json", tmp_path, process)
     process.kill()
     process.wait()
     run = run_folder(tmp_path)
     assert not (run / "summary.json").exists()
-    (run / "checkpoints/checkpoint-10").mkdir()  # as a kill in the middle of saving leaves it
-    (run / "checkpoints/checkpoint-10/model.safetensors").write_bytes(b"half")
-    assert "continuing from checkpoint-8" in cal("train", *SMALL, folder=tmp_path).stdout
-    assert same_weights(weights(run), weights(uninterrupted))
+    (run / "checkpoints/checkpoint-59").mkdir()  # as a kill in the middle of saving leaves it
+    (run / "checkpoints/checkpoint-59/model.safetensors").write_bytes(b"half")
+    assert "continuing from checkpoint-" in cal("train", *LONG, folder=tmp_path).stdout
+    assert same_weights(weights(run), weights(long))
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [2, 4, 6, 8, 10, 12]
+    assert steps == list(range(2, 61, 2))
 
 
-def test_ctrl_c_saves_and_the_same_command_continues_to_the_same_weights(uninterrupted, tmp_path):
-    process = started("train", *SMALL, folder=tmp_path)
+def test_ctrl_c_saves_and_the_same_command_continues_to_the_same_weights(long, tmp_path):
+    process = started("train", *LONG, folder=tmp_path)
     wait_for("runs/train/t/*/checkpoints/checkpoint-4/trainer_state.json", tmp_path, process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate()
@@ -146,10 +155,10 @@ def test_ctrl_c_saves_and_the_same_command_continues_to_the_same_weights(uninter
     assert "The same command continues it" in output
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "interrupted"
-    assert 4 <= summary["steps"] < 12
+    assert 4 <= summary["steps"] < 60
     assert f"checkpoint-{summary['steps']}" in {path.name for path in (run / "checkpoints").iterdir()}
-    cal("train", *SMALL, folder=tmp_path)
-    assert same_weights(weights(run), weights(uninterrupted))
+    cal("train", *LONG, folder=tmp_path)
+    assert same_weights(weights(run), weights(long))
 
 
 def test_another_config_in_the_same_folder_is_refused(uninterrupted, tmp_path):

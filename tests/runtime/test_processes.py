@@ -17,6 +17,7 @@ from tests.cal import cal, started
 RUN = ["data.n=96", "data.text_only_share=0.4", "logging_steps=1", "save_steps=4", "keep_checkpoints=3", "batch_size=4"]
 RUN += ["global_batch_size=8"]
 TWO = [*RUN, "launch=ddp", "launch.processes=2"]
+LONG = [*TWO, "max_steps=100"]  # cannot end before a signal that is sent after its step 4
 
 
 def run_of(folder):
@@ -149,34 +150,36 @@ def test_a_sharded_projector_is_the_same_too(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_run_and_the_same_command_continues_it(two, tmp_path):
-    process = started("train", *TWO, folder=tmp_path)
+def test_a_killed_process_ends_the_run_and_the_same_command_continues_it(tmp_path, tmp_path_factory):
+    undisturbed = tmp_path_factory.mktemp("undisturbed")
+    cal("train", *LONG, folder=undisturbed)
+    process = started("train", *LONG, folder=tmp_path)
     wait_for_step(tmp_path, 4)
     os.kill(workers_of(process.pid)[1], signal.SIGKILL)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 1
     assert "was ended by SIGKILL" in output and "The same command continues it" in output
     assert not (run_of(tmp_path) / "checkpoint").exists()
-    assert "continuing from checkpoint-" in cal("train", *TWO, folder=tmp_path).stdout
-    for name, value in weights(two).items():
+    assert "continuing from checkpoint-" in cal("train", *LONG, folder=tmp_path).stdout
+    for name, value in weights(undisturbed).items():
         assert torch.equal(weights(tmp_path)[name], value), name
 
 
 @pytest.mark.slow
-def test_an_interrupt_stops_all_after_the_same_step(two, tmp_path):
-    process = started("train", *TWO, folder=tmp_path)
+def test_an_interrupt_stops_all_after_the_same_step(tmp_path):
+    process = started("train", *LONG, folder=tmp_path)
     wait_for_step(tmp_path, 4)
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 130, output
     assert output.count("interrupted and saved after step") == 1
-    words = [*RUN, "weight_decay=0.1"]
+    words = [*RUN, "max_steps=100", "weight_decay=0.1"]
     run = run_of(tmp_path)
     told = cal(
         "train", *words, f"hydra.run.dir={run.relative_to(tmp_path)}", "force=false", folder=tmp_path, check=False
     )
     assert "weight_decay" in told.stderr  # another config: nothing is mixed without being asked for
-    assert "continuing from" in cal("train", *TWO, folder=tmp_path).stdout
+    assert "continuing from" in cal("train", *LONG, folder=tmp_path).stdout
 
 
 def test_wrong_values_are_told_once(tmp_path):
