@@ -18,7 +18,7 @@ from cal_cli.inspection.heatmap import HeatmapSample, render_heatmap
 from cal_cli.inspection.histogram import draw_histogram
 from cal_cli.inspection.tokens import make_token_table
 from cal_cli.models.load import load_checkpoint
-from cal_cli.objective import ContrastiveAlignmentLoss
+from cal_cli.objective import RuleLoss
 from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console
 from cal_cli.runtime.errors import InputError
@@ -54,7 +54,7 @@ def token_weight_dump(config: DictConfig) -> None:
         names = ", ".join(str(checkpoint.parent) for checkpoint in checkpoints)
         raise InputError(f"checkpoint={settings.checkpoint} holds several runs: give one of {names}")
     objective = build(config, "objective")
-    if not isinstance(objective, ContrastiveAlignmentLoss) or objective.contrast != "no_image":
+    if not isinstance(objective, RuleLoss) or objective.contrast != "no_image":
         raise InputError(
             "cal token-weight-dump needs an objective that contrasts with no image: give objective=cal, with "
             "objective.contrast=no_image"

@@ -31,7 +31,7 @@ from cal_cli.training.artifacts import save_weights, summarize
 from cal_cli.training.bad_samples import BadSamples
 from cal_cli.training.callbacks import MetricsWriter, ProgressReporter, StopOnSignal
 from cal_cli.training.inputs import find_changed_inputs, identify_inputs, read_step_samples, write_inputs
-from cal_cli.training.reference import cache_scores, load_objective_reference
+from cal_cli.training.reference import load_objective_reference, prepare_scores
 from cal_cli.training.run_trainer import RunTrainer
 
 
@@ -103,7 +103,7 @@ def prepare(
             "model.template=v1, or a .jinja file that closes them"
         )
     with state.main_process_first():  # the others read what the first has computed
-        data = cache_scores(objective, model, collate, data, settings.batch_size, console)
+        data = prepare_scores(objective, model, collate, data, settings.batch_size, console)
         last = find_last_checkpoint(job.folder)
     bad_samples = BadSamples(job.folder / "bad_samples.jsonl", data.max_bad, partial(console.print))
     if state.is_main_process:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature
 
-from cal_cli.data.sample import Bad
+from cal_cli.data.sample import LOSS_WEIGHTS, Bad
 from cal_cli.data.supervision import ADVICE, RenderedText, find_supervised, render
 from cal_cli.objective import IGNORED
 from cal_cli.runtime.errors import InputError, shorten
@@ -49,7 +49,7 @@ class Collator:
 
     Returns `input_ids`, `attention_mask` (int64 [batch, length]), `pixel_values` (if a sample has an image) and
     `labels` (int64 [batch, length]): the token itself where the assistant speaks, its end token included, and -100
-    elsewhere; and `scores_without_image` (float32 [batch, length]) if the samples have them. See
+    elsewhere; and `scores_without_image` and `loss_weights` (float32 [batch, length]) if the samples have them. See
     `cal_cli.data.supervision` for how the assistant's tokens are found.
 
     Args:
@@ -60,8 +60,8 @@ class Collator:
             with those that the dataset replaced.
 
     Raises:
-        InputError: a sample has no supervised token, is cut within its image, or was replaced by another; with
-            `leave_out`, all samples of the batch are bad.
+        InputError: a sample has no supervised token, is cut within its image, has another number of loss weights than
+            tokens, or was replaced by another; with `leave_out`, all samples of the batch are bad.
     """
 
     processor: Any
@@ -115,8 +115,10 @@ class Collator:
             raise InputError(f"the model's processor refuses the samples {names}: {error}") from error
         replaced = batch.pop("text_replacement_offsets", [()] * len(samples))  # missing for text only
         batch.convert_to_tensors("pt")  # only now: some processors would convert the replacement offsets too
-        chosen = self._find_supervised(texts, batch, replaced)
-        batch["labels"] = batch["input_ids"].masked_fill(~chosen, IGNORED)
+        answers = self._find_supervised(texts, batch, replaced)
+        batch["labels"] = batch["input_ids"].masked_fill(answers < 0, IGNORED)
+        if LOSS_WEIGHTS in samples[0]:
+            batch[LOSS_WEIGHTS] = self._place_weights(samples, answers)
         if self.max_length is not None:
             beyond = batch["input_ids"][:, self.max_length :] == self.processor.image_token_id
             self._refuse(samples, beyond.any(dim=1), "is cut within its image")
@@ -125,7 +127,9 @@ class Collator:
                 if getattr(value, "shape", None) == shape:  # token types too, if the model has them
                     batch[name] = value[:, : self.max_length]
         if "scores_without_image" in samples[0]:
-            batch["scores_without_image"] = self._place_scores(samples, batch["labels"])
+            batch["scores_without_image"] = place([one["scores_without_image"] for one in samples], batch["labels"])
+        if "token_weights" in samples[0]:
+            batch[LOSS_WEIGHTS] = place([one["token_weights"] for one in samples], batch["labels"])
         unsupervised = (batch["labels"][:, 1:] == IGNORED).all(dim=1)
         self._refuse(samples, unsupervised, "has no supervised token")
         if self.keep_ids:
@@ -133,22 +137,37 @@ class Collator:
         return batch
 
     def _find_supervised(self, texts: list[RenderedText], batch: BatchFeature, replaced: list) -> Tensor:
-        """Find the assistant's tokens, bool [batch, length]; removes the offsets from the batch.
+        """Find the answer of each of the assistant's tokens, int64 [batch, length], -1 elsewhere; removes the offsets.
 
         The processor's own mask is not used: in transformers 5.17 it is shifted by the length of the image, and it does
         not exist if the template does not mark answers.
         """
         rows = [find_supervised(*one) for one in zip(texts, batch.pop("offset_mapping"), replaced, strict=True)]
-        return torch.stack(rows) & batch["attention_mask"].bool()
+        return torch.stack(rows).masked_fill(batch["attention_mask"] == 0, -1)
 
-    def _place_scores(self, samples: list[dict], labels: Tensor) -> Tensor:
-        """Put each sample's scores at its supervised labels: float32 [batch, length], nan elsewhere."""
-        scores = torch.full(labels.shape, torch.nan)
+    def _place_weights(self, samples: list[dict], answers: Tensor) -> Tensor:
+        """Put the weights that come with the samples at the tokens of their answers: float32 [batch, length], else 1.
+
+        Raises UnusableSamples if there are not as many numbers as an answer has tokens.
+        """
+        weights, wrong, problem = torch.ones(answers.shape), [False] * len(samples), ""
         for row, sample in enumerate(samples):
-            supervised = labels[row] != IGNORED
-            supervised[0] = False  # nothing predicts the first token
-            scores[row, supervised] = torch.tensor(sample["scores_without_image"])
-        return scores
+            for number, given in enumerate(sample[LOSS_WEIGHTS] or ()):
+                tokens = answers[row] == number
+                if isinstance(given, list) and len(given) != int(tokens.sum()):
+                    problem = f"has {len(given)} loss_weights for an answer of {int(tokens.sum())} tokens"
+                    wrong[row] = True
+                else:
+                    weights[row, tokens] = torch.as_tensor(given, dtype=torch.float32)
+        if any(wrong):
+            names = ", ".join(shorten(str(one["id"])) for one, refused in zip(samples, wrong, strict=True) if refused)
+            raise UnusableSamples(
+                f"sample {names} {problem}: give a number for each answer, or for each of its tokens, the end token "
+                "included",
+                problem,
+                wrong,
+            )
+        return weights
 
     def _refuse(self, samples: list[dict], wrong: Any, problem: str) -> None:
         """Raise UnusableSamples with the names of the samples for which `wrong` (bool [batch]) is true."""
@@ -160,3 +179,13 @@ class Collator:
                 else f": give every answer a text, or {ADVICE}"
             )
             raise UnusableSamples(f"sample {', '.join(names)} {problem}{cause}", problem, wrong.tolist())
+
+
+def place(numbers: list[list[float]], labels: Tensor) -> Tensor:
+    """Put each sample's numbers at its supervised labels: float32 [batch, length], nan elsewhere."""
+    placed = torch.full(labels.shape, torch.nan)
+    for row, values in enumerate(numbers):
+        supervised = labels[row] != IGNORED
+        supervised[0] = False  # nothing predicts the first token
+        placed[row, supervised] = torch.tensor(values)
+    return placed

@@ -7,8 +7,10 @@ from functools import cache
 from typing import Any
 
 from cal_cli.data.exchange import exchange
-from cal_cli.data.sample import Conversations, Entry, get_image_names
+from cal_cli.data.sample import LOSS_WEIGHTS, Conversations, Entry, get_image_names
 from cal_cli.runtime.errors import InputError
+
+TEXT = ("conversations", LOSS_WEIGHTS)  # the keys of an entry that are exchanged together
 
 
 @dataclass
@@ -41,7 +43,9 @@ class Noisy(Sequence[Entry]):
     def _exchange(self, index: int, entry: Entry) -> Entry:
         if index not in self.donors:
             return entry
-        return {**entry, "conversations": self.entries[self.donors[index]]["conversations"]}
+        donor = self.entries[self.donors[index]]
+        text = {key: donor[key] for key in TEXT if key in donor}
+        return {key: value for key, value in (entry | text).items() if key in text or key not in TEXT}
 
 
 def inject_noise(data: Conversations, ratio: float, seed: int) -> tuple[Conversations, list[dict]]:

@@ -2,6 +2,8 @@
 
 An entry is `{"id": str, "image": str, "conversations": [{"from": "human" | "gpt", "value": str}, ...]}`. An entry
 without `image` is text only; one with several images has a list of names; `<image>` in a human turn marks their places.
+It may have `loss_weights`, for `objective=column`: for each answer a number, or a list of numbers, one for each of its
+tokens, the end token included.
 Format: LLaVA's `docs/Finetune_Custom_Data.md`.
 """
 
@@ -18,6 +20,7 @@ from cal_cli.runtime.errors import InputError, shorten
 from cal_cli.runtime.identity import fingerprint_states
 
 Entry = dict
+LOSS_WEIGHTS = "loss_weights"  # key of an entry: the weights of its answers or of their tokens
 NEIGHBOURS = 100  # samples to try in place of one whose image cannot be read
 
 
@@ -79,14 +82,20 @@ class Conversations(Dataset):
         self.bad = list(bad)
         self.max_bad = int(max_bad_fraction * (len(entries) + len(bad)))
         self.scores: Sequence[list[float]] | None = None
+        self.weights: Sequence[list[float]] | None = None
+        self.weighted = False  # whether samples have `loss_weights`, None for those that have none in their entry
         self.image_folder: Path | None = None  # of the images, if they are files
         self.identify_image: Callable[[str], str] = str  # from the name of an image to the same text for equal pictures
 
     def replace(self, **changes: Any) -> "Conversations":
-        """Return the same dataset with other `entries`, or with `scores`: a number for each supervised token."""
+        """Return the same dataset with other `entries`, or with `scores` or `weights`, a number for each token."""
         other = copy.copy(self)
         vars(other).update(changes)
         return other
+
+    def has_loss_weights(self) -> bool:
+        """Return whether any entry has `loss_weights`."""
+        return any(entry.get(LOSS_WEIGHTS) is not None for entry in self.entries)
 
     def fingerprint_images(self) -> str:
         """Return a fingerprint of the image files' names, sizes and times; that of no files if they are not files."""
@@ -122,5 +131,9 @@ class Conversations(Dataset):
             sample = {"id": entry["id"], "image": image, "conversations": entry["conversations"]}
             if self.scores is not None:
                 sample["scores_without_image"] = self.scores[place]
+            if self.weights is not None:
+                sample["token_weights"] = self.weights[place]
+            if self.weighted:
+                sample[LOSS_WEIGHTS] = entry.get(LOSS_WEIGHTS)
             return sample | ({"bad": bad} if bad else {})
         raise InputError(f"sample {bad[0].id} and those after it: {bad[0].problem}")

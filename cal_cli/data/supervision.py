@@ -85,7 +85,7 @@ def find_answers(messages: list[dict], processor: Any) -> RenderedText:
 
 
 def find_supervised(text: RenderedText, offsets: Tensor, replaced: Sequence[Mapping[str, Any]]) -> Tensor:
-    """Find the tokens that begin within an answer, bool [length].
+    """Find the answer within which each token begins, counted from 0, int64 [length]; -1 for the other tokens.
 
     `offsets` (int64 [length, 2]) are begin and end of each token in the text with expanded images; `replaced` are the
     expansions of the placeholders, as processors return them: `span` in the text, `new_span` in the expanded text.
@@ -95,10 +95,10 @@ def find_supervised(text: RenderedText, offsets: Tensor, replaced: Sequence[Mapp
     growth = [(one["span"][1], measure(one["new_span"]) - measure(one["span"])) for one in replaced]
     if int(offsets.max()) > text.length + sum(more for _, more in growth):
         raise InputError("the processor changes more of the text than its images: the answers cannot be found")
-    starts, found = offsets[:, 0], torch.zeros(len(offsets), dtype=torch.bool)
-    for start, end in text.answers:
+    starts, found = offsets[:, 0], torch.full((len(offsets),), -1)
+    for number, (start, end) in enumerate(text.answers):
         shift = sum(more for placeholder, more in growth if placeholder <= start)
-        found |= (starts >= start + shift) & (starts < end + shift)
+        found[(starts >= start + shift) & (starts < end + shift)] = number
     return found
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from cal_cli.data.collator import Collator
 from cal_cli.data.sample import Conversations
-from cal_cli.objective import ContrastiveAlignmentLoss
+from cal_cli.objective import RuleLoss
 from cal_cli.objective.forward import run_with_image
 
 SCHEMA = pa.schema(
@@ -41,7 +41,7 @@ def make_token_table(
     model: PreTrainedModel,
     processor: Any,
     data: Conversations,
-    objective: ContrastiveAlignmentLoss,
+    objective: RuleLoss,
     noisy: set[int] | None,
     batch_size: int,
 ) -> tuple[pa.Table, list[list[Piece]]]:
@@ -67,17 +67,18 @@ def make_token_table(
         samples = [data[index] for index in indices]
         batch = collate(samples).to(model.device)
         forward = run_with_image(model, batch, objective.reach)
-        contrast = objective.contrast_tokens(forward)
+        scores, positions = objective.score_tokens(forward), forward.positions
+        without_image = torch.where(positions.has_image, scores.without_image, scores.with_image)
         columns = (
-            contrast.sample_index,
-            contrast.position,
-            contrast.labels,
-            contrast.with_image,
-            contrast.without_image,
-            contrast.delta,
-            objective.weigh_contrast(contrast),
+            positions.rows,
+            positions.columns + 1,
+            positions.labels,
+            scores.with_image,
+            without_image,
+            scores.with_image - without_image,
+            objective.weigh_positions(scores, forward),
         )
-        values = zip(*(column[forward.positions.supervised].tolist() for column in columns), strict=True)
+        values = zip(*(column[positions.supervised].tolist() for column in columns), strict=True)
         supervised: dict[tuple[int, int], tuple[float, float]] = {}
         for sample, position, token_id, with_image, without_image, delta, weight in values:
             supervised[sample, position] = (delta, weight)

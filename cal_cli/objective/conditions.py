@@ -6,7 +6,7 @@
 | `masked_patches` | the image with a share of its patches covered (table 8 of the paper) | a whole forward pass |
 | `blur` | the image blurred by a Gaussian (table 9) | a whole forward pass |
 | `reference` | a frozen model that reads the text alone (PRIOR) | a forward pass of that model over the text |
-| `cached` | `no_image` or `reference`, computed once with the weights before training | nothing |
+| `cached` | `no_image`, `blur` or `reference`, computed once with the weights before training | nothing |
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ def check_contrast_options(
     condition: str | None, ratio: float | None = None, sigma: float | None = None, reference: Any = None
 ) -> None:
     """Raise ValueError if an option is outside its range, or the condition does not use it."""
-    used = {"ratio": ("masked_patches",), "sigma": ("blur",), "reference": ("reference", "cached")}
+    used = {"ratio": ("masked_patches",), "sigma": ("blur", "cached"), "reference": ("reference", "cached")}
     for name, value in (("ratio", ratio), ("sigma", sigma), ("reference", reference)):
         if value is not None and condition not in used[name]:
             allowed = " or ".join(f"contrast={choice}" for choice in used[name])
             raise ValueError(f"{name}={value} has no effect with contrast={condition}: it needs {allowed}")
+    if sigma is not None and reference is not None:
+        raise ValueError(f"sigma={sigma} and a reference exclude each other: the scores of one of them are cached")
     if ratio is not None and not 0 < ratio <= 1:
         raise ValueError(f"ratio={ratio}: the share of covered patches must be above 0 and at most 1")
     if sigma is not None and not sigma > 0:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from cal_cli.objective.conditions import score_without_image
-from cal_cli.objective.forward import SCORES, ForwardPass, run_with_image, score_labels
+from cal_cli.objective.forward import ForwardPass, run_with_image, score_labels
+from cal_cli.objective.rules.contrastive import SCORES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,14 +38,21 @@ class Contrast:
         return self.with_image - self.without_image
 
 
-def contrast(forward: ForwardPass, condition: str = "no_image", score: str = "logit", **options: Any) -> Contrast:
+def contrast(
+    forward: ForwardPass,
+    condition: str = "no_image",
+    score: str = "logit",
+    ratio: float | None = None,
+    sigma: float | None = None,
+    reference: Any = None,
+) -> Contrast:
     """Score the label tokens of a forward pass with the image and under a condition without it, without gradient.
 
     Args:
         forward: the pass with the image.
         condition: what the image is compared with, see `conditions.py`.
         score: `logit` or `logprob`.
-        options: of the condition: `ratio`, `sigma`, `reference`.
+        ratio, sigma, reference: options of the condition, see `score_without_image`.
 
     Raises:
         ValueError: the condition is not possible for this model or batch.
@@ -53,7 +61,7 @@ def contrast(forward: ForwardPass, condition: str = "no_image", score: str = "lo
     with torch.no_grad():
         with_image = score_labels(forward.head, forward.hidden, positions.labels, score)
         without_image = with_image.clone()
-        without_image[positions.has_image] = score_without_image(forward, condition, score, **options)
+        without_image[positions.has_image] = score_without_image(forward, condition, score, ratio, sigma, reference)
     return Contrast(
         with_image=with_image,
         without_image=without_image,

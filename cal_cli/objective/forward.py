@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 IGNORED = -100  # the label of an unsupervised position, as in torch and transformers
 CACHED_SCORES = "scores_without_image"  # the key of a batch that `contrast="cached"` reads
 IMAGE_TOKENS = ("image_token_id", "video_token_id")  # keys of a config: tokens whose columns hold features
-SCORES = ("logit", "logprob")
+GIVEN_WEIGHTS = "loss_weights"  # the key of a batch with weights that come with the data, see `GivenWeights`
 
 
 @dataclass
@@ -33,6 +33,12 @@ class Positions:
     labels: Tensor  # int64
     has_image: Tensor  # bool, whether the row's sample shows an image
     supervised: Tensor  # bool
+
+    @property
+    def turns(self) -> Tensor:
+        """int64, the answer that each supervised position belongs to: a run of consecutive supervised columns."""
+        begins = (self.columns.diff() != 1) | (self.rows.diff() != 0)
+        return F.pad(begins.cumsum(0), (1, 0))
 
 
 @dataclass
@@ -131,4 +137,4 @@ def unwrap_adapters(model: Any) -> Any:
 
 def select_model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries of a batch that the model itself takes."""
-    return {name: value for name, value in batch.items() if name not in ("labels", CACHED_SCORES)}
+    return {name: value for name, value in batch.items() if name not in ("labels", CACHED_SCORES, GIVEN_WEIGHTS)}

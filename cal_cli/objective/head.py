@@ -7,8 +7,9 @@ time, and the raw logit of a label is a dot product with the label's row of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LOGITS_HELD = {"cpu": 2**22, "cuda": 2**26}  # logits in memory at a time: 16 and 256 MiB of float32
+Weigh = Callable[[slice, Tensor], Tensor]
 PROBE = 40.0  # largest logit when a head is checked: far outside the linear range of a soft cap of 30
 
 
@@ -65,14 +67,24 @@ class LanguageHead:
                 return self.finish(call_within(self.module, dot_product, hidden, labels))
             return self._in_chunks(hidden, labels, lambda logits, label: logits.gather(1, label[:, None])[:, 0])
 
+    def entropies(self, hidden: Tensor) -> Tensor:
+        """Compute the entropy of each prediction in nats, float32 [positions], without gradient."""
+
+        def read(logits: Tensor, unused: Tensor) -> Tensor:
+            logprobs = logits.log_softmax(dim=1)
+            return -(logprobs.exp() * logprobs).nan_to_num().sum(dim=1)  # nan: a word of probability 0
+
+        with torch.no_grad():
+            return self._in_chunks(hidden, torch.zeros(len(hidden), device=hidden.device), read)
+
     def label_logprobs(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Compute the log-probability of each label, float32 [positions], without gradient; see `label_logits`."""
         with torch.no_grad():
-            return self._in_chunks(
-                hidden, labels, lambda logits, label: -F.cross_entropy(logits, label, reduction="none")
-            )
+            return self._in_chunks(hidden, labels, read_logprobs)
 
-    def weighted_cross_entropy(self, hidden: Tensor, labels: Tensor, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+    def weighted_cross_entropy(
+        self, hidden: Tensor, labels: Tensor, coefficients: Tensor | Weigh, groups: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor]:
         """Compute the sum over positions of coefficient x cross-entropy.
 
         The gradient of each chunk is computed in the forward pass, while its logits exist, so that logits are neither
@@ -81,19 +93,34 @@ class LanguageHead:
         Args:
             hidden: [positions, hidden], with gradient where enabled.
             labels: int64 [positions].
-            coefficients: float32 [positions], constants.
+            coefficients: float32 [positions], constants; or a function that computes those of a slice of the positions
+                from the slice and the log-probabilities of its labels, float32.
+            groups: the lengths of the groups of positions, in their order, that such a function needs together. A
+                group of more positions than logits are held for has its logits computed twice.
 
         Returns:
             The sum, a float32 scalar with gradient, and each position's cross-entropy, float32 without gradient.
         """
 
-        def linear(plain_forward: Callable, hidden: Tensor, labels: Tensor, coefficients: Tensor) -> Any:
+        def linear(plain_forward: Callable, hidden: Tensor, labels: Tensor) -> Any:
             weight, bias = self.module.weight, self.module.bias
             if not torch.is_grad_enabled():  # autograd functions do not see this
                 hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
-            return _WeightedCrossEntropy.apply(hidden, weight, bias, labels, coefficients, self.scale, self.softcap)
+            size = get_chunk_size(hidden, len(weight))
+            weigh, parts = coefficients, pack_groups(groups, size)
+            if isinstance(coefficients, Tensor):
+                weigh, parts = lambda part, logprobs: coefficients[part], split_range(slice(0, len(labels)), size)
+            return _WeightedCrossEntropy.apply(
+                hidden, weight, bias, labels, weigh, list(parts), size, self.scale, self.softcap
+            )
 
-        def any_head(plain_forward: Callable, hidden: Tensor, labels: Tensor, coefficients: Tensor) -> Any:
+        def any_head(plain_forward: Callable, hidden: Tensor, labels: Tensor) -> Any:
+            given = coefficients
+            if not isinstance(given, Tensor):
+                with torch.no_grad():
+                    logprobs = self._read_chunks(plain_forward, hidden, labels, read_logprobs)
+                    given = given(slice(0, len(labels)), logprobs)
+
             def chunk(*tensors: Tensor) -> tuple[Tensor, Tensor]:
                 hidden, labels, coefficients = tensors
                 logits = self.finish(plain_forward(hidden).float())
@@ -101,11 +128,12 @@ class LanguageHead:
                 return (coefficients * cross_entropy).sum(), cross_entropy.detach()
 
             size = get_chunk_size(hidden, self.vocabulary)
-            parts = zip(hidden.split(size), labels.split(size), coefficients.split(size), strict=True)
+            parts = zip(hidden.split(size), labels.split(size), given.split(size), strict=True)
             sums, cross_entropies = zip(*(checkpoint(chunk, *part, use_reentrant=False) for part in parts), strict=True)
             return torch.stack(sums).sum(), torch.cat(cross_entropies)
 
-        return call_within(self.module, linear if self.is_linear else any_head, hidden, labels, coefficients)
+        # the coefficients are no argument of the module's call, in which FSDP may round tensors
+        return call_within(self.module, linear if self.is_linear else any_head, hidden, labels)
 
     @property
     def vocabulary(self) -> int:
@@ -113,16 +141,25 @@ class LanguageHead:
         return int(self.module.out_features)  # type: ignore[arg-type]
 
     def _in_chunks(self, hidden: Tensor, labels: Tensor, read: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        def chunks(plain_forward: Callable, hidden: Tensor, labels: Tensor) -> Tensor:
-            size = get_chunk_size(hidden, self.vocabulary)
-            parts = zip(hidden.split(size), labels.split(size), strict=True)
-            return torch.cat([read(self.finish(plain_forward(part).float()), label) for part, label in parts])
+        return call_within(self.module, partial(self._read_chunks, read=read), hidden, labels)
 
-        return call_within(self.module, chunks, hidden, labels)
+    def _read_chunks(self, plain_forward: Callable, hidden: Tensor, labels: Tensor, read: Callable) -> Tensor:
+        size = get_chunk_size(hidden, self.vocabulary)
+        parts = zip(hidden.split(size), labels.split(size), strict=True)
+        return torch.cat([read(self.finish(plain_forward(part).float()), label) for part, label in parts])
+
+
+def read_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the log-probabilities of labels, float32 [positions], from logits, float32 [positions, vocabulary]."""
+    return -F.cross_entropy(logits, labels, reduction="none")
 
 
 class _WeightedCrossEntropy(torch.autograd.Function):
-    """sum(coefficients * cross_entropy(finish(hidden @ weight.T + bias), labels)) for a linear head, in chunks."""
+    """sum(coefficients * cross_entropy(finish(hidden @ weight.T + bias), labels)) for a linear head, in chunks.
+
+    The coefficients are those of `weigh`, see `LanguageHead.weighted_cross_entropy`; `groups` are slices of the
+    positions, whose coefficients it computes together; `size` is the largest number of positions of a chunk.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -131,7 +168,9 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         labels: Tensor,
-        coefficients: Tensor,
+        weigh: Weigh,
+        groups: list[slice],
+        size: int,
         scale: float,
         softcap: float | None,
     ) -> tuple[Tensor, Tensor]:
@@ -143,31 +182,42 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden) if for_hidden else None
         weight_grad, bias_grad = None, None  # in float32: sums over chunks would lose digits in bf16
         cross_entropy = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
+        coefficients = torch.empty_like(cross_entropy)
         head = LanguageHead(None, scale, softcap)
-        for rows in split_range(len(labels), get_chunk_size(hidden, len(weight))):
+
+        def read(rows: slice) -> tuple[Tensor, Tensor]:
             logits = head.finish(F.linear(states[rows], matrix, offset).float())
             log_sum = logits.logsumexp(dim=1, keepdim=True)
-            label = labels[rows, None]
-            cross_entropy[rows] = (log_sum - logits.gather(1, label))[:, 0]
+            cross_entropy[rows] = (log_sum - logits.gather(1, labels[rows, None]))[:, 0]
+            return logits, log_sum
+
+        for group in groups:
+            chunks = list(split_range(group, size))
+            for rows in chunks:
+                logits, log_sum = read(rows)
+            coefficients[group] = weigh(group, -cross_entropy[group])
             if not (for_hidden or for_weight or for_bias):
                 continue
-            # gradient with respect to the bare logits, without the factor of the soft cap
-            slope = coefficients[rows, None] * scale
-            if softcap is not None:
-                slope = slope * (1 - (logits / softcap) ** 2)
-            grad = logits.sub_(log_sum).exp_()  # in place: reusing memory is faster
-            grad.scatter_add_(1, label, torch.full_like(log_sum, -1.0)).mul_(slope)
-            if for_bias:
-                bias_grad = grad.sum(dim=0) if bias_grad is None else bias_grad.add_(grad.sum(dim=0))
-            grad = grad.to(dtype)
-            if hidden_grad is not None:
-                hidden_grad[rows] = (grad @ matrix).to(hidden.dtype)
-            if for_weight and weight_grad is None:
-                weight_grad = (grad.T @ states[rows]).float()
-            elif weight_grad is not None and dtype == torch.float32:
-                weight_grad.addmm_(grad.T, states[rows])
-            elif weight_grad is not None:
-                weight_grad += grad.T @ states[rows]
+            for rows in chunks:
+                if len(chunks) > 1:
+                    logits, log_sum = read(rows)
+                # gradient with respect to the bare logits, without the factor of the soft cap
+                slope = coefficients[rows, None] * scale
+                if softcap is not None:
+                    slope = slope * (1 - (logits / softcap) ** 2)
+                grad = logits.sub_(log_sum).exp_()  # in place: reusing memory is faster
+                grad.scatter_add_(1, labels[rows, None], torch.full_like(log_sum, -1.0)).mul_(slope)
+                if for_bias:
+                    bias_grad = grad.sum(dim=0) if bias_grad is None else bias_grad.add_(grad.sum(dim=0))
+                grad = grad.to(dtype)
+                if hidden_grad is not None:
+                    hidden_grad[rows] = (grad @ matrix).to(hidden.dtype)
+                if for_weight and weight_grad is None:
+                    weight_grad = (grad.T @ states[rows]).float()
+                elif weight_grad is not None and dtype == torch.float32:
+                    weight_grad.addmm_(grad.T, states[rows])
+                elif weight_grad is not None:
+                    weight_grad += grad.T @ states[rows]
         dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.gradients = [
             None if grad is None else grad.to(dtype)
@@ -184,7 +234,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
                 "backward was called twice on this loss, which computes its gradients once and releases them"
             )
         gradients, ctx.gradients = ctx.gradients, None
-        return *(None if grad is None else grad.mul_(upstream) for grad in gradients), None, None, None, None
+        return *(None if grad is None else grad.mul_(upstream) for grad in gradients), *[None] * 6
 
 
 def get_chunk_size(hidden: Tensor, vocabulary: int) -> int:
@@ -192,9 +242,21 @@ def get_chunk_size(hidden: Tensor, vocabulary: int) -> int:
     return max(LOGITS_HELD.get(hidden.device.type, LOGITS_HELD["cuda"]) // vocabulary, 1)
 
 
-def split_range(length: int, size: int) -> Iterator[slice]:
-    """Cut `range(length)` into slices of at most `size`."""
-    return (slice(start, start + size) for start in range(0, length, size))
+def split_range(whole: slice, size: int) -> Iterator[slice]:
+    """Cut a slice into slices of at most `size`."""
+    return (slice(start, min(start + size, whole.stop)) for start in range(whole.start, whole.stop, size))
+
+
+def pack_groups(lengths: Sequence[int], size: int) -> Iterator[slice]:
+    """Pack groups of consecutive positions into slices of at most `size`; a longer group has a slice of its own."""
+    start = stop = 0
+    for length in lengths:
+        if stop > start and stop + length - start > size:
+            yield slice(start, stop)
+            start = stop
+        stop += length
+    if stop > start:
+        yield slice(start, stop)
 
 
 def call_within(module: nn.Module, function: Callable[..., Any], *tensors: Tensor) -> Any:

@@ -19,15 +19,25 @@ def compute_shares(weights: Tensor, sample_index: Tensor, normalization: str) ->
     Returns:
         The shares, float32 [tokens], and the denominator that they have in common, a scalar, see `WeightedLoss`.
     """
-    if normalization in ("batch", "device_batch"):
-        total = weights.sum() + EPSILON
-        return weights / total, total if normalization == "batch" else torch.ones_like(total)
-    if normalization == "tokens":
-        return weights / len(weights), weights.new_tensor(len(weights))
+    divisor = compute_divisor(weights, sample_index, normalization)
+    shares = normalize_within_samples(weights, sample_index, normalization) / divisor
+    return shares, torch.ones_like(divisor) if normalization == "device_batch" else divisor
+
+
+def normalize_within_samples(weights: Tensor, sample_index: Tensor, normalization: str) -> Tensor:
+    """Compute each token's share times the divisor of the batch, float32 [tokens], from its own sample alone."""
+    if normalization not in ("sample", "length"):
+        return weights
     samples, member = sample_index.unique(return_inverse=True)
     zeros = weights.new_zeros(len(samples))
     share = weights / (zeros.index_add(0, member, weights) + EPSILON)[member]
     if normalization == "sample":
-        return share / len(samples), weights.new_tensor(len(samples))
-    tokens = zeros.index_add(0, member, torch.ones_like(weights))[member]
-    return share * tokens / len(weights), weights.new_tensor(len(weights))
+        return share
+    return share * zeros.index_add(0, member, torch.ones_like(weights))[member]
+
+
+def compute_divisor(weights: Tensor, sample_index: Tensor, normalization: str) -> Tensor:
+    """Compute what a batch's loss is divided by: the sum of its weights, its number of tokens or samples, a scalar."""
+    if normalization in ("batch", "device_batch"):
+        return weights.sum() + EPSILON
+    return weights.new_tensor(len(sample_index.unique()) if normalization == "sample" else len(weights))

@@ -26,13 +26,16 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from cal_cli.data.collator import Collator, UnusableSamples
 from cal_cli.data.sample import Conversations
 from cal_cli.models.load import get_device
-from cal_cli.objective import PriorLoss, WeightedLoss, scores_without_image
+from cal_cli.objective import RuleLoss, WeightedLoss, find_sentence_ends
+from cal_cli.objective.rule_loss import score_before_training
+from cal_cli.objective.rules import TokenScores, WeightRule
 from cal_cli.runtime.console import track_items
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_whole
 from cal_cli.runtime.provenance import get_versions
 
 CACHE = Path("runs/scores_without_image")
+SCORES = pa.list_(pa.float32())
 
 
 def load_objective_reference(objective: WeightedLoss, model: Any, processor: Any) -> WeightedLoss:
@@ -43,12 +46,16 @@ def load_objective_reference(objective: WeightedLoss, model: Any, processor: Any
 
     Raises InputError if there is no model, or one with another tokenizer.
     """
-    options: Any = objective
-    contrast, reference = getattr(options, "contrast", None), getattr(options, "reference", None)
-    if not isinstance(objective, PriorLoss) and contrast != "reference" and reference is None:
+    if not isinstance(objective, RuleLoss):
         return objective
-    frozen = copy.deepcopy(model) if reference is None else load_reference(reference, processor)
-    return dataclasses.replace(options, reference=frozen.to(get_device()).requires_grad_(False).eval())
+    rule, contrast, reference = objective.rule, objective.contrast, objective.reference
+    if getattr(rule, "unit", None) == "sentence":
+        objective.sentence_ends = find_sentence_ends(processor.tokenizer)
+    by_default = contrast == "cached" and rule.contrast == "reference" and objective.sigma is None
+    if contrast == "reference" or reference is not None or by_default:
+        frozen = copy.deepcopy(model) if reference is None else load_reference(reference, processor)
+        objective.reference = frozen.to(get_device()).requires_grad_(False).eval()
+    return objective
 
 
 def load_reference(path: str, processor: Any) -> Any:
@@ -67,35 +74,72 @@ def load_reference(path: str, processor: Any) -> Any:
     return loader.from_pretrained(path, dtype=torch.float32)
 
 
-def cache_scores(
+def prepare_scores(
     objective: WeightedLoss, model: Any, collate: Collator, data: Conversations, batch_size: int, console: Console
 ) -> Conversations:
-    """Return the samples with their scores without the image, computed once or read back, if the objective is cached.
+    """Return the samples with the numbers of each token that an objective reads from its data.
 
-    The scores are kept in `runs/scores_without_image`, under a name derived from what they depend on: weights, samples
-    and score. The runs of a sweep that differ in seed or learning rate share them. `objective` has its `reference`
-    loaded, and `model` is the model before training.
+    These are scores that are computed once before training (`contrast="cached"`), weights that a rule computes once
+    from all of them, or the data's own `loss_weights`. The scores are kept in `runs/scores_without_image`, under a name
+    derived from what they depend on: weights, samples and score. The runs of a sweep that differ in seed or learning
+    rate share them. `objective` has its `reference` loaded, and `model` is the model before training.
+
+    Raises InputError if the objective reads `loss_weights` and no sample has any.
     """
-    options: Any = objective
-    if getattr(options, "contrast", None) != "cached":
+    reads_weights = isinstance(objective, RuleLoss) and "given" in objective.rule.reads
+    if reads_weights != data.has_loss_weights():
+        if reads_weights:
+            raise InputError(
+                "the objective reads loss_weights, and no sample has any: add them to the data, for each answer a "
+                "number or a list with one for each token, or give another objective"
+            )
+        console.print("the data have loss_weights, which this objective does not read: objective=column does")
+    if reads_weights:
+        return data.replace(weighted=True)
+    if not isinstance(objective, RuleLoss) or objective.condition_before_training is None:
         return data
-    path = CACHE / f"{_compute_fingerprint(options, model, collate, data)}.parquet"
+    path = CACHE / f"{_compute_fingerprint(objective, model, collate, data)}.parquet"
     if path.is_file():
-        console.print(f"scores without images: read from {path}")
+        console.print(f"scores before training: read from {path}")
     else:
-        console.print(f"scores without images: computing {len(data)} samples once, to {path}")
+        console.print(f"scores before training: computing {len(data)} samples once, to {path}")
         training, _ = model.training, model.to(get_device()).eval()
         loader = DataLoader(PlacedSamples(data), batch_size, collate_fn=partial(collate_good, collate))
-        rows: list[list[float]] = [[] for _ in range(len(data))]
-        for places, batch in track_items(loader, "scores without images", console):
-            scores = scores_without_image(objective, model, batch.to(model.device)) if places else ()
-            for place, row in zip(places, scores, strict=True):
-                rows[place] = row[~row.isnan()].tolist()
+        columns: dict[str, list[list[float]]] = {
+            name: [[] for _ in range(len(data))] for name in ("with_image", "without_image")
+        }
+        for places, batch in track_items(loader, "scores before training", console):
+            if places:
+                found = score_before_training(objective, model, batch.to(model.device))
+                for name, rows in columns.items():
+                    scores = zip(found.sample_index.tolist(), getattr(found, name).tolist(), strict=True)
+                    for row, score in scores:
+                        rows[places[row]].append(score)
         model.train(training)
         buffer = io.BytesIO()
-        pq.write_table(pa.table({"scores": pa.array(rows, pa.list_(pa.float32()))}), buffer)
+        pq.write_table(pa.table({name: pa.array(rows, SCORES) for name, rows in columns.items()}), buffer)
         write_whole(path, buffer.getvalue())
-    return data.replace(scores=pq.read_table(path)["scores"].to_pylist())
+    table = pq.read_table(path)
+    if objective.rule.once:
+        return data.replace(weights=weigh_once(objective.rule, table, ["image" in entry for entry in data.entries]))
+    return data.replace(scores=table["without_image"].to_pylist())
+
+
+def weigh_once(rule: WeightRule, table: pa.Table, has_image: list[bool]) -> list[list[float]]:
+    """Apply a rule to all samples together: the weights of each sample's tokens; 1 for samples without an image.
+
+    `table` has the lists `with_image` and `without_image` of each sample.
+    """
+    lengths = torch.tensor([len(row) for row in table["with_image"].to_pylist()])
+    samples = torch.arange(len(lengths)).repeat_interleave(lengths)
+    with_image, without_image = (
+        torch.from_numpy(table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).copy())
+        for name in ("with_image", "without_image")
+    )
+    shown = torch.tensor(has_image)[samples]
+    weights = torch.ones(len(samples))
+    weights[shown] = rule(TokenScores(with_image, without_image, samples)[shown])
+    return [row.tolist() for row in weights.split(lengths.tolist())]
 
 
 class PlacedSamples(Dataset):
@@ -129,14 +173,20 @@ def collate_good(collate: Collator, placed: list[tuple[int, dict | None]]) -> tu
     return [], BatchFeature()
 
 
-def _compute_fingerprint(options: Any, model: Any, collate: Collator, data: Conversations) -> str:
+def _compute_fingerprint(objective: RuleLoss, model: Any, collate: Collator, data: Conversations) -> str:
     """Compute the first 16 hexadecimal digits of a hash of everything that the scores depend on."""
     digest = hashlib.sha256()
-    for source in (model, options.reference):
+    for source in (model, objective.reference):
         for name, tensor in source.state_dict().items() if source is not None else ():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    settings = [type(options).__name__, options.score, collate.max_length, collate.processor.chat_template]
+    settings = [
+        objective.condition_before_training,
+        objective.score,
+        objective.sigma,
+        collate.max_length,
+        collate.processor.chat_template,
+    ]
     for part in (settings, get_versions(), data.fingerprint_images(), *data.entries):
         digest.update(json.dumps(part).encode())
     return digest.hexdigest()[:16]

@@ -28,7 +28,7 @@ from cal_cli.runtime.files import read_json, write_whole
 from cal_cli.training.bad_samples import BadSamples
 from cal_cli.training.trainer import CALTrainer
 
-ESTIMATES = "objective.json"  # what the objective has estimated, in a checkpoint
+LEARNT = "objective.json"  # what the objective has learnt, in a checkpoint
 # the optimizer's state by parameter names, not sharded: the same for every launch
 UNSHARDED = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -105,7 +105,7 @@ class RunTrainer(CALTrainer):
         if self.args.should_save:
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
             torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
-            write_whole(Path(output_dir) / ESTIMATES, json.dumps(self.objective.estimates) + "\n")
+            write_whole(Path(output_dir) / LEARNT, json.dumps(self.objective.state) + "\n")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
@@ -114,7 +114,7 @@ class RunTrainer(CALTrainer):
             # not strict: a parameter without any gradient yet has no state in one process, and zeros where sharded
             set_optimizer_state_dict(model, optimizer, state, options=replace(UNSHARDED, strict=False))
             scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
-            self.objective.restore(read_json(Path(checkpoint) / ESTIMATES, {}))
+            self.objective.restore(read_json(Path(checkpoint) / LEARNT, {}))
 
     def _get_trained(self) -> tuple[Any, Any, Any]:
         """Return model, optimizer (without accelerate's wrapper) and scheduler, after training has begun."""

@@ -24,9 +24,9 @@ class CALMixin(Base):
     The loss of an optimizer step is that of all its samples as one batch, however they are divided among processes and
     accumulated micro-batches (unless `normalization="device_batch"`; under DeepSpeed, which keeps the gradients to
     itself, the losses of micro-batches are averaged). In addition to the trainer's values, each log has `weight_mean`,
-    and if the objective contrasts also `delta_mean`, `share_at_alpha` and `share_at_beta` (the shares of supervised
-    tokens whose delta is at or beyond a bound), over the supervised tokens of all processes since the previous log,
-    and what the objective estimates, such as `rho` of `MismatchPosterior`.
+    and if the objective contrasts also `delta_mean`, over the supervised tokens of all processes since the previous
+    log; of CAL also `share_at_alpha` and `share_at_beta` (the shares of these tokens whose delta is at or beyond a
+    bound); and what the objective estimates, such as `rho` of `MismatchPosterior`.
 
     Args:
         objective: the loss; None means CAL with the paper's settings, see `ContrastiveAlignmentLoss`.
@@ -102,10 +102,7 @@ class CALMixin(Base):
         """Add a batch's weights and deltas to the running sums, on the device, without synchronising with it."""
         values = {"tokens": torch.ones_like(output.weights), "weight_mean": output.weights}
         if output.delta is not None:
-            values["delta_mean"] = output.delta
-        if output.delta is not None and isinstance(self.objective, ContrastiveAlignmentLoss):
-            values["share_at_alpha"] = output.delta <= self.objective.alpha
-            values["share_at_beta"] = output.delta >= self.objective.beta
+            values |= {"delta_mean": output.delta, **self.objective.describe(output.delta)}
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach().sum()
 
@@ -117,7 +114,7 @@ class CALMixin(Base):
             tokens = totals.pop("tokens")
             logs |= {name: value / tokens for name, value in totals.items()}
             self._sums = {}
-            logs |= getattr(self.objective, "estimates", {})
+            logs |= self.objective.estimates
         super().log(logs, *args, **kwargs)
 
 

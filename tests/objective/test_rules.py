@@ -151,7 +151,7 @@ def test_the_estimates_find_the_shares(rho, r):
         rule = rule.learn(rule.measure(scores))
     assert rule.rho == pytest.approx(rho, abs=0.06)
     assert rule.r == pytest.approx(r, abs=0.06)
-    halves = [TokenScores(*(part[cut] for part in vars(scores).values())) for cut in (slice(1200), slice(1200, None))]
+    halves = [scores[:1200], scores[1200:]]
     whole = MismatchPosterior().measure(scores)
     torch.testing.assert_close(sum(MismatchPosterior().measure(half) for half in halves), whole)
 
