@@ -101,7 +101,7 @@ def get_argument_types(target: Any) -> dict[str, Any]:
     The fields of a dataclass are resolved in the module of the class that declares them, so that a subclass need not
     import the names that the annotations of its base class use.
     """
-    plain_class = isinstance(target, type) and not dataclasses.is_dataclass(target)
+    plain_class = isinstance(target, type) and "__dataclass_fields__" not in vars(target)
     try:
         hints = get_type_hints(target.__init__ if plain_class else target)
     except NameError as error:

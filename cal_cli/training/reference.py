@@ -9,7 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from rich.console import Console
@@ -130,7 +132,7 @@ def weigh_once(rule: WeightRule, table: pa.Table, has_image: list[bool]) -> list
 
     `table` has the lists `with_image` and `without_image` of each sample.
     """
-    lengths = torch.tensor([len(row) for row in table["with_image"].to_pylist()])
+    lengths = torch.from_numpy(pc.list_value_length(table["with_image"]).to_numpy().astype(np.int64))
     samples = torch.arange(len(lengths)).repeat_interleave(lengths)
     with_image, without_image = (
         torch.from_numpy(table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).copy())

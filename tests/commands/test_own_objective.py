@@ -20,5 +20,5 @@ def test_the_objective_of_the_docs_trains(tmp_path):
     (metrics,) = tmp_path.glob("runs/train/scenes/*/metrics.jsonl")
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert len(lines) == 4 and all(line["weight_mean"] > line["delta_mean"] for line in lines)
-    wrong = cal(*words, "objective.shift=far", folder=tmp_path, check=False, PYTHONPATH=str(tmp_path))
-    assert wrong.returncode == 2 and "objective.shift has the wrong type" in wrong.stderr
+    wrong = cal(*words, "objective.rule.shift=far", folder=tmp_path, check=False, PYTHONPATH=str(tmp_path))
+    assert wrong.returncode == 2 and "objective.rule.shift has the wrong type" in wrong.stderr

@@ -90,3 +90,25 @@ def test_bad_samples_are_left_out_and_named_or_refused(processor):
     assert Collator(processor, leave_out=True)([stand_in, good])["bad"] == [Bad("gone", "no image")]
     with pytest.raises(InputError, match="sample gone: no image"):
         Collator(processor)([stand_in, good])
+
+
+def test_weights_of_answers_and_of_tokens_are_placed(processor):
+    one = sample("<image>\ndescribe.", "a red ring.", "which?", "a", image=True)
+    one["loss_weights"] = [[0.1, 0.2, 0.3, 0.4, 0.5], 2]  # a, red, ring, full stop and end; then an answer
+    other = {**sample("hi", "yes"), "loss_weights": None}
+    batch = Collator(processor)([one, other])
+    supervised = batch["labels"] != IGNORED
+    assert batch["loss_weights"][0][supervised[0]].tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 2, 2])
+    assert (batch["loss_weights"][1] == 1).all() and (batch["loss_weights"][0][~supervised[0]] == 1).all()
+    cut = Collator(processor, max_length=int(supervised[0].nonzero()[2]) + 1)([one])
+    chosen = cut["labels"][0] != IGNORED
+    assert cut["loss_weights"][0][chosen].tolist() == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_another_number_of_weights_than_tokens_makes_a_sample_bad(processor):
+    wrong = {**sample("hi", "yes", identity="w"), "loss_weights": [[1.0]]}
+    good = {**sample("hi", "no", identity="g"), "loss_weights": [0.5]}
+    with pytest.raises(InputError, match="sample w has 1 loss_weights for an answer of 5 tokens"):
+        Collator(processor)([good, wrong])
+    batch = Collator(processor, leave_out=True, keep_ids=True)([good, wrong])
+    assert batch["id"] == ["g"] and [one.id for one in batch["bad"]] == ["w"]

@@ -138,6 +138,15 @@ def test_messages_and_pairs_are_conversations(world, entries, tmp_path):
         assert (found[1]["image"] is not None) == (name != "words")
 
 
+def test_a_column_of_weights_is_read(tmp_path):
+    talk = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "a ring"}]
+    for name, weights in (("answers", [[0.5], None]), ("tokens", [[[0.5, 1.0, 0.0]], [[1.0, 1.0, 2.0]]])):
+        rows = [{"conversations": talk, "loss_weights": one} for one in weights]
+        datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / f"{name}.parquet"))
+        found = load_conversations(str(tmp_path / f"{name}.parquet"))
+        assert [entry.get("loss_weights") for entry in found.entries] == weights and found.has_loss_weights()
+
+
 def test_noise_is_that_of_the_same_samples_in_json(world, entries, tmp_path):
     lines = tmp_path / "data.jsonl"
     lines.write_text("".join(json.dumps(entry) + "\n" for entry in entries))

@@ -191,3 +191,27 @@ def test_another_sample_with_an_image_takes_the_place_of_one_that_cannot_be_read
     (tmp_path / "a/4.png").write_text("not a picture either")
     with pytest.raises(InputError, match="cannot be read as an image"):
         data[3]
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        (0.5, "must be a list with an item for each of its 1 answers"),
+        ([0.5, 1.0], "must be a list with an item for each of its 1 answers"),
+        ([-1.0], "numbers that are at least 0"),
+        ([True], "numbers that are at least 0"),
+        ([[1.0, "x"]], "numbers that are at least 0"),
+        ([float("nan")], "numbers that are at least 0"),
+    ],
+)
+def test_wrong_weights_are_named(tmp_path, weights, said):
+    with pytest.raises(InputError, match=said):
+        load_llava_json(write(tmp_path, [{**GOOD, "loss_weights": weights}]))
+
+
+def test_the_weight_of_a_first_answer_that_is_left_out_goes_too(tmp_path):
+    first = {"from": "gpt", "value": "before"}
+    entry = {"id": "a", "conversations": [first, *GOOD["conversations"]], "loss_weights": [0.1, 0.7]}
+    data = load_llava_json(write(tmp_path, [entry, GOOD]))
+    assert data.entries[0]["loss_weights"] == [0.7] and data.has_loss_weights()
+    assert "loss_weights" not in data[0] and data.replace(weighted=True)[1]["loss_weights"] is None

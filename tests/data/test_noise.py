@@ -51,6 +51,16 @@ def test_exactly_the_share_is_exchanged_and_nothing_else(kinds, ratio, seed):
     assert (noisy, changed) == swap_conversations(entries, ratio, seed)
 
 
+def test_weights_go_with_their_texts():
+    entries = entries_of([True] * 6)
+    for number in range(3):
+        entries[number]["loss_weights"] = [number / 10]
+    noisy, changed = swap_conversations(entries, 1.0, 0)
+    assert len(changed) == 6
+    for entry in noisy:
+        assert entry.get("loss_weights") == entries[int(entry["conversations"][0]["value"])].get("loss_weights")
+
+
 def test_seeds_choose_different_samples():
     entries = entries_of([True] * 50)
     chosen = {tuple(e["index"] for e in swap_conversations(entries, 0.5, seed)[1]) for seed in range(5)}

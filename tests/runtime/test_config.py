@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from cal_cli.objective import ContrastiveAlignmentLoss
+from cal_cli.objective import RuleLoss
+from cal_cli.objective.rules import ClampedDifference
 from cal_cli.runtime.config import build, name_folder
 from cal_cli.runtime.errors import InputError
 
@@ -68,38 +69,52 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cal_cli import ContrastiveAlignmentLoss
+from cal_cli.objective.rules import ClampedDifference
 
 
 @dataclass(frozen=True)
-class ShiftedLoss(ContrastiveAlignmentLoss):
+class ShiftedDifference(ClampedDifference):
     shift: float = 1.0
 
-    def weigh_contrast(self, contrast):
-        return (contrast.delta + self.shift).clamp(self.alpha, self.beta)
+    def __call__(self, scores):
+        return (scores.delta + self.shift).clamp(self.alpha, self.beta)
 """
 
 
 @pytest.fixture
 def shifted(tmp_path, monkeypatch):
-    """A module that extends one of our losses and imports nothing that our annotations use."""
+    """A module that extends one of our rules and imports nothing that our annotations use."""
     (tmp_path / "shifted.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
-    yield "shifted.ShiftedLoss"
+    yield "shifted.ShiftedDifference"
     sys.modules.pop("shifted", None)
 
 
 def test_a_dataclass_that_extends_ours_is_built_with_checked_types(shifted):
-    config = OmegaConf.create({"objective": {"_target_": shifted, "shift": "0.5", "ratio": None, "window": 1}})
-    objective = build(config, "objective")
-    assert isinstance(objective, ContrastiveAlignmentLoss)
-    assert (objective.shift, objective.window, objective.ratio) == (0.5, 1, None)
-    with pytest.raises(InputError, match=r"objective\.shift has the wrong type"):
-        build(OmegaConf.create({"objective": {"_target_": shifted, "shift": "far"}}), "objective")
+    def make(**options):
+        rule = {"_target_": shifted, **options}
+        loss = {"_target_": "cal_cli.objective.RuleLoss", "rule": rule, "ratio": None, "window": 1}
+        return build(OmegaConf.create({"objective": loss}), "objective")
+
+    objective = make(shift="0.5")
+    assert isinstance(objective, RuleLoss)
+    assert (objective.rule.shift, objective.window, objective.ratio) == (0.5, 1, None)
+    with pytest.raises(InputError, match=r"objective\.rule\.shift has the wrong type"):
+        make(shift="far")
+    with pytest.raises(InputError, match="beta=0.0: the bounds must satisfy"):
+        make(beta=0, alpha=0)
+    with pytest.raises(InputError, match=r"objective\.rule\.far is not an option of objective\.rule"):
+        make(far=2)
+
+
+def test_a_class_with_its_own_arguments_has_their_types():
+    target = "cal_cli.objective.ContrastiveAlignmentLoss"
+    objective = build(OmegaConf.create({"objective": {"_target_": target, "alpha": "0.5"}}), "objective")
+    assert objective.rule == ClampedDifference(alpha=0.5)
+    with pytest.raises(InputError, match=r"objective\.beta has the wrong type"):
+        build(OmegaConf.create({"objective": {"_target_": target, "beta": "far"}}), "objective")
     with pytest.raises(InputError, match="window=2: the pooling window must be a positive odd number"):
-        build(OmegaConf.create({"objective": {"_target_": shifted, "window": 2}}), "objective")
-    with pytest.raises(InputError, match=r"objective\.far is not an option of objective"):
-        build(OmegaConf.create({"objective": {"_target_": shifted, "far": 2}}), "objective")
+        build(OmegaConf.create({"objective": {"_target_": target, "window": 2}}), "objective")
 
 
 def test_what_cannot_be_imported_is_one_sentence():

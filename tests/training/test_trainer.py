@@ -109,17 +109,18 @@ def test_estimates_are_those_of_the_whole_step(model, processor, world, tmp_path
 
 
 def test_accumulated_batches_of_the_released_code_are_averaged(model, processor, world, tmp_path):
-    objective = ContrastiveAlignmentLoss(normalization="device_batch", pooling="flat")
     expected = []
 
-    def record(model, batch):
-        output = objective(model, batch)
-        expected.append(output.loss.item())
-        return output
+    class Recorded(ContrastiveAlignmentLoss):
+        def __call__(self, model, batch):
+            output = super().__call__(model, batch)
+            expected.append(output.loss.item())
+            return output
 
     few = [world[i] for i in range(12)]
+    objective = Recorded(normalization="device_batch", pooling="flat")
     options = {"max_steps": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 3}
-    _, losses = trained(CALTrainer, model, processor, few, tmp_path, record, **options)
+    _, losses = trained(CALTrainer, model, processor, few, tmp_path, objective, **options)
     assert losses[0] == pytest.approx(sum(expected[:3]) / 3, abs=1e-5)
 
 
