@@ -30,7 +30,7 @@ def imports_of(path):
 
 @pytest.mark.parametrize("layer", LEVEL)
 def test_imports_go_down_only(layer):
-    files = [PACKAGE / "cli.py"] if layer == "cli" else sorted((PACKAGE / layer).glob("*.py"))
+    files = [PACKAGE / "cli.py"] if layer == "cli" else sorted((PACKAGE / layer).rglob("*.py"))
     assert files
     for path in files:
         for other in imports_of(path):
@@ -49,5 +49,5 @@ def test_hydra_s_runtime_is_known_to_commands_alone():
 
 def test_the_objective_and_the_statistics_import_nothing_else_of_the_package():
     for layer in ("objective", "statistics"):
-        for path in (PACKAGE / layer).glob("*.py"):
+        for path in (PACKAGE / layer).rglob("*.py"):
             assert set(imports_of(path)) <= {layer}, path

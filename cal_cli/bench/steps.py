@@ -11,27 +11,34 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cal_cli.bench.released import compute_released_loss
-from cal_cli.objective import ContrastiveAlignmentLoss, CrossEntropyLoss, scores_without_image
+from cal_cli.objective import RuleLoss, WeightedLoss, scores_without_image
 
-WAYS = {
+WAYS = {  # besides our objectives
     "ce_library": "CE as transformers does it: logits at every position",
-    "ce": "CE ours: logits at supervised positions, in chunks",
     "cal_released": "CAL as the paper's released code does it: a masked full-length second pass, all logits twice",
-    "cal": "CAL ours: a second pass over the text only",
     "cal_cached": "CAL ours, with scores computed before training",
 }
+LEARNING_STEPS = 20  # before a step is timed: more than the warm-up of the rules that learn
 
 
-def make_loss(way: str, model: Any, batch: dict) -> Callable[[], torch.Tensor]:
-    """Return a function that computes the loss of a batch in one of the `WAYS`."""
+def make_loss(way: str, model: Any, batch: dict, objective: WeightedLoss | None = None) -> Callable[[], torch.Tensor]:
+    """Return a function that computes the loss of a batch in one of the `WAYS`, or else with an objective.
+
+    The objective of `cal_cached` is CAL with `contrast="cached"`. What an objective reads from its data is added to the
+    batch; what it learns from the batch, it has learnt before.
+    """
     if way == "ce_library":
         return lambda: model(**batch, use_cache=False).loss
     if way == "cal_released":
         return lambda: compute_released_loss(model, batch)
-    if way == "cal_cached":
-        cached = {**batch, "scores_without_image": scores_without_image(ContrastiveAlignmentLoss(), model, batch)}
-        return lambda: ContrastiveAlignmentLoss(contrast="cached")(model, cached).loss
-    objective = ContrastiveAlignmentLoss() if way == "cal" else CrossEntropyLoss()
+    assert objective is not None
+    batch = {**batch, "loss_weights": torch.ones_like(batch["labels"], dtype=torch.float32)}
+    if isinstance(objective, RuleLoss) and objective.contrast == "cached":
+        batch["scores_without_image"] = scores_without_image(objective, model, batch)
+    with torch.no_grad():
+        measured = objective(model, batch).measured
+    for _ in range(LEARNING_STEPS if measured is not None else 0):
+        objective.learn(measured)
     return lambda: objective(model, batch).loss
 
 
@@ -64,15 +71,14 @@ def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int) -> Iterator[d
             yield {name: results[name] for name in names}
 
 
-def measure_decoder_share(model: Any, batch: dict, repeats: int = 3) -> float:
-    """Return the share of the decoder's forward pass in the time of our CE step, the median of several runs."""
+def measure_decoder_share(model: Any, loss: Callable[[], torch.Tensor], repeats: int = 3) -> float:
+    """Return the share of the decoder's forward pass in the time of a step, the median of several runs."""
     decoder, marks = model.get_decoder(), []
     hooks = [
         decoder.register_forward_pre_hook(lambda *_: marks.append(read_clock())),
         decoder.register_forward_hook(lambda *_: marks.append(read_clock())),
     ]
     shares = []
-    loss = make_loss("ce", model, batch)
     for _ in range(repeats):
         marks.clear()
         seconds = time_step(model, loss)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +16,7 @@ from rich.table import Table
 from cal_cli.bench import answering, steps, trainers
 from cal_cli.bench.shapes import Checkpoint, Shape
 from cal_cli.commands.hydra_app import get_job
+from cal_cli.objective import CrossEntropyLoss, WeightedLoss
 from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console, make_table, track_items
 from cal_cli.runtime.errors import InputError
@@ -21,6 +24,7 @@ from cal_cli.runtime.files import write_whole
 from cal_cli.runtime.provenance import get_device_name, get_versions
 from cal_cli.statistics.bootstrap import median_ratio
 from cal_cli.statistics.seeds import format_interval
+from cal_cli.training.reference import load_objective_reference
 
 
 @dataclass
@@ -49,9 +53,11 @@ def bench(config: DictConfig) -> None:
     measures = {"step": measure_steps, "trainer": measure_trainers, "eval": measure_answers}
     if settings.measure not in measures:
         raise InputError(f"measure={settings.measure}: allowed are {', '.join(measures)}")
-    unknown = sorted(set(settings.ways) - set(steps.WAYS))
+    objectives = GlobalHydra.instance().config_loader().get_group_options("objective")
+    allowed = [*steps.WAYS, *(name for name in objectives if name not in steps.WAYS)]
+    unknown = sorted(set(settings.ways) - set(allowed))
     if unknown or not settings.ways:
-        raise InputError(f"ways={','.join(unknown) or '[]'}: allowed are some of {', '.join(steps.WAYS)}")
+        raise InputError(f"ways={','.join(unknown) or '[]'}: allowed are some of {', '.join(allowed)}")
     job, console = get_job(), make_console()
     result = measures[settings.measure](config, settings, console)
     origin = {"command": job.command, "device": get_device_name(), "versions": get_versions()}
@@ -72,12 +78,13 @@ def measure_steps(config: DictConfig, settings: BenchConfig, console: Console) -
     checkpointing = cuda if settings.checkpointing is None else settings.checkpointing
     model: Any = shape.make_model(dtype, checkpointing).to("cuda" if cuda else "cpu")
     batch = shape.make_batch(model.device, dtype)
-    losses = {way: steps.make_loss(way, model, batch) for way in settings.ways}
+    losses = {way: steps.make_loss(way, model, batch, make_objective(way, model)) for way in settings.ways}
     ways = {way: partial(steps.time_step, model, loss) for way, loss in losses.items()}
     turns = steps.take_turns(ways, settings.repeats)
     rounds = list(track_items(turns, "measuring", console, settings.repeats))
     tokens = int(batch["attention_mask"].sum())
-    forward_share = steps.measure_decoder_share(model, batch)
+    ce = steps.make_loss("ce", model, batch, CrossEntropyLoss())
+    forward_share = steps.measure_decoder_share(model, ce)
     text_share = shape.text_tokens / (shape.text_tokens + shape.image_tokens)
     memory = {way: steps.measure_peak_memory(model, loss) for way, loss in losses.items() if settings.memory}
     operations = {way: steps.count_operations(model, loss) for way, loss in losses.items()}
@@ -113,6 +120,14 @@ def measure_steps(config: DictConfig, settings: BenchConfig, console: Console) -
             f"is {text_share:.1%} of the tokens, the decoder's forward pass {forward_share:.1%} of a CE step)"
         )
     return result
+
+
+def make_objective(way: str, model: Any) -> WeightedLoss | None:
+    """Build the objective of a way; None for a way that has none of ours. Its reference is a copy of the model."""
+    overrides = ["objective=cal", "objective.contrast=cached"] if way == "cal_cached" else [f"objective={way}"]
+    if way != "cal_cached" and way in steps.WAYS:
+        return None
+    return load_objective_reference(build(compose("train", overrides=overrides), "objective"), model, None)
 
 
 def format_ratio(value: dict[str, Any] | None) -> str:

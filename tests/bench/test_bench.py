@@ -8,12 +8,19 @@ import torch
 from cal_cli.bench.released import compute_released_loss
 from cal_cli.bench.shapes import Checkpoint, Shape
 from cal_cli.bench.steps import WAYS, count_operations, make_loss, measure_peak_memory
-from cal_cli.objective import ContrastiveAlignmentLoss
+from cal_cli.objective import ContrastiveAlignmentLoss, CrossEntropyLoss, RuleLoss
+from cal_cli.objective.rules import MismatchPosterior, ProbabilityPower
 from tests.cal import cal
 from tests.objective import families
 
 TINY = {"hidden_size": 64, "intermediate_size": 64, "layers": 1, "heads": 2, "vocabulary": 2100}
 TINY |= {"vision_hidden_size": 64, "vision_layers": 1, "text_tokens": 20, "supervised_tokens": 12, "batch_size": 2}
+OURS = {
+    "ce": CrossEntropyLoss(),
+    "cal": ContrastiveAlignmentLoss(),
+    "cal_cached": ContrastiveAlignmentLoss(contrast="cached"),
+}
+NAMES = [*WAYS, "ce", "cal"]
 
 
 def test_the_released_loss_is_cal_released_gradients_included(model, batch):
@@ -33,7 +40,9 @@ def test_a_shape_has_the_tokens_that_its_model_makes(tiles, image_tokens):
     shape = Shape(tiles=tiles, **TINY)
     model, batch = shape.make_model(torch.float32, False), shape.make_batch("cpu", torch.float32)
     assert shape.image_tokens == image_tokens == (batch["input_ids"][0] == 3).sum()
-    losses = {way: make_loss(way, model, batch)().item() for way in WAYS}  # the model itself counts its features
+    losses = {
+        way: make_loss(way, model, batch, OURS.get(way))().item() for way in NAMES
+    }  # the model counts its features
     assert abs(losses["ce"] - losses["ce_library"]) < 1e-4
     assert abs(losses["cal"] - losses["cal_cached"]) < 1e-5
 
@@ -57,7 +66,7 @@ def test_a_checkpoint_is_measured_with_its_own_processor():
     assert shape.image_tokens == 9
     assert ((batch["labels"] != -100).sum(dim=1) == 12).all()
     assert batch["input_ids"].shape == batch["attention_mask"].shape == batch["labels"].shape
-    losses = {way: make_loss(way, model, batch)().item() for way in WAYS}
+    losses = {way: make_loss(way, model, batch, OURS.get(way))().item() for way in NAMES}
     assert abs(losses["ce"] - losses["ce_library"]) < 1e-4
 
 
@@ -68,7 +77,7 @@ def test_operations_and_memory_are_those_of_the_logits():
         shape = Shape(tiles=1, **{**TINY, "vocabulary": vocabulary})
         model, batch = shape.make_model(torch.float32, False), shape.make_batch("cpu", torch.float32)
         for way in ("ce_library", "ce"):
-            loss = make_loss(way, model, batch)
+            loss = make_loss(way, model, batch, OURS.get(way))
             found[way, vocabulary] = count_operations(model, loss), measure_peak_memory(model, loss)
     for way, positions in (("ce_library", 2 * 596), ("ce", 2 * 12)):
         # logits, and the gradients of hidden states and head: two operations for each of their products
@@ -80,20 +89,32 @@ def test_operations_and_memory_are_those_of_the_logits():
     assert found["ce", 12100][1] - found["ce", 2100][1] < weights + 0.2 * logits
 
 
+def test_rules_cost_the_passes_that_they_need():
+    shape = Shape(tiles=1, **TINY)
+    model, batch = shape.make_model(torch.float32, False), shape.make_batch("cpu", torch.float32)
+    rules = {"power": RuleLoss(ProbabilityPower()), "posterior": RuleLoss(MismatchPosterior())}
+    found = {
+        name: count_operations(model, make_loss(name, model, batch, loss)) for name, loss in (OURS | rules).items()
+    }
+    assert found["power"] == found["ce"] == found["cal_cached"]
+    # beyond CAL's second pass, the logits of the text alone at supervised positions, once
+    assert found["posterior"] - found["cal"] == 2 * 2 * 12 * 64 * 2100
+
+
 def test_the_command_writes_ratios_with_intervals(tmp_path):
     sizes = [f"shape.{name}={value}" for name, value in TINY.items()]
-    result = cal("bench", *sizes, "repeats=2", "depth=1", "width=1", "ways=[ce,cal]", folder=tmp_path)
+    result = cal("bench", *sizes, "repeats=2", "depth=1", "width=1", "ways=[ce,cal,excess]", folder=tmp_path)
     (path,) = tmp_path.glob("runs/bench/*/bench.json")
     found = json.loads(path.read_text())
     assert found["ratios"]["cal/ce"]["ci95"][0] <= found["ratios"]["cal/ce"]["median"]
-    assert set(found["peak_memory_bytes"]) == {"ce", "cal"}
+    assert set(found["peak_memory_bytes"]) == {"ce", "cal", "excess"}
     assert found["floor"] == found["text_share"] * found["decoder_forward_share"]
     assert "the floor is" in result.stdout
 
 
 def test_wrong_values_are_named(tmp_path):
     for word, named in (
-        ("ways=[fast]", "ce_library"),
+        ("ways=[fast]", "ce_library, cal_released, cal_cached, cal, ce, column"),
         ("measure=hours", "allowed are step, trainer, eval"),
         ("repeats=0", "at least 1"),
         ("width=5", "must divide"),
