@@ -37,8 +37,9 @@ def make_loss(way: str, model: Any, batch: dict, objective: WeightedLoss | None 
         batch["scores_without_image"] = scores_without_image(objective, model, batch)
     with torch.no_grad():
         measured = objective(model, batch).measured
-    for _ in range(LEARNING_STEPS if measured is not None else 0):
-        objective.learn(measured)
+    if measured is not None:
+        for _ in range(LEARNING_STEPS):
+            objective.learn(measured)
     return lambda: objective(model, batch).loss
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 
 from cal_cli.commands.hydra_app import get_job
+from cal_cli.data.boxes import convert_boxes
 from cal_cli.data.check import Checked, check_entries, classify_problem, compute_quantiles, find_sources
 from cal_cli.data.collator import Collator
 from cal_cli.data.hf_datasets import Rows
@@ -37,6 +38,7 @@ class DataCheckConfig:
     data: Any
     max_length: int | None
     max_pixels: int
+    boxes: str | None
     workers: int | None
 
 
@@ -51,14 +53,18 @@ def data_check(config: DictConfig) -> None:
         raise InputError(
             f"max_pixels={settings.max_pixels}, workers={settings.workers}: must be at least 1, and at least 0"
         )
+    if settings.boxes not in (None, "image"):
+        raise InputError(f"boxes={settings.boxes}: allowed are null and image")
     job, console = get_job(), make_console()
     node: Any = OmegaConf.to_container(config.data)
     sources = find_sources(node)
+    if settings.boxes and any(isinstance(source, Rows) for source in sources.values()):
+        raise InputError(f"boxes={settings.boxes}: rewriting boxes needs data in JSON, such as data=llava_json")
     collate = Collator(build(config, "model").load_processor(), settings.max_length)
     workers = (os.cpu_count() or 1) if settings.workers is None else settings.workers
     bad: list[dict[str, Any]] = []
     good: list[Checked] = []
-    read, written = 0, []
+    read, written, converted = 0, [], 0
     for number, (key, source) in enumerate(sources.items()):
         entries = source if isinstance(source, Rows) else read_entries(source, key)
         checks = check_entries(entries, source, collate, settings.max_pixels, workers)
@@ -70,8 +76,13 @@ def data_check(config: DictConfig) -> None:
             good.append(checked)
             if isinstance(source, Rows):
                 clean.append(index)
-            else:
-                clean.append(rename_images(normalize(entry), partial(os.path.join, source.folder.resolve())))
+                continue
+            kept = normalize(entry)
+            if settings.boxes and checked.size is not None:
+                changed = convert_boxes(kept, checked.size)
+                converted += changed != kept
+                kept = changed
+            clean.append(rename_images(kept, partial(os.path.join, source.folder.resolve())))
         read += len(entries)
         if clean and isinstance(source, Rows):
             written.append(job.folder / "rows.json")
@@ -88,6 +99,7 @@ def data_check(config: DictConfig) -> None:
         "good": len(good),
         "bad": len(bad),
         "with_image": sum(one.kind == "image" for one in good),
+        "with_converted_boxes": converted,
         "begin_with_answer": sum(one.begins_with_answer for one in good),
         "problems": dict(Counter(classify_problem(one["problem"]) for one in bad).most_common()),
         "tokens": compute_quantiles([one.tokens for one in good]),
@@ -126,6 +138,9 @@ def describe(report: dict[str, Any]) -> str:
     counts += f"; {report['with_image']} of the good ones show an image"
     if report["begin_with_answer"]:
         counts += f"; {report['begin_with_answer']} begin with an answer, which training leaves out, as LLaVA does"
+    if converted := report["with_converted_boxes"]:
+        counts += f"; the boxes of {converted} sample{'s' * (converted != 1)} now refer to "
+        counts += "its image" if converted == 1 else "their images"
     return counts
 
 

@@ -28,6 +28,7 @@ class Checked:
     supervised: int = 0
     kind: str = "text"  # text | image
     begins_with_answer: bool = False  # a first turn that training leaves out
+    size: tuple[int, int] | None = None  # width and height in pixels of an entry's only image
 
 
 class EntryChecks(Dataset):
@@ -59,7 +60,9 @@ class EntryChecks(Dataset):
             return Checked(str(error))
         labels = batch["labels"][0, 1:]
         supervised = int((labels != IGNORED).sum())
-        return Checked(None, batch["input_ids"].shape[1], supervised, kind, find_first_answer(written) is not None)
+        size = image.size if isinstance(image, Image.Image) else None
+        begins_with_answer = find_first_answer(written) is not None
+        return Checked(None, batch["input_ids"].shape[1], supervised, kind, begins_with_answer, size)
 
 
 def check_entries(

@@ -40,9 +40,8 @@ def test_a_shape_has_the_tokens_that_its_model_makes(tiles, image_tokens):
     shape = Shape(tiles=tiles, **TINY)
     model, batch = shape.make_model(torch.float32, False), shape.make_batch("cpu", torch.float32)
     assert shape.image_tokens == image_tokens == (batch["input_ids"][0] == 3).sum()
-    losses = {
-        way: make_loss(way, model, batch, OURS.get(way))().item() for way in NAMES
-    }  # the model counts its features
+    # the model itself counts its features
+    losses = {way: make_loss(way, model, batch, OURS.get(way))().item() for way in NAMES}
     assert abs(losses["ce"] - losses["ce_library"]) < 1e-4
     assert abs(losses["cal"] - losses["cal_cached"]) < 1e-5
 

@@ -101,7 +101,7 @@ def test_a_dataclass_that_extends_ours_is_built_with_checked_types(shifted):
     assert (objective.rule.shift, objective.window, objective.ratio) == (0.5, 1, None)
     with pytest.raises(InputError, match=r"objective\.rule\.shift has the wrong type"):
         make(shift="far")
-    with pytest.raises(InputError, match="beta=0.0: the bounds must satisfy"):
+    with pytest.raises(InputError, match=r"beta=0\.0: the bounds must satisfy"):
         make(beta=0, alpha=0)
     with pytest.raises(InputError, match=r"objective\.rule\.far is not an option of objective\.rule"):
         make(far=2)
