@@ -1,4 +1,4 @@
-"""`cal noise-inject`: write a data set in which some captions are exchanged, and a manifest of the changes."""
+"""`cal noise-inject`: write a data set in which some captions are wrong, and a manifest of the changes."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cal_cli.commands.hydra_app import get_job
 from cal_cli.data.llava_json import write_llava_json
-from cal_cli.data.noise import describe_exchange, inject_noise, make_manifest
+from cal_cli.data.noise import NoiseConfig, describe_changes, inject_noise, make_manifest
 from cal_cli.data.sample import Conversations, get_image_names, rename_images
 from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console
@@ -25,8 +25,10 @@ class NoiseInjectConfig:
     """The types of `conf/noise_inject.yaml`, which documents each key."""
 
     data: Any
+    kind: str
     ratio: float
     seed: int
+    words: str | None
     output: str | None
 
 
@@ -38,7 +40,8 @@ def noise_inject(config: DictConfig) -> None:
     if source is not None and (output / "data.json").resolve() == Path(source).resolve():
         raise InputError(f"output={output}: its data.json is the source itself; give another folder")
     clean: Conversations = build(config, "data")
-    data, changed = inject_noise(clean, settings.ratio, settings.seed)
+    noise = NoiseConfig(settings.ratio, settings.seed, settings.kind, settings.words)
+    data, changed = inject_noise(clean, noise)
     entries = list(data.entries)
     if clean.image_folder is None:
         folder = output / "images"
@@ -53,14 +56,14 @@ def noise_inject(config: DictConfig) -> None:
         folder = clean.image_folder
     sha256 = write_llava_json(entries, output / "data.json")
     origin = source or json.dumps(OmegaConf.to_container(config.data))
-    manifest = make_manifest(settings.ratio, settings.seed, entries, changed, origin, sha256)
+    manifest = make_manifest(noise, entries, changed, origin, sha256)
     write_whole(output / "noise_manifest.json", json.dumps(manifest, indent=1) + "\n")
     console = make_console()
-    if shortfall := describe_exchange(entries, settings.ratio, changed):
+    if shortfall := describe_changes(entries, noise, changed):
         console.print(shortfall)
     console.print(
         f"{output / 'data.json'}: {len(entries)} samples, {manifest['n']} with an image, "
-        f"{len(changed)} conversations exchanged"
+        f"{len(changed)} conversations {'exchanged' if settings.kind == 'swap' else 'changed'}"
     )
     words = ["cal", "train", "data=llava_json", f"data.path={output / 'data.json'}", f"data.image_folder={folder}"]
     console.print(f"train on it: {shlex.join(words)}", markup=False)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from omegaconf import DictConfig
 
 from cal_cli.commands.hydra_app import get_job
-from cal_cli.data.noise import NoiseConfig, describe_exchange, inject_noise
+from cal_cli.data.noise import NoiseConfig, describe_changes, inject_noise
 from cal_cli.data.sample import Conversations, get_image_names
 from cal_cli.inspection.detection import compute_noise_auc, estimate_noise_auc_interval
 from cal_cli.inspection.heatmap import HeatmapSample, render_heatmap
@@ -64,14 +64,14 @@ def token_weight_dump(config: DictConfig) -> None:
     if settings.manifest is not None:
         if settings.noise.ratio:
             raise InputError("manifest and noise.ratio exclude each other: give one of them")
-        noisy = read_noisy_samples(Path(settings.manifest), data)
+        noisy = read_changes(Path(settings.manifest), data)
     data = data.replace(entries=data.entries[: settings.samples])
     if not any("image" in entry for entry in data.entries):
         raise InputError(f"none of the first {len(data)} samples shows an image: delta needs one; give other data")
     if settings.noise.ratio:
-        data, changed = inject_noise(data, settings.noise.ratio, settings.noise.seed)
-        noisy = {exchange["index"] for exchange in changed}
-        if shortfall := describe_exchange(data.entries, settings.noise.ratio, changed):
+        data, changed = inject_noise(data, settings.noise)
+        noisy = {change["index"]: change for change in changed}
+        if shortfall := describe_changes(data.entries, settings.noise, changed):
             make_console().print(shortfall)
     model, processor = load_checkpoint(str(checkpoints[0]), "float32")
     table, pieces = make_token_table(model, processor, data, objective, noisy, settings.batch_size)
@@ -91,7 +91,8 @@ def token_weight_dump(config: DictConfig) -> None:
 
     with_image = {entry["id"] for entry in data.entries if "image" in entry}
     ids = table["sample_id"].to_pylist()
-    seen = np.array([identity in with_image for identity in ids])
+    known = table["is_noise"].is_valid().to_numpy() | (noisy is None)
+    seen = np.array([identity in with_image for identity in ids]) & known
     delta = table["delta"].to_numpy()[seen]
     noise = None if noisy is None else np.array(table["is_noise"].to_pylist())[seen]
     write_whole(folder / "delta_histogram.png", draw_histogram(delta, noise, f"{len(delta):,} tokens"))
@@ -101,13 +102,13 @@ def token_weight_dump(config: DictConfig) -> None:
         _, sample = np.unique(np.array(ids)[seen], return_inverse=True)
         low, high = estimate_noise_auc_interval(delta, noise, sample)
         console.print(
-            f"a low delta detects the tokens of exchanged captions with an area under the ROC curve of "
+            f"a low delta detects the tokens that do not describe their picture with an area under the ROC curve of "
             f"{compute_noise_auc(delta, noise):.3f} (95 % interval over samples {low:.3f} to {high:.3f})"
         )
 
 
-def read_noisy_samples(path: Path, data: Conversations) -> set[int]:
-    """Read the indices of the samples that a manifest lists as changed.
+def read_changes(path: Path, data: Conversations) -> dict[int, dict[str, Any]]:
+    """Read the changes that a manifest lists, by the index of their sample.
 
     Raises InputError if there is no such manifest, or it is of other data.
     """
@@ -116,9 +117,10 @@ def read_noisy_samples(path: Path, data: Conversations) -> set[int]:
     try:
         changed = json.loads(path.read_text())["changed"]
         places = {change["index"]: change["id"] for change in changed}
+        found = {change["index"]: change for change in changed}
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(f"manifest={path}: not a manifest of cal noise-inject ({error!r})") from error
     for index, identity in places.items():
         if index >= len(data) or data.entries[index]["id"] != identity:
             raise InputError(f"manifest={path}: its sample {identity!r} is not sample {index} of the data")
-    return set(places)
+    return found

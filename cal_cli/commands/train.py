@@ -15,7 +15,7 @@ from transformers import PrinterCallback, set_seed
 from cal_cli.commands.hydra_app import Job, get_job
 from cal_cli.commands.plan import print_plan
 from cal_cli.data.collator import Collator
-from cal_cli.data.noise import describe_exchange, inject_noise
+from cal_cli.data.noise import describe_changes, inject_noise
 from cal_cli.data.sample import Conversations
 from cal_cli.models.load import checkpoint_activations
 from cal_cli.models.lora import add_adapters
@@ -71,8 +71,8 @@ def prepare(
     """Build data, model, objective and trainer; also return the checkpoint to continue from."""
     set_seed(settings.seed)  # for whatever is drawn while the model is built, such as adapters
     clean: Conversations = build(config, "data")
-    data, exchanged = inject_noise(clean, settings.noise.ratio, settings.noise.seed)
-    if shortfall := describe_exchange(clean.entries, settings.noise.ratio, exchanged):
+    data, changed_samples = inject_noise(clean, settings.noise)
+    if shortfall := describe_changes(clean.entries, settings.noise, changed_samples):
         console.print(shortfall)
     model, processor = build(config, "model").load(seed=settings.seed)
     freeze_parts(model, settings.parts)

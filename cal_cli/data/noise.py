@@ -1,15 +1,19 @@
-"""Caption noise: exchange the conversations of some samples (paper, Figure 3)."""
+"""Caption noise: exchanged conversations (paper, Figure 3), and errors within a text."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from cal_cli.data.exchange import exchange
+from cal_cli.data.noise_kinds import KINDS, Edit, WordLists, edit_answers, load_words
 from cal_cli.data.sample import LOSS_WEIGHTS, Conversations, Entry, get_image_names
 from cal_cli.runtime.errors import InputError
 
+SWAP = "swap"
+WORDS = Path(__file__).with_name("noise_words.yaml")
 TEXT = ("conversations", LOSS_WEIGHTS)  # the keys of an entry that are exchanged together
 
 
@@ -19,14 +23,15 @@ class NoiseConfig:
 
     ratio: float
     seed: int
+    kind: str = SWAP
+    words: str | None = None
 
 
 @dataclass(frozen=True)
-class Noisy(Sequence[Entry]):
-    """Entries of which some have the conversation of another; each is made when it is read."""
+class ChangedEntries(Sequence[Entry]):
+    """Entries of which some are changed; each is made when it is read."""
 
     entries: Sequence[Entry]
-    donors: dict[int, int]  # from the index of a sample to that of its donor
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -35,12 +40,23 @@ class Noisy(Sequence[Entry]):
         if isinstance(place, slice):
             return [self[index] for index in range(*place.indices(len(self)))]
         index = range(len(self))[place]
-        return self._exchange(index, self.entries[index])
+        return self.change(index, self.entries[index])
 
     def __iter__(self) -> Iterator[Entry]:
-        return (self._exchange(index, entry) for index, entry in enumerate(self.entries))
+        return (self.change(index, entry) for index, entry in enumerate(self.entries))
 
-    def _exchange(self, index: int, entry: Entry) -> Entry:
+    def change(self, index: int, entry: Entry) -> Entry:
+        """Return an entry as it is after the change."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Swapped(ChangedEntries):
+    """Entries of which some have the conversation of another."""
+
+    donors: dict[int, int]  # from the index of a sample to that of its donor
+
+    def change(self, index: int, entry: Entry) -> Entry:
         if index not in self.donors:
             return entry
         donor = self.entries[self.donors[index]]
@@ -48,9 +64,37 @@ class Noisy(Sequence[Entry]):
         return {key: value for key, value in (entry | text).items() if key in text or key not in TEXT}
 
 
-def inject_noise(data: Conversations, ratio: float, seed: int) -> tuple[Conversations, list[dict]]:
-    """Exchange conversations in a dataset; arguments and errors as `swap_conversations`."""
-    entries, changed = swap_conversations(data.entries, ratio, seed, data.identify_image)
+@dataclass(frozen=True)
+class Edited(ChangedEntries):
+    """Entries of which some have an answer with an error."""
+
+    edits: dict[int, tuple[int, Edit]]  # from the index of a sample to the place of a turn and its new text
+
+    def change(self, index: int, entry: Entry) -> Entry:
+        if index not in self.edits:
+            return entry
+        place, edit = self.edits[index]
+        turns = list(entry["conversations"])
+        turns[place] = {**turns[place], "value": edit.text}
+        return {**entry, "conversations": turns}
+
+
+def inject_noise(data: Conversations, noise: NoiseConfig) -> tuple[Conversations, list[dict]]:
+    """Inject noise of a kind into a dataset: `swap`, see `swap_conversations`, or another, see `edit_conversations`.
+
+    Returns:
+        The dataset, and what was changed.
+
+    Raises:
+        InputError: an unknown kind, word lists that cannot be read, or whatever the kind raises.
+    """
+    if noise.kind != SWAP and noise.kind not in KINDS:
+        raise InputError(f"noise.kind={noise.kind}: allowed are {', '.join([SWAP, *KINDS])}")
+    if noise.kind == SWAP:
+        entries, changed = swap_conversations(data.entries, noise.ratio, noise.seed, data.identify_image)
+    else:
+        words = load_words(noise.words or str(WORDS))
+        entries, changed = edit_conversations(data.entries, noise.ratio, noise.seed, noise.kind, words)
     return data.replace(entries=entries), changed
 
 
@@ -73,8 +117,7 @@ def swap_conversations(
     Raises:
         InputError: the ratio is outside [0, 1], there are too few image samples, or no two of them can exchange.
     """
-    if not 0 <= ratio <= 1:
-        raise InputError(f"noise ratio {ratio}: allowed is a number from 0 to 1")
+    check_ratio(ratio)
     by_images: dict[int, list[int]] = {}
     for index, entry in enumerate(entries):
         if names := get_image_names(entry):
@@ -112,28 +155,74 @@ def swap_conversations(
         {"id": entries[index]["id"], "donor_id": entries[donors[index]]["id"], "index": index}
         for index in sorted(donors)
     ]
-    return Noisy(entries, donors), changed
+    return Swapped(entries, donors), changed
 
 
-def describe_exchange(entries: Sequence[Entry], ratio: float, changed: list[dict]) -> str | None:
-    """Describe how many conversations were exchanged if they are fewer than the ratio asks for; None otherwise."""
+def edit_conversations(
+    entries: Sequence[Entry], ratio: float, seed: int, kind: str, words: WordLists
+) -> tuple[Sequence[Entry], list[dict]]:
+    """Put an error into one answer of round(ratio x n) of the n image samples, see `noise_kinds`.
+
+    Replacements are words that the answers of the data use. A sample without an answer that can be changed is passed
+    over; if too few can be, fewer are changed: see `describe_changes`. Samples without an image are not changed.
+
+    Returns:
+        The entries in their order, and the changes in that order: `id` and `index` of a sample, `turn`, the place of
+        the changed turn, and `spans`, begin and end of what is wrong in its new text, in characters.
+
+    Raises:
+        InputError: the ratio is outside [0, 1].
+    """
+    check_ratio(ratio)
+    shown = [index for index, entry in enumerate(entries) if "image" in entry]
+    count = round(ratio * len(shown))
+    if count and kind in ("attribute", "sentence"):
+        answers = (turn["value"] for entry in entries for turn in entry["conversations"] if turn["from"] == "gpt")
+        words = words.keep_used(answers)
+    edits: dict[int, tuple[int, Edit]] = {}
+    order = random.Random(f"{kind}-{seed}").sample(shown, len(shown))
+    for index in order:
+        if len(edits) == count:
+            break
+        # a generator for each sample: whether others can be changed does not matter to its own edit
+        found = edit_answers(entries[index], kind, words, random.Random(f"{kind}-{seed}-{index}"))
+        if found is not None:
+            edits[index] = found
+    changed = [
+        {"id": entries[index]["id"], "index": index, "turn": place, "spans": [list(span) for span in edit.spans]}
+        for index, (place, edit) in sorted(edits.items())
+    ]
+    return Edited(entries, edits), changed
+
+
+def describe_changes(entries: Sequence[Entry], noise: NoiseConfig, changed: list[dict]) -> str | None:
+    """Describe how many conversations were changed if they are fewer than the ratio asks for; None otherwise."""
     total = sum("image" in entry for entry in entries)
-    if len(changed) == round(ratio * total):
+    if len(changed) == round(noise.ratio * total):
         return None
+    if noise.kind != SWAP:
+        return (
+            f"{len(changed)} of {total} conversations are changed, fewer than noise ratio {noise.ratio} asks for: the "
+            f"others have no answer that noise.kind={noise.kind} can change"
+        )
     return (
-        f"{len(changed)} of {total} conversations are exchanged, fewer than noise ratio {ratio} asks for: whatever the "
-        "other samples could receive is about the same picture or has the same text, so they keep their own"
+        f"{len(changed)} of {total} conversations are exchanged, fewer than noise ratio {noise.ratio} asks for: "
+        "whatever the others could receive is about the same picture or has the same text, so they keep their own"
     )
 
 
-def make_manifest(
-    ratio: float, seed: int, entries: Sequence[Entry], changed: list[dict], source: str, sha256: str
-) -> dict:
+def check_ratio(ratio: float) -> None:
+    """Raise InputError unless a noise ratio is from 0 to 1."""
+    if not 0 <= ratio <= 1:
+        raise InputError(f"noise ratio {ratio}: allowed is a number from 0 to 1")
+
+
+def make_manifest(noise: NoiseConfig, entries: Sequence[Entry], changed: list[dict], source: str, sha256: str) -> dict:
     """Return the contents of `noise_manifest.json`; `n` counts the image samples, to which the ratio refers."""
     return {
-        "ratio": ratio,
-        "kind": "swap",
-        "seed": seed,
+        "ratio": noise.ratio,
+        "kind": noise.kind,
+        "seed": noise.seed,
         "n": sum("image" in entry for entry in entries),
         "changed": changed,
         "source": source,

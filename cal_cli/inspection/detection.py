@@ -1,13 +1,13 @@
-"""How well delta separates the tokens of exchanged captions from those of an image's own caption."""
+"""How well delta separates tokens that do not describe their picture from those that do."""
 
 import numpy as np
 from scipy import stats
 
 
 def compute_noise_auc(delta: np.ndarray, is_noise: np.ndarray) -> float:
-    """Compute the area under the ROC curve of a low delta as a detector of exchanged captions' tokens.
+    """Compute the area under the ROC curve of a low delta as a detector of tokens that do not describe their picture.
 
-    This is the probability that a token of an exchanged caption has the lower delta of a pair, with ties counted half:
+    This is the probability that such a token has the lower delta of a pair, with ties counted half:
     the Mann-Whitney U statistic divided by the number of pairs.
 
     Args:
@@ -24,12 +24,12 @@ def estimate_noise_auc_interval(
     """Estimate the 95 % percentile bootstrap interval of `compute_noise_auc`, by drawing samples with all their tokens.
 
     Args:
-        delta, is_noise: as in `compute_noise_auc`; `is_noise` is equal for all tokens of a sample.
+        delta, is_noise: as in `compute_noise_auc`; samples with such tokens and without them are drawn apart.
         sample: int [tokens], the sample that each token belongs to.
         resamples, seed: number of draws, and their seed.
     """
     members = [np.flatnonzero(sample == number) for number in np.unique(sample)]
-    noisy = np.array([is_noise[tokens[0]] for tokens in members])
+    noisy = np.array([is_noise[tokens].any() for tokens in members])
 
     def statistic(clean: np.ndarray, noise: np.ndarray) -> float:
         tokens = np.concatenate([members[int(number)] for number in (*clean, *noise)])

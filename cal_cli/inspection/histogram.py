@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 def draw_histogram(delta: np.ndarray, is_noise: np.ndarray | None, title: str, bound: float = 5.0) -> bytes:
     """Draw the distribution of delta (float [tokens]) as a PNG.
 
-    `is_noise` (bool [tokens]) marks tokens of exchanged captions, which are drawn separately; None means unknown. The
-    share of tokens at or below `bound`, by default the paper's upper clamp bound, is shown.
+    `is_noise` (bool [tokens]) marks tokens that do not describe their picture, which are drawn separately; None means
+    unknown. The share of tokens at or below `bound`, by default the paper's upper clamp bound, is shown.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -20,8 +20,8 @@ def draw_histogram(delta: np.ndarray, is_noise: np.ndarray | None, title: str, b
     if is_noise is None:
         axes.hist(delta, bins, color="tab:blue")
     else:
-        axes.hist(delta[~is_noise], bins, color="tab:blue", alpha=0.6, label=f"own caption ({(~is_noise).sum():,})")
-        axes.hist(delta[is_noise], bins, color="tab:red", alpha=0.6, label=f"another's caption ({is_noise.sum():,})")
+        axes.hist(delta[~is_noise], bins, color="tab:blue", alpha=0.6, label=f"of the picture ({(~is_noise).sum():,})")
+        axes.hist(delta[is_noise], bins, color="tab:red", alpha=0.6, label=f"not of the picture ({is_noise.sum():,})")
     share = float((delta <= bound).mean())
     axes.axvline(bound, color="black", linestyle="--", label=f"{share:.1%} at or below {bound:g}")
     axes.set(xlabel="delta (with image minus without)", ylabel="tokens", yscale="log", title=title)

@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 
 from cal_cli.data.collator import Collator
 from cal_cli.data.sample import Conversations
+from cal_cli.inspection.noise_tokens import find_noise_tokens
 from cal_cli.objective import RuleLoss
-from cal_cli.objective.forward import run_with_image
+from cal_cli.objective.forward import Positions, run_with_image
 
 SCHEMA = pa.schema(
     [
@@ -42,7 +43,7 @@ def make_token_table(
     processor: Any,
     data: Conversations,
     objective: RuleLoss,
-    noisy: set[int] | None,
+    noisy: dict[int, dict[str, Any]] | None,
     batch_size: int,
 ) -> tuple[pa.Table, list[list[Piece]]]:
     """Contrast every supervised token of a data set.
@@ -52,7 +53,7 @@ def make_token_table(
         processor: of the model.
         data: the samples.
         objective: defines the score that is contrasted, and the weights.
-        noisy: indices of the samples whose captions were exchanged; None if that is unknown.
+        noisy: what was changed, by the index of a sample, see `inject_noise`; None if that is unknown.
         batch_size: samples in a batch.
 
     Returns:
@@ -80,10 +81,10 @@ def make_token_table(
         )
         values = zip(*(column[positions.supervised].tolist() for column in columns), strict=True)
         supervised: dict[tuple[int, int], tuple[float, float]] = {}
+        noise = find_noise(samples, start, noisy, positions, batch["input_ids"].tolist(), tokenizer)
         for sample, position, token_id, with_image, without_image, delta, weight in values:
             supervised[sample, position] = (delta, weight)
-            is_noise = None if noisy is None else start + sample in noisy
-            token = tokenizer.decode([token_id])
+            token, is_noise = tokenizer.decode([token_id]), noise[sample, position]
             row = (samples[sample]["id"], position, token_id, token, with_image, without_image, delta, weight, is_noise)
             for column, value in zip(rows.values(), row, strict=True):
                 column.append(value)
@@ -95,6 +96,41 @@ def make_token_table(
             ]
             pieces.append([piece for piece in text if piece.text])
     return pa.table(rows, SCHEMA.with_metadata({"score": objective.score})), pieces
+
+
+def find_noise(
+    samples: list[dict],
+    start: int,
+    noisy: dict[int, dict[str, Any]] | None,
+    positions: Positions,
+    ids: list[list[int]],
+    tokenizer: Any,
+) -> dict[tuple[int, int], bool | None]:
+    """Return whether each supervised token of a batch does not describe its picture, by row and column.
+
+    None stands for what is unknown: without `noisy`, or in a text that its tokens do not spell. `start` is the index of
+    the first sample; the other arguments are those of `make_token_table` and of the batch.
+    """
+    supervised = positions.supervised
+    places = list(zip(positions.rows[supervised].tolist(), (positions.columns[supervised] + 1).tolist(), strict=True))
+    found: dict[tuple[int, int], bool | None] = {place: None if noisy is None else False for place in places}
+    answers: dict[int, dict[int, list[tuple[int, int]]]] = {}
+    for place, turn in zip(places, positions.turns[supervised].tolist(), strict=True):
+        answers.setdefault(place[0], {}).setdefault(turn, []).append(place)
+    for row, turns in answers.items():
+        change = (noisy or {}).get(start + row)
+        if change is None:
+            continue
+        if "spans" not in change:  # an exchanged conversation
+            found |= {place: True for places in turns.values() for place in places}
+            continue
+        conversation = samples[row]["conversations"]
+        number = sum(turn["from"] == "gpt" for turn in conversation[: change["turn"]])
+        chosen = list(turns.values())[number]
+        pieces = [decode_token(tokenizer, ids[row], column) for _, column in chosen]
+        marks = find_noise_tokens(pieces, conversation[change["turn"]]["value"], change["spans"])
+        found |= {place: None if marks is None else marks[n] for n, place in enumerate(chosen)}
+    return found
 
 
 def decode_token(tokenizer: Any, ids: list[int], position: int) -> str:

@@ -54,7 +54,7 @@ def summarize(
         "status": status,
         "name": settings.name,
         "objective": objective,
-        "noise": {"ratio": settings.noise.ratio, "seed": settings.noise.seed},
+        "noise": {"kind": settings.noise.kind, "ratio": settings.noise.ratio, "seed": settings.noise.seed},
         "seed": settings.seed,
         "steps": state.global_step,
         "final_loss": losses[-1] if losses else None,

@@ -24,7 +24,7 @@ from cal_cli.data.collator import Collator
 from cal_cli.data.hf_datasets import load_conversations
 from cal_cli.data.images import open_image
 from cal_cli.data.llava_json import load_llava_json
-from cal_cli.data.noise import inject_noise
+from cal_cli.data.noise import NoiseConfig, inject_noise
 from cal_cli.evaluation.benchmark import make_benchmark
 from cal_cli.evaluation.results import score_answers
 from cal_cli.inspection.heatmap import HeatmapSample, render_heatmap
@@ -162,7 +162,7 @@ def use(data, collate):
         except InputError as error:
             say(error)
     try:
-        inject_noise(data, 1.0, 0)
+        inject_noise(data, NoiseConfig(1.0, 0))
     except InputError as error:
         say(error)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cal_cli.data.hf_datasets import load_conversations
 from cal_cli.data.llava_json import load_llava_json
-from cal_cli.data.noise import inject_noise, swap_conversations
+from cal_cli.data.noise import NoiseConfig, inject_noise, swap_conversations
 from cal_cli.runtime.errors import InputError
 from tests.cal import cal
 
@@ -161,7 +161,7 @@ def test_noise_knows_pictures_by_their_bytes(world, tmp_path):
     rows = [{"image": {"bytes": pictures[n // 5], "path": None}, "caption": f"caption {n}"} for n in range(20)]
     datasets.Dataset.from_list(rows).cast_column("image", datasets.Image()).to_parquet(str(tmp_path / "a.parquet"))
     data = load_conversations(str(tmp_path / "a.parquet"))
-    noisy, changed = inject_noise(data, 1.0, 0)
+    noisy, changed = inject_noise(data, NoiseConfig(1.0, 0))
     assert len(changed) == 20
     for n, entry in enumerate(noisy.entries):
         assert int(entry["conversations"][1]["value"].split()[1]) // 5 != n // 5

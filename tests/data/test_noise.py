@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cal_cli.data.exchange import exchange
-from cal_cli.data.noise import describe_exchange, swap_conversations
+from cal_cli.data.noise import NoiseConfig, describe_changes, swap_conversations
 from cal_cli.runtime.errors import InputError
 from tests.cal import cal
 
@@ -114,7 +114,7 @@ def test_no_caption_comes_from_the_same_picture(ratio, seed):
     entries = of([n // 5 for n in range(20)], [f"caption {n}" for n in range(20)])
     noisy, changed = swap_conversations(entries, ratio, seed)
     assert len(changed) == round(ratio * 20) and not find_unchanged(entries, noisy, changed)
-    assert describe_exchange(entries, ratio, changed) is None
+    assert describe_changes(entries, NoiseConfig(ratio, seed), changed) is None
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -133,7 +133,9 @@ def test_what_cannot_be_exchanged_is_kept_and_said(texts, possible):
         return
     noisy, changed = swap_conversations(entries, 1.0, 0)
     assert len(changed) == possible and not find_unchanged(entries, noisy, changed)
-    assert f"{possible} of 20 conversations are exchanged, fewer than" in describe_exchange(entries, 1.0, changed)
+    assert f"{possible} of 20 conversations are exchanged, fewer than" in describe_changes(
+        entries, NoiseConfig(1.0, 0), changed
+    )
     moved = [n for n in range(20) if noisy[n]["conversations"] != entries[n]["conversations"]]
     assert [one["index"] for one in changed] == moved
 

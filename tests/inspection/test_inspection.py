@@ -19,7 +19,7 @@ from cal_cli.objective import ContrastiveAlignmentLoss, contrast_logits
 def test_the_table_holds_the_contrast_of_every_supervised_token(model, processor, world):
     model.eval()
     objective = ContrastiveAlignmentLoss()
-    table, pieces = make_token_table(model, processor, world, objective, noisy={2, 5}, batch_size=5)
+    table, pieces = make_token_table(model, processor, world, objective, noisy={2: {}, 5: {}}, batch_size=5)
     rows = table.to_pylist()
     batch = Collator(processor)([world[index] for index in range(len(world))])
     contrast, output = contrast_logits(model, batch), objective(model, batch)
@@ -54,7 +54,7 @@ def test_the_page_escapes_text_and_needs_no_network():
     assert not re.search(r"https?://|@import|<link", page)
     assert "data:image/png;base64," in page
     assert "delta +2.50, weight 1.75" in page
-    assert "caption of another image" in page
+    assert "not all about this picture" in page
     assert "rgba(230, 97, 1, 0.500)" in page  # half of the scale of 5
     assert "rgba(50, 100, 220, 1.000)" in page  # beyond it, against the token
 
