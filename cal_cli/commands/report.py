@@ -65,7 +65,7 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
     summary = read_summary(results[0].run)
     commands = sorted(read_summary(result.run)["command"] for result in results)
 
-    title = f"{benchmark}, by objective and noise ratio"
+    title = f"{benchmark}, by objective and noise"
     console.print(title)
     tables = make_mean_tables(rows, baseline)
     parts = [f"# {title}\n"]
@@ -73,7 +73,7 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
         console.print(table)
         figure = f"figure3_{re.sub(r'[^0-9A-Za-z_.-]+', '_', metric)}.png"
         write_whole(output / figure, draw_noise_figure(values[metric], metric))
-        parts += [render_markdown(table), f"![{metric} by noise ratio]({figure})\n"]
+        parts += [render_markdown(table), f"![{metric} by noise]({figure})\n"]
     if pairs:
         table = make_pair_table(pairs, metrics, baseline)
         console.print(table)

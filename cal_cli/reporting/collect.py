@@ -1,11 +1,13 @@
-"""Read finished runs and bring their metrics into one table by objective, noise ratio and seed."""
+"""Read finished runs and bring their metrics into one table by objective, noise and seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from cal_cli.data.noise import SWAP
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import read_json
 from cal_cli.runtime.runs import OPERATIONAL, find_completed_runs, read_config, read_summary
@@ -20,6 +22,7 @@ class Result:
 
     run: Path
     objective: str  # its choice, and the options in which runs of that choice differ: `cal window=9`
+    noise_kind: str  # `swap` for clean data, which are the same for every kind
     noise_ratio: float
     seed: int
     metrics: dict[str, float]
@@ -28,6 +31,11 @@ class Result:
     headline: list[str]  # the metrics that the benchmark reports first
     options: dict  # of the objective
     settings: dict  # the rest of the config, which must be equal
+
+    @property
+    def noise(self) -> tuple[str, float]:
+        """Its kind and ratio."""
+        return self.noise_kind, self.noise_ratio
 
 
 def collect_results(folders: list[str], benchmark: str, required: bool = True) -> tuple[list[Result], list[Path]]:
@@ -63,21 +71,31 @@ def collect_results(folders: list[str], benchmark: str, required: bool = True) -
 
 def _read_result(run: Path, document: dict) -> Result:
     summary, config = read_summary(run), read_config(run)
+    noise = summary["noise"]
     node = document.get("settings", {})
     metrics = {name: metric["value"] for name, metric in document["metrics"].items()}
     headline = node.get("benchmark", {}).get("headline") or []
     return Result(
         run=run,
         objective=summary["objective"],
-        noise_ratio=summary["noise"]["ratio"],
+        noise_kind=noise.get("kind", SWAP) if noise["ratio"] else SWAP,
+        noise_ratio=noise["ratio"],
         seed=summary["seed"],
         metrics=metrics,
         intervals={name: metric.get("ci95") for name, metric in document["metrics"].items()},
         engine=node.get("engine", "cal"),
         headline=[name for name in headline if name in metrics],
-        options=config["objective"] | describe_first_stage(config),
+        options=flatten(config["objective"]) | describe_first_stage(config),
         settings=select_comparable(config),
     )
+
+
+def flatten(node: dict, prefix: str = "") -> dict:
+    """Return the options of a config node and of the nodes within it, by dotted names."""
+    options: dict[str, Any] = {}
+    for key, value in node.items():
+        options |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return options
 
 
 def select_comparable(config: dict) -> dict:
@@ -116,8 +134,8 @@ def name_variants(results: list[Result]) -> None:
 
 
 def check_comparable(results: list[Result]) -> None:
-    """Raise InputError unless the runs differ in objective, noise ratio and seed only, and in one of them."""
-    places: dict[tuple[str, float, int], Path] = {}
+    """Raise InputError unless the runs differ in objective, noise and seed only, and in one of them."""
+    places: dict[tuple, Path] = {}
     for result in results:
         first = results[0]
         differing = [key for key in first.settings if result.settings.get(key) != first.settings[key]]
@@ -126,18 +144,23 @@ def check_comparable(results: list[Result]) -> None:
                 f"{result.run} and {first.run} differ in {', '.join(differing)}, not only in objective, noise and "
                 "seed: give runs=... folders that can be compared"
             )
-        place = (result.objective, result.noise_ratio, result.seed)
+        place = (result.objective, result.noise, result.seed)
         if place in places:
             raise InputError(
-                f"{result.run} and {places[place]} have the same objective, noise ratio and seed: "
+                f"{result.run} and {places[place]} have the same objective, noise and seed: "
                 "keep variants in separate folders (name=...)"
             )
         places[place] = result.run
 
 
 def tabulate_metric(results: Sequence[Result], metric: str, baseline: str = "ce") -> pd.DataFrame:
-    """Tabulate a metric: columns `noise_ratio`, `objective`, `seed` and `value`, sorted, with the baseline first."""
-    columns = ["noise_ratio", "objective", "seed", "value"]
-    table = pd.DataFrame([[r.noise_ratio, r.objective, r.seed, r.metrics[metric]] for r in results], columns=columns)
-    table["other"] = table["objective"] != baseline
-    return table.sort_values(["noise_ratio", "other", "objective", "seed"], ignore_index=True)[columns]
+    """Tabulate a metric: columns `kind`, `ratio` (of noise), `objective`, `seed` and `value`, the baseline first."""
+    columns = ["kind", "ratio", "objective", "seed", "value"]
+    table = pd.DataFrame([[*r.noise, r.objective, r.seed, r.metrics[metric]] for r in results], columns=columns)
+    table["other"], table["later"] = table["objective"] != baseline, table["kind"] != SWAP
+    return table.sort_values(["later", "kind", "ratio", "other", "objective", "seed"], ignore_index=True)[columns]
+
+
+def name_noise(kind: str, ratio: float) -> str:
+    """Name a kind and a ratio of noise; exchanged conversations by the ratio alone."""
+    return f"{ratio:g}" if kind == SWAP else f"{kind} {ratio:g}"

@@ -7,25 +7,27 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from cal_cli.reporting.collect import Result
+from cal_cli.data.noise import SWAP
+from cal_cli.reporting.collect import Result, name_noise
 from cal_cli.reporting.pairs import compare
 from cal_cli.runtime.console import make_table
 from cal_cli.statistics.seeds import difference_over_seeds, format_interval, mean_over_seeds
 
 
 def summarize_metric(table: pd.DataFrame, metric: str, baseline: str) -> list[dict[str, Any]]:
-    """Summarise a metric: for each noise ratio and objective, the mean over seeds and the difference to the baseline.
+    """Summarise a metric: for each noise and objective, the mean over seeds and the difference to the baseline.
 
     `table` is that of `tabulate_metric`; differences are paired by seed.
     """
     rows = []
-    for (ratio, objective), group in table.groupby(["noise_ratio", "objective"], sort=False):
-        base = table[(table["noise_ratio"] == ratio) & (table["objective"] == baseline)]
+    for (kind, ratio, objective), group in table.groupby(["kind", "ratio", "objective"], sort=False):
+        base = table[(table["kind"] == kind) & (table["ratio"] == ratio) & (table["objective"] == baseline)]
         values = dict(zip(group["seed"].tolist(), group["value"].tolist(), strict=True))
         base_values = dict(zip(base["seed"].tolist(), base["value"].tolist(), strict=True))
         rows.append(
             {
                 "metric": metric,
+                "noise_kind": kind,
                 "noise_ratio": ratio,
                 "objective": objective,
                 "seeds": list(values),
@@ -38,16 +40,16 @@ def summarize_metric(table: pd.DataFrame, metric: str, baseline: str) -> list[di
 
 
 def make_mean_tables(rows: Sequence[dict], baseline: str) -> dict[str, Table]:
-    """Make a table for each metric, with a line between noise ratios."""
+    """Make a table for each metric, with a line between kinds and ratios of noise."""
     tables = {}
     for metric, of_metric in groupby(rows, key=lambda row: row["metric"]):
         headers = ("noise", "objective", "seeds", "mean", f"minus {baseline}")
         table = make_table(*headers, title=metric.replace("_", " "))
-        for ratio, section in groupby(of_metric, key=lambda row: row["noise_ratio"]):
+        for noise, section in groupby(of_metric, key=lambda row: (row["noise_kind"], row["noise_ratio"])):
             for row in section:
                 difference = format_interval(row["difference"], signed=True)
                 mean = format_interval(row["mean"])
-                table.add_row(f"{ratio:g}", row["objective"], str(len(row["seeds"])), mean, difference)
+                table.add_row(name_noise(*noise), row["objective"], str(len(row["seeds"])), mean, difference)
             table.add_section()
         tables[metric] = table
     return tables
@@ -55,15 +57,16 @@ def make_mean_tables(rows: Sequence[dict], baseline: str) -> dict[str, Table]:
 
 def compare_runs(results: Sequence[Result], benchmark: str, baseline: str) -> list[dict]:
     """Compare each run with the baseline's run of the same noise and seed, on the same questions; see `compare`."""
-    base = {(r.noise_ratio, r.seed): r for r in results if r.objective == baseline}
+    base = {(r.noise, r.seed): r for r in results if r.objective == baseline}
     pairs = []
-    for result in sorted(results, key=lambda r: (r.noise_ratio, r.objective, r.seed)):
-        other = base.get((result.noise_ratio, result.seed))
+    for result in sorted(results, key=lambda r: (r.noise_kind != SWAP, r.noise, r.objective, r.seed)):
+        other = base.get((result.noise, result.seed))
         if other is None or other is result:
             continue
         found = compare(other.run / "eval" / benchmark, result.run / "eval" / benchmark)
         if found is not None and found["differences"] is not None:
-            key = {"noise_ratio": result.noise_ratio, "objective": result.objective, "seed": result.seed}
+            key = {"noise_kind": result.noise_kind, "noise_ratio": result.noise_ratio}
+            key |= {"objective": result.objective, "seed": result.seed}
             pairs.append(key | found)
     return pairs
 
@@ -76,5 +79,6 @@ def make_pair_table(pairs: Sequence[dict], metrics: Sequence[str], baseline: str
         test = pair["mcnemar"]
         last = [f"{test['only_second']} : {test['only_first']}", f"{test['p']:.2g}"] if test else ["-", "-"]
         differences = [format_interval(pair["differences"][metric], signed=True) for metric in metrics]
-        table.add_row(f"{pair['noise_ratio']:g}", pair["objective"], str(pair["seed"]), *differences, *last)
+        noise = name_noise(pair["noise_kind"], pair["noise_ratio"])
+        table.add_row(noise, pair["objective"], str(pair["seed"]), *differences, *last)
     return table

@@ -5,13 +5,16 @@ import json
 import pytest
 import yaml
 
-from cal_cli.reporting.collect import collect_results, tabulate_metric
+from cal_cli.reporting.collect import collect_results, name_noise, tabulate_metric
+from cal_cli.reporting.figures import draw_noise_figure
 from cal_cli.reporting.tables import summarize_metric
 from cal_cli.runtime.errors import InputError
 from cal_cli.statistics.seeds import difference_over_seeds, mean_over_seeds
 
 
-def write_run(folder, objective, ratio, seed, value, status="completed", evaluated=True, options=None, **config):
+def write_run(
+    folder, objective, ratio, seed, value, status="completed", evaluated=True, options=None, kind=None, **config
+):
     run = folder / f"{objective}-{ratio}-{seed}"
     run.mkdir(parents=True)
     config = {
@@ -22,7 +25,8 @@ def write_run(folder, objective, ratio, seed, value, status="completed", evaluat
         "noise": {},
     } | config
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    summary = {"status": status, "objective": objective, "noise": {"ratio": ratio}, "seed": seed, "command": "cal"}
+    noise = {"ratio": ratio, **({"kind": kind} if kind else {})}
+    summary = {"status": status, "objective": objective, "noise": noise, "seed": seed, "command": "cal"}
     (run / "summary.json").write_text(json.dumps(summary | {"device": "d", "versions": {}}))
     if evaluated:
         (run / "eval/scenes").mkdir(parents=True)
@@ -62,12 +66,29 @@ def test_rows_pair_by_noise_and_seed(tmp_path):
     assert rows[0.5, "cal"]["difference"]["value"] == pytest.approx((0.1 + 0.2) / 2)
 
 
+def test_kinds_of_noise_are_told_apart_and_share_the_clean_runs(tmp_path):
+    for objective, value in (("ce", 0.5), ("cal", 0.6)):
+        write_run(tmp_path / "a", objective, 0.0, 0, value, kind="attribute")
+        write_run(tmp_path / "b", objective, 0.5, 0, value - 0.1, kind="attribute")
+        write_run(tmp_path / "c", objective, 0.5, 0, value - 0.3, kind="swap")
+    results, _ = collect_results([str(tmp_path)], "scenes")
+    table = tabulate_metric(results, "scene_accuracy")
+    rows = summarize_metric(table, "m", "ce")
+    names = [(name_noise(row["noise_kind"], row["noise_ratio"]), row["objective"]) for row in rows]
+    assert names == [(n, o) for n in ("0", "0.5", "attribute 0.5") for o in ("ce", "cal")]
+    assert [row["mean"]["value"] for row in rows] == pytest.approx([0.5, 0.6, 0.2, 0.3, 0.4, 0.5])
+    assert draw_noise_figure(table, "scene_accuracy").startswith(b"\x89PNG")
+
+
 def test_variants_of_an_objective_are_told_apart(tmp_path):
     write_run(tmp_path / "a", "pmi", 0.0, 0, 0.5, options={"window": 3, "alpha": 0})
     write_run(tmp_path / "b", "pmi", 0.0, 0, 0.6, options={"window": 9, "alpha": 0})
     write_run(tmp_path / "b", "ce", 0.0, 0, 0.6, options={"window": 1, "alpha": 1})
+    for unit in ("turn", "sample"):
+        write_run(tmp_path / unit, "posterior", 0.0, 0, 0.6, options={"rule": {"unit": unit, "r": 0.1}})
     results, _ = collect_results([str(tmp_path)], "scenes")
-    assert {result.objective for result in results} == {"pmi window=3", "pmi window=9", "ce"}
+    names = {"pmi window=3", "pmi window=9", "ce", "posterior rule.unit=turn", "posterior rule.unit=sample"}
+    assert {result.objective for result in results} == names
 
 
 def test_runs_may_start_from_the_projector_of_a_stage_1_with_their_own_objective(tmp_path):
@@ -107,7 +128,7 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     write_run(tmp_path / "d", "ce", 0.0, 1, 0.5, evaluated=False)
     with pytest.raises(InputError, match="no such folder"):
         collect_results([str(tmp_path / "none")], "scenes")
-    with pytest.raises(InputError, match="same objective, noise ratio and seed"):
+    with pytest.raises(InputError, match="same objective, noise and seed"):
         collect_results([str(tmp_path / "a"), str(tmp_path / "c")], "scenes")
     with pytest.raises(InputError, match="run cal eval"):
         collect_results([str(tmp_path / "d")], "scenes")
