@@ -22,8 +22,8 @@ from cal_cli.objective import RuleLoss
 from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import write_whole
-from cal_cli.runtime.runs import find_checkpoints, get_result_folder, get_run_name
+from cal_cli.runtime.files import read_json, write_whole
+from cal_cli.runtime.runs import LEARNT, find_checkpoints, get_result_folder, get_run_name
 from cal_cli.toy.model import BASE
 
 
@@ -73,6 +73,9 @@ def token_weight_dump(config: DictConfig) -> None:
         noisy = {change["index"]: change for change in changed}
         if shortfall := describe_changes(data.entries, settings.noise, changed):
             make_console().print(shortfall)
+    learnt = read_json(checkpoints[0] / LEARNT) or read_json(checkpoints[0].parent / LEARNT, {})
+    if learnt.keys() == objective.state.keys():  # of a run with the same rule
+        objective.restore(learnt)
     model, processor = load_checkpoint(str(checkpoints[0]), "float32")
     table, pieces = make_token_table(model, processor, data, objective, noisy, settings.batch_size)
 

@@ -1,5 +1,6 @@
 """`cal train`: carry out one run in its folder; the same command again continues it, or finds it complete."""
 
+import json
 import time
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console
 from cal_cli.runtime.files import write_whole
 from cal_cli.runtime.processes import count_processes, is_worker, join, run_workers
-from cal_cli.runtime.runs import clear, find_last_checkpoint, is_completed, write_summary
+from cal_cli.runtime.runs import LEARNT, clear, find_last_checkpoint, is_completed, write_summary
 from cal_cli.training.arguments import TrainConfig, check_ranges, count_step_samples, make_training_arguments
 from cal_cli.training.artifacts import save_weights, summarize
 from cal_cli.training.bad_samples import BadSamples
@@ -119,7 +120,7 @@ def prepare(
         train_dataset=data,
         data_collator=collate,
         processing_class=processor,
-        callbacks=[MetricsWriter(job.folder / "metrics.jsonl")],
+        callbacks=[MetricsWriter(job.folder / "metrics.jsonl", objective)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, last
@@ -161,6 +162,8 @@ def finish(
 ) -> None:
     """Write the summary and report how the run ended; exit with 130 if it was interrupted, with 1 if it failed."""
     if state.is_main_process or problem:
+        if trainer.objective.state:
+            write_whole(folder / LEARNT, json.dumps(trainer.objective.state) + "\n")
         write_summary(folder, summary)
     if problem and not isinstance(problem, NonFiniteLoss | OSError | SafetensorError):
         raise problem
@@ -180,7 +183,7 @@ def finish(
         state.wait_for_everyone()  # the end of the first process ends the others
         raise SystemExit(130)
     values = {"loss": summary["final_loss"]} | summary.get("estimates", {})
-    found = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if name != "supported")
+    found = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     console.print(f"{folder}: completed, {trainer.state.global_step} steps, {found}")
 
 

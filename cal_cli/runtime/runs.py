@@ -16,6 +16,7 @@ from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import read_json, write_whole
 
 TRAIN_RUNS = Path("runs/train")
+LEARNT = "objective.json"  # in a run and in its checkpoints: what the objective has learnt from the data
 # keys of a run's config that say how it is carried out and reported, not what it computes
 OPERATIONAL = (
     "resume",
@@ -66,7 +67,7 @@ def is_completed(folder: Path, config: DictConfig) -> bool:
 
 def clear(folder: Path) -> None:
     """Remove what an earlier run left in the folder."""
-    for name in ("summary.json", "metrics.jsonl", "config.yaml", "inputs.json", "bad_samples.jsonl"):
+    for name in ("summary.json", "metrics.jsonl", "config.yaml", "inputs.json", "bad_samples.jsonl", LEARNT):
         (folder / name).unlink(missing_ok=True)
     for name in ("checkpoints", "checkpoint", "projector", "adapter", "eval", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -12,15 +12,19 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from cal_cli.objective import WeightedLoss
 from cal_cli.runtime.console import make_progress
 from cal_cli.runtime.files import write_whole
 
 
 class MetricsWriter(TrainerCallback):
-    """Write one JSON object for each logged step to `path`; a resumed run removes the lines after its first step."""
+    """Write one JSON object for each logged step to `path`; a resumed run removes the lines after its first step.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    The estimates of the objective are among its values.
+    """
+
+    def __init__(self, path: Path, objective: WeightedLoss) -> None:
+        self.path, self.objective = path, objective
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         lines = self.path.read_text().splitlines() if self.path.exists() else []
@@ -37,7 +41,7 @@ class MetricsWriter(TrainerCallback):
         self.tokens, self.time = state.num_input_tokens_seen, now
         names = ("loss", "learning_rate", "grad_norm", "weight_mean", "delta_mean", "share_at_alpha", "share_at_beta")
         line = {"step": state.global_step, "epoch": state.epoch} | {name: logs.get(name) for name in names}
-        line |= {name: logs[name] for name in ("rho", "r") if name in logs}  # estimates of some objectives
+        line |= self.objective.estimates
         line["tokens_per_second"] = logs["tokens_per_second"]
         if state.is_world_process_zero:
             with self.path.open("a") as file:

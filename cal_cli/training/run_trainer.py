@@ -25,10 +25,10 @@ from cal_cli.models.llava import get_projector, load_projector, save_projector
 from cal_cli.models.parameter_groups import set_rates, trains_only_projector
 from cal_cli.objective.forward import unwrap_adapters
 from cal_cli.runtime.files import read_json, write_whole
+from cal_cli.runtime.runs import LEARNT
 from cal_cli.training.bad_samples import BadSamples
 from cal_cli.training.trainer import CALTrainer
 
-LEARNT = "objective.json"  # what the objective has learnt, in a checkpoint
 # the optimizer's state by parameter names, not sharded: the same for every launch
 UNSHARDED = StateDictOptions(full_state_dict=True, cpu_offload=True)
 

@@ -277,18 +277,54 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path):
     assert "already completed" in cal(*words, folder=tmp_path).stdout
 
 
-@pytest.mark.parametrize("objective", ["dft", "gce", "ratio", "posterior"])
+ESTIMATED = {
+    "posterior": ["rho", "r"],
+    "truncate": ["loss_threshold"],
+    "gmm": ["low_loss_share", "low_loss_mean", "high_loss_mean"],
+}
+CONTRASTED = ("ratio", "posterior", "excess")
+
+
+@pytest.mark.parametrize("objective", ["dft", "gce", "ratio", "posterior", "vig", "excess", "truncate", "gmm"])
 def test_every_rule_trains(objective, tmp_path):
     words = ["train", f"objective={objective}", "data.n=32", "batch_size=8", "logging_steps=1", "name=t"]
     cal(*words, folder=tmp_path)
     (run,) = tmp_path.glob("runs/train/t/*")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 4 and all(0 < line["weight_mean"] < 5 and line["loss"] > 0 for line in lines)
-    assert all((line["delta_mean"] is not None) == (objective in ("ratio", "posterior")) for line in lines)
+    assert all((line["delta_mean"] is not None) == (objective in CONTRASTED) for line in lines)
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["objective"]["rule"]["_target_"].startswith("cal_cli.objective.rules.")
     summary = json.loads((run / "summary.json").read_text())
-    assert ("estimates" in summary) == all("rho" in line for line in lines) == (objective == "posterior")
+    names = ESTIMATED.get(objective, [])
+    assert list(summary.get("estimates", {})) == names and all(name in line for line in lines for name in names)
+    assert (run / "objective.json").is_file() == bool(names)
+
+
+@pytest.mark.parametrize("objective", ["gmm", "posterior"])
+def test_a_continued_run_remembers_what_its_objective_has_learnt(objective, tmp_path):
+    words = [
+        "train",
+        f"objective={objective}",
+        "data.n=64",
+        "batch_size=8",
+        "logging_steps=1",
+        "save_steps=4",
+        "name=t",
+    ]
+    words += ["objective.rule.warmup=2"] if objective == "gmm" else ["+objective.rule.supported=0.9"]
+    cal(*words, folder=tmp_path)
+    (run,) = tmp_path.glob("runs/train/t/*")
+    whole = weights(run), (run / "objective.json").read_text(), (run / "metrics.jsonl").read_text()
+    (run / "summary.json").unlink()
+    shutil.rmtree(run / "checkpoints/checkpoint-8")
+    assert "continuing from checkpoint-4" in cal(*words, folder=tmp_path).stdout
+    assert same_weights(weights(run), whole[0]) and (run / "objective.json").read_text() == whole[1]
+    shown = [
+        [json.loads(line)["weight_mean"] for line in text.splitlines()]
+        for text in (whole[2], (run / "metrics.jsonl").read_text())
+    ]
+    assert shown[0] == shown[1] and min(shown[0]) < 1
 
 
 def test_a_rule_s_options_are_checked_and_its_scores_can_be_cached(tmp_path):
@@ -302,4 +338,4 @@ def test_a_rule_s_options_are_checked_and_its_scores_can_be_cached(tmp_path):
         refused = cal(*words, word, folder=tmp_path, check=False)
         assert refused.returncode == 2 and said in " ".join(refused.stderr.split()), refused.stderr
     told = cal(*words, "objective.contrast=cached", folder=tmp_path).stdout
-    assert "scores without images: computing 16 samples once" in " ".join(told.split())
+    assert "scores before training: computing 16 samples once" in " ".join(told.split())

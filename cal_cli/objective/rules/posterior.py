@@ -77,8 +77,11 @@ class MismatchPosterior(WeightRule):
 
     @property
     def state(self) -> dict[str, Any]:
-        names = ("rho", "r", "supported") if self.estimated else ()
-        return {name: getattr(self, name) for name in names}
+        return self.estimates | {"supported": self.supported} if self.estimated else {}
+
+    @property
+    def estimates(self) -> dict[str, float]:
+        return {"rho": self.rho, "r": self.r} if self.estimated else {}
 
     def __call__(self, scores: TokenScores) -> Tensor:
         if self.estimated and self.supported <= TRUST:
