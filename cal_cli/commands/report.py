@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
@@ -11,15 +12,15 @@ from rich.console import Console
 
 from cal_cli.reporting.collect import collect_results, tabulate_metric
 from cal_cli.reporting.figures import draw_noise_figure
-from cal_cli.reporting.pairs import compare, describe_mcnemar
+from cal_cli.reporting.pairs import compare, describe_test
 from cal_cli.reporting.paper import make_paper_rows, make_paper_table
-from cal_cli.reporting.tables import compare_runs, make_mean_tables, make_pair_table, summarize_metric
+from cal_cli.reporting.tables import compare_runs, compare_seeds, make_mean_tables, make_pair_table, summarize_metric
 from cal_cli.runtime.config import check_types
 from cal_cli.runtime.console import make_console, make_table, render_markdown
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_whole
 from cal_cli.runtime.runs import read_summary
-from cal_cli.statistics.seeds import format_interval
+from cal_cli.statistics.seeds import find_needed_seeds, format_interval
 
 
 @dataclass
@@ -59,7 +60,8 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
         if metric not in known:
             raise InputError(f"metrics={metric}: not among the results; there are {', '.join(known)}")
     values = {metric: tabulate_metric(results, metric, baseline) for metric in metrics}
-    rows = [row for metric, table in values.items() for row in summarize_metric(table, metric, baseline)]
+    together = compare_seeds(results, benchmark, baseline)
+    rows = [row for metric, table in values.items() for row in summarize_metric(table, metric, baseline, together)]
     pairs = compare_runs(results, benchmark, baseline)
     notes = write_notes(rows, bool(pairs), baseline, [str(run) for run in unevaluated])
     summary = read_summary(results[0].run)
@@ -104,14 +106,27 @@ def write_notes(rows: list[dict], paired: bool, baseline: str, unevaluated: list
     if any(row["mean"]["n"] == 1 for row in rows):
         notes.append("One seed has no interval over seeds: run more (-m seed=0,1,2) before believing a difference.")
     if any(row["mean"]["n"] > 1 for row in rows):
-        notes.append(f"Intervals: 95 %, Student's t over seeds; differences to {baseline} are paired by seed.")
+        both = any(row["over_seeds_and_questions"] for row in rows)
+        notes.append(
+            f"Intervals: 95 %. Means: Student's t over seeds. Differences to {baseline} are paired by seed"
+            + (", over seeds and the questions' pictures together (two-level bootstrap)." if both else ".")
+        )
+        smallest = 2.0 ** (1 - max(row["mean"]["n"] for row in rows))
+        notes.append(
+            f"p: exact sign-flip test over seeds; the smallest possible here is {smallest:.2g}. Holm: adjusted for all "
+            "comparisons of the table. Detectable: the true difference that as many seeds, with the spread of these, "
+            "show with a probability of 80 % (paired t test at 5 %)."
+        )
+        spreads = [row["difference"]["spread"] for row in rows if row["difference"] and row["difference"]["spread"]]
+        if spreads:
+            needed = ", ".join(f"{size} {find_needed_seeds(median(spreads), size)}" for size in (0.05, 0.02, 0.01))
+            notes.append(f"Seeds that true differences would need, with the median spread of all rows: {needed}.")
     if unevaluated:
         notes.append(f"Left out, completed but not evaluated: {', '.join(unevaluated)}.")
     if paired:
         notes.append(
             "The same questions: 95 % intervals by a paired bootstrap over their pictures; right alone: the number of "
-            f"questions that only the run, or only {baseline}, has right, with p of McNemar's exact test, which treats "
-            "questions about one picture as independent."
+            f"questions that only the run, or only {baseline}, has right; p: permutation test over pictures."
         )
     return notes
 
@@ -136,7 +151,7 @@ def report_pair(given: list[str], output: Path, console: Console) -> None:
     console.print(table)
     console.print(
         f"{found['n']} questions; 95 % intervals by a paired bootstrap over their pictures. "
-        f"{describe_mcnemar(found['mcnemar'])}"
+        f"{describe_test(found['test'])}"
     )
     write_whole(output / "compare.json", json.dumps({"first": given[0], "second": given[1], **found}, indent=2) + "\n")
     console.print(f"{output}: compare.json")

@@ -1,4 +1,4 @@
-"""95 % intervals by the bootstrap, over groups of answers that belong together, and McNemar's test.
+"""95 % intervals by the bootstrap, and a permutation test, over groups of answers that belong together.
 
 A benchmark's values are functions of sums over its questions: each question has *parts*, numbers that can be added up.
 One bootstrap, which draws the groups (pictures) with all their questions, then serves every metric.
@@ -109,15 +109,76 @@ def median_ratio(values: Sequence[float], base: Sequence[float]) -> dict[str, An
     return {"median": float(np.median(ratios)), "ci95": interval}
 
 
-def run_mcnemar_test(one: Sequence[float], other: Sequence[float]) -> dict[str, Any] | None:
-    """Apply McNemar's exact test to answers that are right (1) or wrong (0); None if some are neither.
+def run_group_test(one: Sequence[float], other: Sequence[float], groups: Sequence[str]) -> dict[str, Any]:
+    """Test whether two sets of scores of the same questions differ, by sign flips of whole groups.
+
+    Without a difference the two could be exchanged for each picture, with all its questions. For answers that are right
+    or wrong, one about each picture, this is McNemar's test by the difference of counts. Up to 16 groups that differ it
+    is exact; of more, 9,999 flips are drawn. The test is scipy's.
 
     Returns:
-        `only_first`, `only_second` (questions that only one has right) and the two-sided `p`.
+        The two-sided `p`; `only_first` and `only_second`, the numbers of questions that only one has right, None if
+        answers are not simply right or wrong.
     """
-    if not set(one) | set(other) <= {0.0, 1.0}:
-        return None
-    first = sum(a > b for a, b in zip(one, other, strict=True))
-    second = sum(a < b for a, b in zip(one, other, strict=True))
-    p = float(stats.binomtest(first, first + second).pvalue) if first + second else 1.0
+    totals: dict[str, float] = {}
+    for a, b, group in zip(one, other, groups, strict=True):
+        totals[group] = totals.get(group, 0.0) + a - b
+    differing = np.array([total for total in totals.values() if total])
+    flips = 2 ** len(differing) if len(differing) <= 16 else 9_999
+    p = 1.0
+    if len(differing) > 1:
+        p = float(
+            stats.permutation_test(
+                (differing,), np.sum, permutation_type="samples", n_resamples=flips, batch=500, vectorized=True, rng=0
+            ).pvalue
+        )
+    binary = set(one) | set(other) <= {0.0, 1.0}
+    first = sum(a > b for a, b in zip(one, other, strict=True)) if binary else None
+    second = sum(a < b for a, b in zip(one, other, strict=True)) if binary else None
     return {"only_first": first, "only_second": second, "p": p}
+
+
+def estimate_differences_over_runs(
+    values: Values, one: Sequence[Sequence[Parts]], other: Sequence[Sequence[Parts]], groups: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Compute the mean over runs of each value of `one` minus that of `other`, with one interval for runs and groups.
+
+    Both are drawn: the pairs of runs, and the groups of questions, which are the same in all runs (a two-level paired
+    bootstrap). Draws of n runs vary by sqrt((n - 1) / n) too little, and say nothing of how uncertain their spread is,
+    so their deviation from the mean of all runs is scaled by sqrt(n / (n - 1)) and by Student's over the normal
+    quantile: if the questions did not matter, the interval would be as wide as Student's.
+
+    Args:
+        values: computes the values from the sums of the parts.
+        one, other: for each run, the parts of each question; the runs are paired.
+        groups: the group of each question.
+
+    Returns:
+        As `estimate_values`; no interval for a single run or group, or if all draws agree.
+    """
+    tables = [[sum_by_group(parts, groups) for parts in runs] for runs in (one, other)]
+    n, count = len(one), len(set(groups))
+    drawn = np.random.default_rng(0)
+    chosen = drawn.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)  # how often each group is drawn
+    whole = np.ones((1, count))
+
+    def differ(weights: np.ndarray) -> np.ndarray:  # [runs, values, draws]
+        sums = [[{name: weights @ column for name, column in table.items()} for table in runs] for runs in tables]
+        found = [np.array([list(values(run).values()) for run in runs]) for runs in sums]
+        return found[0] - found[1]
+
+    names = list(values({name: column.sum() for name, column in tables[0][0].items()}))
+    means = differ(whole)[..., 0].mean(axis=0)
+    result: dict[str, dict[str, Any]] = {
+        name: {"value": float(mean), "ci95": None, "n": n} for name, mean in zip(names, means, strict=True)
+    }
+    if n < 2 or count < 2:
+        return result
+    each = differ(chosen)
+    runs = drawn.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).T[:, None, :] / n  # [runs, 1, draws]
+    scale = np.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975)
+    mean = each.mean(axis=0)
+    together = mean + scale * ((each * runs).sum(axis=0) - mean)
+    for name, draws in zip(names, together, strict=True):
+        result[name]["ci95"] = _take_middle(draws)
+    return result

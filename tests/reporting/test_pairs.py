@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cal_cli.reporting.pairs import compare
+from cal_cli.reporting.pairs import compare, compare_over_runs
 from cal_cli.runtime.errors import InputError
 from tests.cal import cal
 
@@ -28,10 +28,20 @@ def test_the_second_s_answers_are_held_against_the_first_s(tmp_path):
     second = write(tmp_path / "b", [1.0] * 9 + [0.0] * 5 + [1.0] * 6)
     found = compare(first, second)
     assert found["n"] == 20
-    assert found["mcnemar"]["only_first"] == 1 and found["mcnemar"]["only_second"] == 6
-    assert found["mcnemar"]["p"] == pytest.approx(2 * (1 + 7) / 2**7)
+    assert found["test"]["only_first"] == 1 and found["test"]["only_second"] == 6
+    assert found["test"]["p"] == pytest.approx(2 * (1 + 7) / 2**7)
     low, high = found["differences"]["right"]["ci95"]
     assert found["differences"]["right"]["value"] == pytest.approx(0.25) and low <= 0.05 < 0.4 < high
+
+
+def test_several_runs_are_compared_together(tmp_path):
+    first = [write(tmp_path / f"a{seed}", [1.0] * 10 + [0.0] * 10) for seed in range(3)]
+    second = [write(tmp_path / f"b{seed}", [1.0] * (13 + seed) + [0.0] * (7 - seed)) for seed in range(3)]
+    found = compare_over_runs(first, second)["right"]
+    assert found["value"] == pytest.approx(0.2) and found["n"] == 3
+    assert found["ci95"][0] < 0.1 and found["ci95"][1] > 0.3
+    assert compare_over_runs(first[:1], second[:1])["right"]["ci95"] is None
+    assert compare_over_runs(first, [*second[:2], write(tmp_path / "c", [1.0])]) is None  # other questions
 
 
 def test_what_is_not_the_same_questions_is_refused(tmp_path):

@@ -9,7 +9,6 @@ from cal_cli.reporting.collect import collect_results, name_noise, tabulate_metr
 from cal_cli.reporting.figures import draw_noise_figure
 from cal_cli.reporting.tables import summarize_metric
 from cal_cli.runtime.errors import InputError
-from cal_cli.statistics.seeds import difference_over_seeds, mean_over_seeds
 
 
 def write_run(
@@ -34,21 +33,6 @@ def write_run(
     return run
 
 
-def test_the_mean_of_three_seeds_has_student_s_interval():
-    """0.51, 0.508, 0.596 minus 0.43, 0.453, 0.537: +0.0647 and 4.302653 (t at 0.975, 2 d.f.) x 0.00775 about it."""
-    ce, cal = {0: 0.430, 1: 0.453, 2: 0.537}, {0: 0.510, 1: 0.508, 2: 0.596}
-    difference = difference_over_seeds(cal, ce)
-    assert difference["value"] == pytest.approx(0.0647, abs=1e-4)
-    assert difference["ci95"] == pytest.approx([0.0313, 0.0980], abs=1e-4)
-    assert difference["n"] == 3
-
-
-def test_one_seed_has_no_interval():
-    assert mean_over_seeds([0.5]) == {"value": 0.5, "ci95": None, "n": 1}
-    assert difference_over_seeds({0: 0.5}, {0: 0.25, 1: 0.1}) == {"value": 0.25, "ci95": None, "n": 1}
-    assert difference_over_seeds({0: 0.5}, {1: 0.25}) is None
-
-
 def test_rows_pair_by_noise_and_seed(tmp_path):
     for ratio in (0.0, 0.5):
         for seed in (0, 1):
@@ -64,6 +48,7 @@ def test_rows_pair_by_noise_and_seed(tmp_path):
     assert rows[0.0, "ce"]["mean"]["value"] == pytest.approx(0.55)
     assert rows[0.0, "ce"]["difference"] is None
     assert rows[0.5, "cal"]["difference"]["value"] == pytest.approx((0.1 + 0.2) / 2)
+    assert [row["difference"]["p_holm"] for row in rows.values() if row["difference"]] == [1.0, 1.0]
 
 
 def test_kinds_of_noise_are_told_apart_and_share_the_clean_runs(tmp_path):

@@ -5,7 +5,12 @@ import pytest
 from scipy import stats
 
 from cal_cli.evaluation.metrics import POPE, Mean
-from cal_cli.statistics.bootstrap import estimate_differences, estimate_values, run_mcnemar_test
+from cal_cli.statistics.bootstrap import (
+    estimate_differences,
+    estimate_differences_over_runs,
+    estimate_values,
+    run_group_test,
+)
 from tests.evaluation.test_metrics import asked
 
 MEAN = Mean("exact_match", "m")
@@ -79,11 +84,54 @@ def test_a_paired_difference_takes_out_what_both_find_hard():
     assert same == {"value": 0.0, "ci95": None}  # no two answers differ: nothing is known of how they might
 
 
-def test_mcnemar_is_the_exact_binomial():
+def test_one_question_for_each_picture_is_mcnemar_s_exact_test():
     """10 and 3 discordant: twice the sum of C(13, k) / 2^13 for k up to 3."""
     one, other = [1.0] * 10 + [0.0] * 3 + [1.0] * 7, [0.0] * 10 + [1.0] * 3 + [1.0] * 7
-    found = run_mcnemar_test(one, other)
+    groups = [str(n) for n in range(20)]
+    found = run_group_test(one, other, groups)
     assert (found["only_first"], found["only_second"]) == (10, 3)
     assert found["p"] == pytest.approx(2 * (1 + 13 + 78 + 286) / 2**13)
-    assert run_mcnemar_test([1.0], [1.0])["p"] == 1
-    assert run_mcnemar_test([0.5], [1.0]) is None
+    assert run_group_test([1.0], [1.0], ["a"])["p"] == 1
+    assert run_group_test([0.5, 0.2], [1.0, 0.1], ["a", "b"])["only_first"] is None
+
+
+def test_many_questions_about_one_picture_are_no_evidence_by_number():
+    """Six pictures with ten questions each, all won by one: 2 of 2^6 flips, where McNemar's test would have 2^-59."""
+    one, other, groups = [1.0] * 60, [0.0] * 60, [str(n // 10) for n in range(60)]
+    assert run_group_test(one, other, groups)["p"] == pytest.approx(2 / 2**6)
+
+
+def test_the_group_test_holds_its_level():
+    drawn, false = np.random.default_rng(0), 0
+    for _ in range(300):
+        hard = drawn.random(30).repeat(4)
+        one, other = ((drawn.random(30).repeat(4) < hard).astype(float).tolist() for _ in range(2))
+        groups = [str(n // 4) for n in range(120)]
+        false += run_group_test(one, other, groups)["p"] < 0.05
+    assert false / 300 < 0.085  # 0.05 and two standard deviations
+
+
+def test_an_interval_for_runs_and_questions_covers_the_truth():
+    """Runs differ by 0.05 around a true difference of 0.1, questions by more; three and eight runs."""
+    for n in (3, 8):
+        drawn, covered, widths = np.random.default_rng(n), [], []
+        for _ in range(200):
+            effect = 0.1 + 0.05 * drawn.normal(size=(n, 1)) + 0.3 * drawn.normal(size=(1, 60))
+            scores = effect + 0.2 * drawn.normal(size=(n, 60))
+            groups = [f"{k:02d}" for k in range(60)]
+            parts = [make_parts(row) for row in scores], [make_parts(np.zeros(60))] * n
+            low, high = estimate_differences_over_runs(MEAN.compute, *parts, groups)["m"]["ci95"]
+            covered.append(low <= 0.1 <= high)
+            widths.append(high - low)
+        assert np.mean(covered) > 0.9, n
+        exact = 2 * 1.96 * np.sqrt(0.05**2 / n + 0.3**2 / 60 + 0.2**2 / 60 / n)
+        assert exact < 1.1 * np.median(widths) < 2.2 * exact
+
+
+def test_runs_alone_make_student_s_interval():
+    values = np.random.default_rng(4).normal(0.1, 0.05, 8)
+    parts = [make_parts([value] * 40) for value in values], [make_parts([0.0] * 40)] * 8
+    found = estimate_differences_over_runs(MEAN.compute, *parts, [f"{n:02d}" for n in range(40)])["m"]
+    half = stats.t.ppf(0.975, 7) * stats.sem(values)
+    assert found["value"] == pytest.approx(values.mean())
+    assert found["ci95"] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.2 * half)
