@@ -24,6 +24,7 @@ class ProbabilityPower(WeightRule):
         ValueError: a negative power.
 
     Example:
+        >>> import torch
         >>> ProbabilityPower(q=1.0)(TokenScores(torch.tensor([0.5, 0.01]).log()))
         tensor([0.5000, 0.0100])
     """
@@ -44,6 +45,7 @@ class GivenWeights(WeightRule):
     """w = the data's own `loss_weights`: a number for each answer or each of its tokens, 1 where a sample has none.
 
     Example:
+        >>> import torch
         >>> GivenWeights()(TokenScores(given=torch.tensor([0.5, 2.0])))
         tensor([0.5000, 2.0000])
     """
