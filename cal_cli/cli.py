@@ -65,7 +65,7 @@ def evaluate(config: DictConfig) -> None:
 
 @command("noise-inject")
 def noise_inject(config: DictConfig) -> None:
-    """Write a data set in which the captions of some samples are exchanged."""
+    """Write a data set in which the captions of some samples are wrong."""
     from cal_cli.commands.noise_inject import noise_inject
 
     noise_inject(config)
@@ -93,6 +93,14 @@ def report(config: DictConfig) -> None:
     from cal_cli.commands.report import report
 
     report(config)
+
+
+@command("study")
+def study(config: DictConfig) -> None:
+    """Train, evaluate and report all runs of an experiment."""
+    from cal_cli.commands.study import study
+
+    study(config)
 
 
 @command("bench")

@@ -29,6 +29,9 @@ PACKAGE = Path(__file__).parent.parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in a wheel, or in a checkout
 
 
+STUDY_KEYS = ("experiment", "jobs", "benchmark", "plan", "hydra", "words")  # other words are those of `cal train`
+
+
 @dataclass(frozen=True)
 class Job:
     """What Hydra knows about the running job."""
@@ -46,14 +49,17 @@ class Job:
 def get_job() -> Job:
     """Return the running job."""
     settings = HydraConfig.get()
-    words = ["cal", str(settings.job.config_name).replace("_", "-")]
-    for source in settings.runtime.config_sources:
-        if source.provider == "command-line":
-            words += ["--config-dir", source.path]
+    words = ["cal", str(settings.job.config_name).replace("_", "-"), *get_config_dirs()]
     choices = {str(group): choice for group, choice in settings.runtime.choices.items()}
     folder = Path(settings.runtime.output_dir)
     folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     return Job([*words, *settings.overrides.task], folder, choices)
+
+
+def get_config_dirs() -> list[str]:
+    """Return the words that give the running job its further folders of configs."""
+    sources = [source for source in HydraConfig.get().runtime.config_sources if source.provider == "command-line"]
+    return [word for source in sources for word in ("--config-dir", source.path)]
 
 
 def run(name: str, task: Callable[[DictConfig], None], words: list[str]) -> None:
@@ -66,7 +72,7 @@ def run(name: str, task: Callable[[DictConfig], None], words: list[str]) -> None
     full_error = os.environ.setdefault("CAL_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise, instead of printing and exiting with 1
     logging.getLogger().addHandler(logging.NullHandler())  # libraries' log lines are not ours
-    words = [quote_path(word) for word in words]
+    words = [quote_path(word) for word in (gather_train_words(words) if name == "study" else words)]
     sys.argv = [f"cal {name}", *words]
     call = functools.partial(run_task, task=task, full_error=full_error)
     functools.update_wrapper(call, run_task)
@@ -79,6 +85,22 @@ def run(name: str, task: Callable[[DictConfig], None], words: list[str]) -> None
         if full_error or not is_usage_error(error):
             raise
         fail(explain(error, CONF, config_name, words))
+
+
+def gather_train_words(words: list[str]) -> list[str]:
+    """Gather what `cal study` passes on to `cal train` in its key `words`.
+
+    `experiment` becomes `experiment_name`: for Hydra it is a group, whose files are configs of `cal train`.
+    """
+    own, passed_on = [], []
+    for word in words:
+        key = re.split(r"[.=@]", word.lstrip("+~"))[0]
+        if key in STUDY_KEYS or "=" not in word or word.startswith("-"):
+            own.append(re.sub(r"^experiment=", "experiment_name=", word))
+        else:
+            passed_on.append(word)
+    quoted = ", ".join('"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"' for word in passed_on)
+    return [*own, f"words=[{quoted}]"] if passed_on else own
 
 
 def quote_path(word: str) -> str:

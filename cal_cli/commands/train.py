@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console
 from cal_cli.runtime.files import write_whole
 from cal_cli.runtime.processes import count_processes, is_worker, join, run_workers
-from cal_cli.runtime.runs import LEARNT, clear, find_last_checkpoint, is_completed, write_summary
+from cal_cli.runtime.runs import LEARNT, clear, find_last_checkpoint, hold, is_completed, write_summary
 from cal_cli.training.arguments import TrainConfig, check_ranges, count_step_samples, make_training_arguments
 from cal_cli.training.artifacts import save_weights, summarize
 from cal_cli.training.bad_samples import BadSamples
@@ -45,6 +46,14 @@ def train(config: DictConfig) -> None:
     if settings.plan:
         print_plan(config, settings, processes * settings.launch.machines, console)
         return
+    # the process that was called holds the folder, and those that it starts do not
+    held = nullcontext() if is_worker() or settings.launch.machine else hold(job.folder, console.print)
+    with held:
+        carry_out(config, settings, processes, job, console)
+
+
+def carry_out(config: DictConfig, settings: TrainConfig, processes: int, job: Job, console: Console) -> None:
+    """Carry out a run in its folder, unless it is completed; with several processes, start them and wait."""
     if (
         not settings.force
         and is_completed(job.folder, config)

@@ -4,11 +4,13 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -71,6 +73,22 @@ def clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     for name in ("checkpoints", "checkpoint", "projector", "adapter", "eval", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
+
+
+@contextmanager
+def hold(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
+    """Keep other processes from working in a folder; if one is at work there, say so and wait for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        report(f"{folder}: another process is at work there; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def find_last_checkpoint(folder: Path) -> Path | None:

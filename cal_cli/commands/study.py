@@ -1,0 +1,191 @@
+"""`cal study`: the runs of an experiment, trained where they are missing, evaluated and reported."""
+
+import itertools
+import os
+import shlex
+import subprocess
+import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from statistics import median
+
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from cal_cli.commands.hydra_app import get_config_dirs
+from cal_cli.runtime.config import check_types, name_folder
+from cal_cli.runtime.console import make_console
+from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.runs import is_completed, read_summary
+
+
+@dataclass
+class StudyConfig:
+    """The types of `conf/study.yaml`, which documents each key."""
+
+    experiment_name: str
+    words: list[str]
+    jobs: int
+    benchmark: str
+    plan: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a study."""
+
+    words: list[str]  # of `cal train`
+    folder: Path
+    completed: bool
+
+    @property
+    def command(self) -> str:
+        """The command that trains it, quoted for a shell."""
+        return shlex.join(["cal", "train", *self.words])
+
+
+def study(config: DictConfig) -> None:
+    """Train what is missing, evaluate and report; exit with 1 if a run failed, and name its command."""
+    settings = check_types(config, StudyConfig)
+    if settings.jobs < 1:
+        raise InputError(f"jobs={settings.jobs}: must be at least 1")
+    console = make_console()
+    name, runs = list_runs(settings)
+    missing = [run for run in runs if not run.completed]
+    console.print(
+        f"{settings.experiment_name}: {len(runs)} runs, {len(runs) - len(missing)} completed"
+        + (f"; {len(missing)} to train, {settings.jobs} at a time" if missing else "")
+    )
+    known = [seconds for run in runs if run.completed and (seconds := read_summary(run.folder).get("wall_seconds"))]
+    if missing and known:
+        console.print(f"about {estimate(known, len(missing), settings.jobs)}, as the completed runs took")
+    if settings.plan:
+        for run in missing:
+            console.print(run.command, markup=False, soft_wrap=True)
+        return
+    failed = train_runs(missing, known, settings.jobs, console)
+    folder = f"runs/train/{name}"
+    if len(failed) < len(runs):
+        call("eval", f"benchmark={settings.benchmark}", f"checkpoint={folder}")
+        call("report", f"runs={folder}", f"results={settings.benchmark}", f"output=runs/report/{name}")
+    for run, message in failed:
+        console.print(f"failed: {message}\n  {run.command}", markup=False, soft_wrap=True)
+    if failed:
+        raise SystemExit(1)
+
+
+def list_runs(settings: StudyConfig) -> tuple[str, list[Run]]:
+    """List the runs of an experiment: its name, and one run for each combination of its axes.
+
+    The axes are those of the experiment's `hydra.sweeper.params`; `words` replace or add some.
+
+    Raises InputError if there is no such experiment, it has no axes, or a word is wrong.
+    """
+    known = GlobalHydra.instance().config_loader().get_group_options("experiment")
+    if settings.experiment_name not in known:
+        raise InputError(f"experiment={settings.experiment_name}: allowed are {', '.join(known)}")
+    fixed, given, axes = [], set(), {}
+    parser = OverridesParser.create()
+    try:
+        for word in settings.words:
+            override = parser.parse_override(word)
+            if override.is_sweep_override():
+                axes[override.get_key_element()] = list(override.sweep_string_iterator())
+            else:
+                fixed.append(word)
+                given.add(override.get_key_element())
+        base = compose("train", overrides=[f"experiment={settings.experiment_name}", *fixed], return_hydra_config=True)
+        for key, value in (base.hydra.sweeper.get("params") or {}).items():
+            if key in given:
+                continue
+            override = parser.parse_override(f"{key}={value}")
+            several = override.is_sweep_override()
+            axes.setdefault(key, list(override.sweep_string_iterator()) if several else [str(value)])
+        if not axes:
+            raise InputError(
+                f"experiment={settings.experiment_name}: has no axes; give them in its hydra.sweeper.params, or as "
+                "words such as seed=0,1,2"
+            )
+        runs = []
+        excluded = base.hydra.job.config.override_dirname.exclude_keys
+        for values in itertools.product(*axes.values()):
+            words = [f"experiment={settings.experiment_name}", *fixed]
+            words += [f"{key}={value}" for key, value in zip(axes, values, strict=True)]
+            folder = Path(base.hydra.run.dir).parent / name_folder(words, excluded)
+            completed = False
+            if (folder / "summary.json").is_file():  # composing a config takes half a second
+                composed = compose("train", overrides=words)
+                OmegaConf.resolve(composed)
+                completed = is_completed(folder, composed)
+            runs.append(Run([*get_config_dirs(), *words], folder, completed))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(f"experiment={settings.experiment_name}: {str(error).splitlines()[0]}") from error
+    return str(base.name), runs
+
+
+def train_runs(runs: list[Run], known: list[float], jobs: int, console: Console) -> list[tuple[Run, str]]:
+    """Train runs in processes of their own, several at a time; return those that failed, and why.
+
+    Each process has an equal share of the cores. `known` are the seconds of runs that are completed already. A run that
+    another process is training is waited for.
+    """
+    threads = max((os.cpu_count() or 1) // jobs, 1)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    failed: list[tuple[Run, str]] = []
+    seconds = list(known)
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting: dict[Future, tuple[Run, float]] = {}
+        remaining = iter(runs)
+
+        def start_next() -> None:
+            for run in itertools.islice(remaining, jobs - len(waiting)):
+                waiting[pool.submit(train_run, run, environment)] = run, time.perf_counter()
+
+        start_next()
+        done = 0
+        while waiting:
+            finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in finished:
+                run, start = waiting.pop(future)
+                code, message = future.result()
+                done += 1
+                if code == 130:  # Ctrl-C reached all processes, which have saved
+                    raise SystemExit(130)
+                if code:
+                    failed.append((run, message))
+                else:
+                    seconds.append(time.perf_counter() - start)
+                left = estimate(seconds, len(runs) - done, jobs) if seconds else "unknown"
+                state = "failed" if code else "completed"
+                console.print(f"{done}/{len(runs)}  {run.folder.name}: {state}; time left: {left}", soft_wrap=True)
+            start_next()
+    return failed
+
+
+def train_run(run: Run, environment: dict[str, str]) -> tuple[int, str]:
+    """Train one run; return its exit code and the last line that it wrote to the standard error or output."""
+    command = [sys.executable, "-m", "cal_cli", "train", *run.words]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    lines = (result.stderr.strip() or result.stdout.strip() or f"exit code {result.returncode}").splitlines()
+    return result.returncode, lines[-1]
+
+
+def call(*words: str) -> None:
+    """Call another subcommand, which prints for itself. Exits with its code if it fails."""
+    sys.stdout.flush()
+    code = subprocess.run([sys.executable, "-m", "cal_cli", words[0], *get_config_dirs(), *words[1:]]).returncode
+    if code:
+        raise SystemExit(code)
+
+
+def estimate(seconds: list[float], runs: int, jobs: int) -> str:
+    """Estimate how long runs take, from the median of others."""
+    return str(timedelta(seconds=round(median(seconds) * -(-runs // jobs))))

@@ -1,0 +1,96 @@
+"""`cal study` as typed: missing runs alone are trained, failures are named, and two at once share the work."""
+
+import json
+import time
+
+import pytest
+import yaml
+
+from tests.cal import cal, started
+
+MINE = """
+# @package _global_
+name: tried
+data:
+  n: 32
+batch_size: 16
+hydra:
+  sweeper:
+    params:
+      objective: ce,cal
+      noise.ratio: 0,0.5
+      seed: 0,1
+"""
+
+
+@pytest.fixture
+def mine(tmp_path):
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    (tmp_path / "mine/experiment/tried.yaml").write_text(MINE)
+    (tmp_path / "mine/benchmark").mkdir()
+    (tmp_path / "mine/benchmark/few.yaml").write_text("defaults: [scenes]\nn: 4\n")
+    return ["study", "--config-dir", "mine", "experiment=tried", "benchmark=few"]
+
+
+@pytest.mark.slow
+def test_a_study_trains_what_is_missing_evaluates_and_reports(mine, tmp_path):
+    words = [*mine, "seed=5", "jobs=2", "data.n=48"]
+    planned = cal(*words, "plan=true", folder=tmp_path).stdout
+    assert "tried: 4 runs, 0 completed; 4 to train, 2 at a time" in planned and planned.count("cal train") == 4
+    assert not (tmp_path / "runs/train").exists()
+    first = planned.splitlines()[1].split()
+    cal(*first[1:], folder=tmp_path)  # one of them as typed
+    told = cal(*words, folder=tmp_path).stdout
+    assert "4 runs, 1 completed; 3 to train" in told and "3/3" in told and "time left" in told
+    runs = sorted(tmp_path.glob("runs/train/tried/*/summary.json"))
+    assert len(runs) == 4 and all(json.loads(run.read_text())["status"] == "completed" for run in runs)
+    assert all(yaml.safe_load((run.parent / "config.yaml").read_text())["data"]["n"] == 48 for run in runs)
+    report = json.loads((tmp_path / "runs/report/tried/report.json").read_text())
+    assert {(row["objective"], row["noise_ratio"]) for row in report["rows"]} == {
+        (objective, ratio) for objective in ("ce", "cal") for ratio in (0.0, 0.5)
+    }
+    again = cal(*words, folder=tmp_path).stdout
+    assert "4 runs, 4 completed" in again and "already evaluated" in again
+
+
+@pytest.mark.slow
+def test_runs_that_fail_are_named_with_their_commands(mine, tmp_path):
+    wrong = ["objective=ce", "noise.ratio=0,1.5", "seed=0"]
+    result = cal(*mine, *wrong, folder=tmp_path, check=False)
+    assert result.returncode == 1
+    told = " ".join(result.stdout.split())
+    assert "failed: cal: noise ratio 1.5: allowed is a number from 0 to 1 cal train" in told
+    assert "2/2" in told and (tmp_path / "runs/report/tried/report.md").is_file()  # the others are reported
+
+
+def test_wrong_words_are_named(mine, tmp_path):
+    for words, said in (
+        (["study"], "experiment_name has no value"),
+        (["study", "experiment=none"], "experiment=none: allowed are demo, figure3"),
+        ([*mine, "jobs=0"], "jobs=0: must be at least 1"),
+        ([*mine, "objective=none"], "objective/none"),
+        (["study", "experiment=demo"], "experiment=demo: has no axes"),
+    ):
+        result = cal(*words, folder=tmp_path, check=False)
+        assert result.returncode == 2 and said in result.stderr, result.stderr
+
+
+def test_a_run_that_another_process_trains_is_waited_for(tmp_path):
+    words = ["train", "data.n=240", "batch_size=8", "name=t", "save_steps=4"]
+    one = started(*words, folder=tmp_path)
+    while not list(tmp_path.glob("runs/train/t/*/checkpoints/checkpoint-*")):
+        assert one.poll() is None, one.stdout.read()
+        time.sleep(0.05)
+    two = cal(*words, folder=tmp_path).stdout
+    assert "another process is at work there; waiting for it" in " ".join(two.split()) and "already completed" in two
+    assert one.wait() == 0
+    (run,) = tmp_path.glob("runs/train/t/*/metrics.jsonl")
+    assert [json.loads(line)["step"] for line in run.read_text().splitlines()] == [10, 20, 30]
+
+
+@pytest.mark.parametrize("name", ["figure3", "rivals", "noise_kinds", "table4", "table10"])
+def test_the_shipped_experiments_list_their_runs(name, tmp_path):
+    told = cal("study", f"experiment={name}", "plan=true", folder=tmp_path).stdout
+    runs = {"figure3": 150, "rivals": 78, "noise_kinds": 75, "table4": 18, "table10": 12}[name]
+    assert f"{name}: {runs} runs, 0 completed" in told
+    assert len({line for line in told.splitlines() if line.startswith("cal train")}) == runs
