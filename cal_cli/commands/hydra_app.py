@@ -147,7 +147,8 @@ def print_help(config_name: str, words: list[str]) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         settings = compose(config_name, return_hydra_config=True).hydra
     lines = []
-    for group in sorted(group for group in settings.runtime.choices if "/" not in group):
+    groups = ["experiment"] if config_name == "study" else settings.runtime.choices
+    for group in sorted(group for group in groups if "/" not in group):
         options = {path.stem for folder in (str(CONF), *added) for path in Path(folder, group).glob("*.yaml")}
         lines.append(f"  {group}: {', '.join(sorted(options))}")
     typer.echo(string.Template(settings.help.template).substitute(GROUPS="\n".join(lines) or "  none"))
