@@ -157,9 +157,8 @@ class RuleLoss(WeightedLoss):
             return scores.given
         if not self.rule.contrasts:
             return self.rule(scores)
-        weights = torch.ones_like(has_image, dtype=torch.float32)
-        weights[has_image] = self.rule(scores[has_image])
-        return weights
+        shown = has_image.nonzero()[:, 0]  # once: on a GPU each choice by a mask waits for the device
+        return torch.ones_like(has_image, dtype=torch.float32).index_copy(0, shown, self.rule(scores[shown]).float())
 
     def weigh(self, forward: ForwardPass) -> Weighing:
         scores = self.score_tokens(forward)
@@ -209,7 +208,8 @@ class RuleLoss(WeightedLoss):
         delta = None
         if {"with_image", "without_image"} <= set(self.rule.reads):
             delta = torch.where(positions.has_image, scores.delta, 0.0)
-        return delta, self.rule.measure(scores[positions.has_image] if self.rule.contrasts else scores)
+        shown = scores[positions.has_image.nonzero()[:, 0]] if self.rule.contrasts else scores
+        return delta, self.rule.measure(shown)
 
 
 class ContrastiveAlignmentLoss(RuleLoss):
