@@ -90,13 +90,14 @@ def run(name: str, task: Callable[[DictConfig], None], words: list[str]) -> None
 def gather_train_words(words: list[str]) -> list[str]:
     """Gather what `cal study` passes on to `cal train` in its key `words`.
 
-    `experiment` becomes `experiment_name`: for Hydra it is a group, whose files are configs of `cal train`.
+    `experiment` and `benchmark` become `experiment_name` and `benchmark_name`: for Hydra they are groups, whose files
+    are configs of `cal train` and `cal eval`.
     """
     own, passed_on = [], []
     for word in words:
         key = re.split(r"[.=@]", word.lstrip("+~"))[0]
         if key in STUDY_KEYS or "=" not in word or word.startswith("-"):
-            own.append(re.sub(r"^experiment=", "experiment_name=", word))
+            own.append(re.sub(r"^(experiment|benchmark)=", r"\1_name=", word))
         else:
             passed_on.append(word)
     quoted = ", ".join('"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"' for word in passed_on)

@@ -34,7 +34,7 @@ class StudyConfig:
     experiment_name: str
     words: list[str]
     jobs: int
-    benchmark: str
+    benchmark_name: str
     plan: bool
 
 
@@ -74,8 +74,8 @@ def study(config: DictConfig) -> None:
     failed = train_runs(missing, known, settings.jobs, console)
     folder = f"runs/train/{name}"
     if len(failed) < len(runs):
-        call("eval", f"benchmark={settings.benchmark}", f"checkpoint={folder}")
-        call("report", f"runs={folder}", f"results={settings.benchmark}", f"output=runs/report/{name}")
+        call("eval", f"benchmark={settings.benchmark_name}", f"checkpoint={folder}")
+        call("report", f"runs={folder}", f"results={settings.benchmark_name}", f"output=runs/report/{name}")
     for run, message in failed:
         console.print(f"failed: {message}\n  {run.command}", markup=False, soft_wrap=True)
     if failed:
