@@ -53,7 +53,7 @@ def measure_trainer_rates(steps: int, repeats: int, console: Console) -> dict[st
         raise InputError(f"steps={steps}: a round needs at least 2")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        world = make_scenes(n=steps * BATCH, text_only_share=0.0, question_share=0.0)
+        world = make_scenes(n=steps * BATCH, text_only_share=0.0, families=["captions"])
         for entry in world.entries:
             (folder / entry["image"]).parent.mkdir(parents=True, exist_ok=True)
             world.open_image(entry["image"]).save(folder / entry["image"])

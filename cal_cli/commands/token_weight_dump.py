@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from omegaconf import DictConfig
+from rich.table import Table
 
 from cal_cli.commands.hydra_app import get_job
 from cal_cli.data.noise import NoiseConfig, describe_changes, inject_noise
 from cal_cli.data.sample import Conversations, get_image_names
-from cal_cli.inspection.detection import compute_noise_auc, estimate_noise_auc_interval
+from cal_cli.inspection.detection import compute_auc, describe_kinds, estimate_auc_interval
 from cal_cli.inspection.heatmap import HeatmapSample, render_heatmap
 from cal_cli.inspection.histogram import draw_histogram
 from cal_cli.inspection.tokens import make_token_table
@@ -44,7 +45,7 @@ class TokenWeightDumpConfig:
 
 
 def token_weight_dump(config: DictConfig) -> None:
-    """Write `tokens.parquet`, `heatmap.html` and `delta_histogram.png`; print how well delta detects known noise."""
+    """Write the table of tokens, the page, the histogram and `kinds.json`; print how well delta detects kinds."""
     settings = check_types(config, TokenWeightDumpConfig)
     for key in ("batch_size", "samples"):
         if (value := getattr(settings, key)) is not None and value < 1:
@@ -99,15 +100,28 @@ def token_weight_dump(config: DictConfig) -> None:
     delta = table["delta"].to_numpy()[seen]
     noise = None if noisy is None else np.array(table["is_noise"].to_pylist())[seen]
     write_whole(folder / "delta_histogram.png", draw_histogram(delta, noise, f"{len(delta):,} tokens"))
+    _, sample = np.unique(np.array(ids)[seen], return_inverse=True)
+    kinds = describe_kinds(delta, table["weight"].to_numpy()[seen], np.array(table["kind"].to_pylist())[seen], sample)
+    write_whole(folder / "kinds.json", json.dumps(kinds, indent=1) + "\n")
     console = make_console()
     console.print(f"{folder}: {len(ids):,} tokens of {len(data)} samples; mean delta {delta.mean():.2f} with an image")
     if noise is not None and noise.any() and not noise.all():
-        _, sample = np.unique(np.array(ids)[seen], return_inverse=True)
-        low, high = estimate_noise_auc_interval(delta, noise, sample)
+        low, high = estimate_auc_interval(-delta, noise, sample)
         console.print(
             f"a low delta detects the tokens that do not describe their picture with an area under the ROC curve of "
-            f"{compute_noise_auc(delta, noise):.3f} (95 % interval over samples {low:.3f} to {high:.3f})"
+            f"{compute_auc(-delta, noise):.3f} (95 % interval over samples {low:.3f} to {high:.3f})"
         )
+    if kinds:
+        console.print(tabulate_kinds(kinds))
+
+
+def tabulate_kinds(kinds: dict[str, Any]) -> Table:
+    """Make a table of what is known of each kind of word, see `describe_kinds`."""
+    table = Table("kind of word", "tokens", "mean delta", "mean weight", "area under the ROC curve of delta")
+    for kind, found in kinds.items():
+        auc = f"{found['auc']:.3f} [{found['ci95'][0]:.3f}, {found['ci95'][1]:.3f}]" if "auc" in found else ""
+        table.add_row(kind, f"{found['tokens']:,}", f"{found['delta']:+.2f}", f"{found['weight']:.2f}", auc)
+    return table
 
 
 def read_changes(path: Path, data: Conversations) -> dict[int, dict[str, Any]]:

@@ -19,6 +19,7 @@ from cal_cli.commands.plan import print_plan
 from cal_cli.data.collator import Collator
 from cal_cli.data.noise import describe_changes, inject_noise
 from cal_cli.data.sample import Conversations
+from cal_cli.evaluation.scorer import Scorer
 from cal_cli.models.load import checkpoint_activations
 from cal_cli.models.lora import add_adapters
 from cal_cli.models.parameter_groups import freeze_parts, trains_only_projector
@@ -115,6 +116,7 @@ def prepare(
     with state.main_process_first():  # the others read what the first has computed
         data = prepare_scores(objective, model, collate, data, settings.batch_size, console)
         last = find_last_checkpoint(job.folder)
+    scorer = None if settings.evaluate_every is None else make_scorer(config, settings, processor)
     bad_samples = BadSamples(job.folder / "bad_samples.jsonl", data.max_bad, partial(console.print))
     if state.is_main_process:
         bad_samples.add(data.bad)
@@ -127,12 +129,21 @@ def prepare(
         args=arguments,
         objective=objective,
         train_dataset=data,
+        eval_dataset=None if scorer is None else scorer.questions,  # what the Trainer evaluates on; `score` reads it
+        score=None if scorer is None else scorer.score,
         data_collator=collate,
         processing_class=processor,
         callbacks=[MetricsWriter(job.folder / "metrics.jsonl", objective)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, last
+
+
+def make_scorer(config: DictConfig, settings: TrainConfig, processor: Any) -> Scorer:
+    """Make what scores the model in training, on `benchmark`."""
+    benchmark = build(config, "benchmark")
+    headline = config.benchmark.get("headline") or []
+    return Scorer(benchmark, headline, settings.evaluate_limit, processor, settings.batch_size)
 
 
 def run(

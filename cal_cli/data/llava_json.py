@@ -1,7 +1,6 @@
 """Read and write LLaVA's conversation JSON, with images in a folder: the format of users' own data."""
 
 import json
-import math
 import os
 import random
 from collections.abc import Iterable
@@ -12,8 +11,9 @@ from typing import Any
 
 from PIL import Image
 
+from cal_cli.data.annotations import drop_turn, find_annotation_problem
 from cal_cli.data.images import MAX_PIXELS, check_background, open_image
-from cal_cli.data.sample import LOSS_WEIGHTS, Bad, Conversations, Entry, get_image_names, rename_images
+from cal_cli.data.sample import Bad, Conversations, Entry, get_image_names, rename_images
 from cal_cli.runtime.errors import InputError, shorten
 from cal_cli.runtime.files import write_whole
 
@@ -182,12 +182,7 @@ def normalize(entry: Any) -> Any:
     if "id" in entry and not isinstance(entry["id"], str):
         entry = {**entry, "id": str(entry["id"])}
     place = find_first_answer(entry)
-    if place is not None:
-        turns = entry["conversations"]
-        entry = {**entry, "conversations": turns[:place] + turns[place + 1 :]}
-        if isinstance(entry.get(LOSS_WEIGHTS), list):
-            entry[LOSS_WEIGHTS] = entry[LOSS_WEIGHTS][1:]
-    return entry
+    return entry if place is None else drop_turn(entry, place)
 
 
 def find_first_answer(entry: Any) -> int | None:
@@ -251,7 +246,7 @@ def find_problem(entry: object) -> str | None:
             return f"a message has parts of type {', '.join(kinds):.80}; allowed are text and image"
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str) or turn.get("from") not in SPEAKERS:
             return f"a turn must be {{'from': 'human' or 'gpt', 'value': text}}, not {turn!r:.80}"
-    if problem := find_weights_problem(entry.get(LOSS_WEIGHTS), sum(turn["from"] == "gpt" for turn in turns)):
+    if problem := find_annotation_problem(entry):
         return problem
     if not is_unicode(turn["value"] for turn in turns) or not is_unicode([str(entry["id"])]):
         return "its text is not valid Unicode: it has half of a surrogate pair"
@@ -263,19 +258,6 @@ def find_problem(entry: object) -> str | None:
     markers, images = sum(turn["value"].count("<image>") for turn in turns), len(get_image_names(entry))
     if markers != images:
         return f"it has {images} image{'s' * (images != 1)} but its turns contain '<image>' {markers} times"
-    return None
-
-
-def find_weights_problem(weights: Any, answers: int) -> str | None:
-    """Describe what is wrong with the weights of an entry's answers; None if nothing is, or there are none."""
-    if weights is None:
-        return None
-    if not isinstance(weights, list) or len(weights) != answers:
-        return f"'loss_weights' must be a list with an item for each of its {answers} answers, not {weights!r:.80}"
-    for one in weights:
-        for number in one if isinstance(one, list) else [one]:
-            if type(number) not in (int, float) or not 0 <= number < math.inf:
-                return f"'loss_weights' must hold numbers that are at least 0, or lists of them, not {number!r:.80}"
     return None
 
 

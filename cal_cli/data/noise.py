@@ -7,14 +7,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cal_cli.data.annotations import move_marks
 from cal_cli.data.exchange import exchange
 from cal_cli.data.noise_kinds import KINDS, Edit, WordLists, edit_answers, load_words
-from cal_cli.data.sample import LOSS_WEIGHTS, Conversations, Entry, get_image_names
+from cal_cli.data.sample import CORRELATED, FAMILY, LOSS_WEIGHTS, Conversations, Entry, get_image_names
 from cal_cli.runtime.errors import InputError
 
 SWAP = "swap"
 WORDS = Path(__file__).with_name("noise_words.yaml")
-TEXT = ("conversations", LOSS_WEIGHTS)  # the keys of an entry that are exchanged together
+TEXT = ("conversations", LOSS_WEIGHTS, CORRELATED)  # the keys of an entry that are exchanged together
 
 
 @dataclass
@@ -75,8 +76,10 @@ class Edited(ChangedEntries):
             return entry
         place, edit = self.edits[index]
         turns = list(entry["conversations"])
-        turns[place] = {**turns[place], "value": edit.text}
-        return {**entry, "conversations": turns}
+        before, turns[place] = turns[place]["value"], {**turns[place], "value": edit.text}
+        marks = entry.get(CORRELATED)
+        moved = {} if marks is None else {CORRELATED: move_marks(marks, place, before, edit.text)}
+        return {**entry, "conversations": turns, **moved}
 
 
 def inject_noise(data: Conversations, noise: NoiseConfig) -> tuple[Conversations, list[dict]]:
@@ -105,8 +108,9 @@ def swap_conversations(
 
     Image and id stay, so that a coherent text is paired with the wrong image. No sample receives the conversation of
     one with the same picture, or one with the same answers as its own; if too few samples remain, the same answers to
-    other questions are accepted. Samples with different numbers of images do not exchange. If the data do not allow as
-    many exchanges, there are fewer: see `describe_exchange`. Samples without an image are not changed.
+    other questions are accepted. Samples with different numbers of images do not exchange, and neither do those of
+    different families, if entries have a `family`. If the data do not allow as many exchanges, there are fewer: see
+    `describe_changes`. Samples without an image are not changed.
 
     `identify_image` returns, from the name of an image, the same text for the same picture.
 
@@ -118,11 +122,11 @@ def swap_conversations(
         InputError: the ratio is outside [0, 1], there are too few image samples, or no two of them can exchange.
     """
     check_ratio(ratio)
-    by_images: dict[int, list[int]] = {}
+    groups: dict[tuple[int, str], list[int]] = {}
     for index, entry in enumerate(entries):
         if names := get_image_names(entry):
-            by_images.setdefault(len(names), []).append(index)
-    total = sum(map(len, by_images.values()))
+            groups.setdefault((len(names), str(entry.get(FAMILY))), []).append(index)
+    total = sum(map(len, groups.values()))
     count = round(ratio * total)
     if ratio > 0 and (total < 2 or count == 1):
         raise InputError(
@@ -145,11 +149,12 @@ def swap_conversations(
     def are_same(one: int, other: int) -> bool:
         return hash_texts(one)[0] == hash_texts(other)[0] or not find_pictures(one).isdisjoint(find_pictures(other))
 
-    donors = exchange(by_images.values(), count, (have_same_answers, are_same), random.Random(f"swap-{seed}"))
+    donors = exchange(groups.values(), count, (have_same_answers, are_same), random.Random(f"swap-{seed}"))
     if count and not donors:
         raise InputError(
             f"noise ratio {ratio}: no conversations can be exchanged, because all image samples show the same picture, "
-            "have the same text or show different numbers of images: give other data, or noise.ratio=0"
+            "have the same text, show different numbers of images or are of different families: give other data, or "
+            "noise.ratio=0"
         )
     changed = [
         {"id": entries[index]["id"], "donor_id": entries[donors[index]]["id"], "index": index}

@@ -1,41 +1,82 @@
-"""How well delta separates tokens that do not describe their picture from those that do."""
+"""How well delta separates kinds of tokens: the three kinds of words, and texts that do not describe their picture."""
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from cal_cli.inspection.word_kinds import CONTRADICTED_WORD, CORRELATED_WORD, IRRELEVANT_WORD
 
-def compute_noise_auc(delta: np.ndarray, is_noise: np.ndarray) -> float:
-    """Compute the area under the ROC curve of a low delta as a detector of tokens that do not describe their picture.
+# what is high for the tokens of a kind: delta, minus delta, and how near delta is to 0
+EVIDENCE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    CORRELATED_WORD: np.positive,
+    IRRELEVANT_WORD: lambda delta: -np.abs(delta),
+    CONTRADICTED_WORD: np.negative,
+}
 
-    This is the probability that such a token has the lower delta of a pair, with ties counted half:
-    the Mann-Whitney U statistic divided by the number of pairs.
+
+def compute_auc(evidence: np.ndarray, positive: np.ndarray) -> float:
+    """Compute the area under the ROC curve of a detector.
+
+    This is the probability that of a positive and a negative token the positive one has more evidence, with ties
+    counted half: the Mann-Whitney U statistic divided by the number of pairs.
 
     Args:
-        delta: float [tokens].
-        is_noise: bool [tokens], with both values present.
+        evidence: float [tokens].
+        positive: bool [tokens], with both values present.
     """
-    clean, noise = delta[~is_noise], delta[is_noise]
-    return float(stats.mannwhitneyu(clean, noise).statistic / (len(clean) * len(noise)))
+    yes, no = evidence[positive], evidence[~positive]
+    return float(stats.mannwhitneyu(yes, no).statistic / (len(yes) * len(no)))
 
 
-def estimate_noise_auc_interval(
-    delta: np.ndarray, is_noise: np.ndarray, sample: np.ndarray, resamples: int = 500, seed: int = 0
+def estimate_auc_interval(
+    evidence: np.ndarray, positive: np.ndarray, sample: np.ndarray, resamples: int = 500, seed: int = 0
 ) -> tuple[float, float]:
-    """Estimate the 95 % percentile bootstrap interval of `compute_noise_auc`, by drawing samples with all their tokens.
+    """Estimate the 95 % percentile bootstrap interval of `compute_auc`, by drawing samples with all their tokens.
 
     Args:
-        delta, is_noise: as in `compute_noise_auc`; samples with such tokens and without them are drawn apart.
+        evidence, positive: as in `compute_auc`; samples with positive tokens and those without are drawn apart.
         sample: int [tokens], the sample that each token belongs to.
         resamples, seed: number of draws, and their seed.
     """
     members = [np.flatnonzero(sample == number) for number in np.unique(sample)]
-    noisy = np.array([is_noise[tokens].any() for tokens in members])
+    mixed = np.array([positive[tokens].any() for tokens in members])
 
-    def statistic(clean: np.ndarray, noise: np.ndarray) -> float:
-        tokens = np.concatenate([members[int(number)] for number in (*clean, *noise)])
-        return compute_noise_auc(delta[tokens], is_noise[tokens])
+    def statistic(*drawn: np.ndarray) -> float:
+        tokens = np.concatenate([members[int(number)] for number in np.concatenate(drawn)])
+        return compute_auc(evidence[tokens], positive[tokens])
 
-    # noisy and clean samples are drawn separately, so that their numbers are the same in every resample
-    kinds = (np.flatnonzero(~noisy), np.flatnonzero(noisy))
-    drawn = stats.bootstrap(kinds, statistic, n_resamples=resamples, vectorized=False, method="percentile", rng=seed)
+    # drawn separately, so that the numbers of samples with and without positive tokens are the same in every resample
+    groups = tuple(group for group in (np.flatnonzero(~mixed), np.flatnonzero(mixed)) if len(group) > 1)
+    drawn = stats.bootstrap(groups, statistic, n_resamples=resamples, vectorized=False, method="percentile", rng=seed)
     return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
+
+
+def describe_kinds(delta: np.ndarray, weight: np.ndarray, kind: np.ndarray, sample: np.ndarray) -> dict[str, Any]:
+    """Describe the tokens of each kind of word: number, mean delta and weight, and delta as a detector of the kind.
+
+    Args:
+        delta, weight: float [tokens].
+        kind: str or None [tokens]; tokens of an unknown kind are left out.
+        sample: int [tokens], the sample that each token belongs to.
+
+    Returns:
+        For each kind that occurs `tokens`, `delta` and `weight`, and, if another occurs too, `auc` and its `ci95`.
+    """
+    found: dict[str, Any] = {}
+    known = np.array([one is not None for one in kind])
+    delta, weight, kind, sample = delta[known], weight[known], kind[known], sample[known]
+    for name, evidence in EVIDENCE.items():
+        of_it = kind == name
+        if of_it.any():
+            found[name] = {
+                "tokens": int(of_it.sum()),
+                "delta": float(delta[of_it].mean()),
+                "weight": float(weight[of_it].mean()),
+            }
+            if not of_it.all():
+                scores = evidence(delta)
+                interval = estimate_auc_interval(scores, of_it, sample)
+                found[name] |= {"auc": compute_auc(scores, of_it), "ci95": list(interval)}
+    return found

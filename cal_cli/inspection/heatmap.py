@@ -28,7 +28,8 @@ def render_heatmap(samples: list[HeatmapSample], title: str, score: str) -> str:
     environment = Environment(loader=PackageLoader("cal_cli", "inspection"), autoescape=True)
     environment.globals.update(colour=get_colour, data_uri=encode_image)
     template = environment.get_template("heatmap.html.jinja")
-    return template.render(samples=samples, title=title, score=score, scale=SCALE)
+    kinds_known = any(piece.kind for sample in samples for piece in sample.pieces)
+    return template.render(samples=samples, title=title, score=score, scale=SCALE, kinds_known=kinds_known)
 
 
 def get_colour(delta: float) -> str:

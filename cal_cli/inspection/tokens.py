@@ -1,4 +1,4 @@
-"""The token table: one row for each supervised token, with both scores, delta and weight."""
+"""The token table: one row for each supervised token, with both scores, delta, weight and the kind of its word."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from cal_cli.data.collator import Collator
-from cal_cli.data.sample import Conversations
-from cal_cli.inspection.noise_tokens import find_noise_tokens
+from cal_cli.data.sample import Conversations, Entry
+from cal_cli.inspection.word_kinds import Truth, find_truth
 from cal_cli.objective import RuleLoss
 from cal_cli.objective.forward import Positions, run_with_image
 
@@ -24,17 +24,19 @@ SCHEMA = pa.schema(
         ("delta", pa.float32()),
         ("weight", pa.float32()),
         ("is_noise", pa.bool_()),
+        ("kind", pa.string()),
     ]
 )
 
 
 @dataclass
 class Piece:
-    """One token of a sample as text; `delta` and `weight` are None if it is not supervised."""
+    """One token of a sample as text; `delta`, `weight` and `kind` are None if it is not supervised."""
 
     text: str
     delta: float | None
     weight: float | None
+    kind: str | None = None
 
 
 @torch.no_grad()
@@ -80,17 +82,19 @@ def make_token_table(
             objective.weigh_positions(scores, forward),
         )
         values = zip(*(column[positions.supervised].tolist() for column in columns), strict=True)
-        supervised: dict[tuple[int, int], tuple[float, float]] = {}
-        noise = find_noise(samples, start, noisy, positions, batch["input_ids"].tolist(), tokenizer)
+        supervised: dict[tuple[int, int], tuple[float, float, str | None]] = {}
+        entries = [data.entries[index] for index in indices]
+        truths = find_truths(entries, start, noisy, positions, batch["input_ids"].tolist(), tokenizer)
         for sample, position, token_id, with_image, without_image, delta, weight in values:
-            supervised[sample, position] = (delta, weight)
-            token, is_noise = tokenizer.decode([token_id]), noise[sample, position]
-            row = (samples[sample]["id"], position, token_id, token, with_image, without_image, delta, weight, is_noise)
+            token, truth = tokenizer.decode([token_id]), truths[sample, position]
+            supervised[sample, position] = (delta, weight, truth.kind)
+            identity, numbers = samples[sample]["id"], (with_image, without_image, delta, weight)
+            row = (identity, position, token_id, token, *numbers, *truth)
             for column, value in zip(rows.values(), row, strict=True):
                 column.append(value)
         for sample, ids in enumerate(batch["input_ids"].tolist()):
             text = [
-                Piece(decode_token(tokenizer, ids, position), *supervised.get((sample, position), (None, None)))
+                Piece(decode_token(tokenizer, ids, position), *supervised.get((sample, position), (None, None, None)))
                 for position in range(len(ids))
                 if batch["attention_mask"][sample, position] and ids[position] != model.config.image_token_id
             ]
@@ -98,38 +102,30 @@ def make_token_table(
     return pa.table(rows, SCHEMA.with_metadata({"score": objective.score})), pieces
 
 
-def find_noise(
-    samples: list[dict],
+def find_truths(
+    entries: list[Entry],
     start: int,
     noisy: dict[int, dict[str, Any]] | None,
     positions: Positions,
     ids: list[list[int]],
     tokenizer: Any,
-) -> dict[tuple[int, int], bool | None]:
-    """Return whether each supervised token of a batch does not describe its picture, by row and column.
+) -> dict[tuple[int, int], Truth]:
+    """Find what is known of each supervised token of a batch, by row and column, see `find_truth`.
 
-    None stands for what is unknown: without `noisy`, or in a text that its tokens do not spell. `start` is the index of
-    the first sample; the other arguments are those of `make_token_table` and of the batch.
+    `entries` are those of the batch, and `start` is the index of the first.
     """
     supervised = positions.supervised
     places = list(zip(positions.rows[supervised].tolist(), (positions.columns[supervised] + 1).tolist(), strict=True))
-    found: dict[tuple[int, int], bool | None] = {place: None if noisy is None else False for place in places}
     answers: dict[int, dict[int, list[tuple[int, int]]]] = {}
     for place, turn in zip(places, positions.turns[supervised].tolist(), strict=True):
         answers.setdefault(place[0], {}).setdefault(turn, []).append(place)
+    found: dict[tuple[int, int], Truth] = {}
     for row, turns in answers.items():
-        change = (noisy or {}).get(start + row)
-        if change is None:
-            continue
-        if "spans" not in change:  # an exchanged conversation
-            found |= {place: True for places in turns.values() for place in places}
-            continue
-        conversation = samples[row]["conversations"]
-        number = sum(turn["from"] == "gpt" for turn in conversation[: change["turn"]])
-        chosen = list(turns.values())[number]
-        pieces = [decode_token(tokenizer, ids[row], column) for _, column in chosen]
-        marks = find_noise_tokens(pieces, conversation[change["turn"]]["value"], change["spans"])
-        found |= {place: None if marks is None else marks[n] for n, place in enumerate(chosen)}
+        chosen = list(turns.values())
+        pieces = [[decode_token(tokenizer, ids[row], column) for _, column in answer] for answer in chosen]
+        truths = find_truth(entries[row], (noisy or {}).get(start + row), noisy is not None, pieces)
+        for answer, known in zip(chosen, truths, strict=True):
+            found |= dict(zip(answer, known, strict=True))
     return found
 
 

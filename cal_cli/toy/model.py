@@ -1,7 +1,7 @@
 """The default model: a LLaVA with 0.9 M parameters and its own tokenizer and processor.
 
-`LlavaForConditionalGeneration` with a CLIP vision tower (48 x 48 pixels, patches of 16: 9 image tokens) and a
-Llama decoder, both with 3 layers. The tokenizer is a byte-level BPE trained on the texts of `data=scenes`: each of
+`LlavaForConditionalGeneration` with a CLIP vision tower (64 x 64 pixels, patches of 16: 16 image tokens) and a
+Llama decoder. The tokenizer is a byte-level BPE trained on the texts of `data=scenes`: each of
 their words is one token, and any other text falls back to bytes, so that the model can also read users' own data.
 """
 
@@ -23,10 +23,11 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from cal_cli.models.load import ModelSource
 from cal_cli.runtime.errors import InputError
+from cal_cli.toy.pictures import CELL, PICTURE
 from cal_cli.toy.scenes import make_scenes
 
 BASE = Path(__file__).parent / "tiny"  # the shipped checkpoint, made by `cal train experiment=tiny_base`
-PICTURE, PATCH = 48, 16  # pixels
+PATCH = CELL  # pixels
 CHAT_TEMPLATE = """\
 {{- bos_token -}}
 {%- for message in messages -%}
@@ -56,7 +57,8 @@ def make_processor() -> LlavaProcessor:
     """
     bpe = Tokenizer(models.BPE())
     # offsets include the space before a word, else the mask of the assistant's text would begin one token late
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=1024,
@@ -65,7 +67,7 @@ def make_processor() -> LlavaProcessor:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    world = make_scenes(n=2000, seed=0, split="train", text_only_share=1.0)
+    world = make_scenes(n=6000, seed=0, split="train", text_only_share=1.0)
     turns = [turn["value"] for entry in world.entries for turn in entry["conversations"]]
     bpe.train_from_iterator([f"USER: \n{turn} ASSISTANT: {turn}" for turn in turns], trainer)
     tokenizer = PreTrainedTokenizerFast(
@@ -98,8 +100,8 @@ def make_config(processor: LlavaProcessor) -> LlavaConfig:
         vision_config=CLIPVisionConfig(
             image_size=PICTURE,
             patch_size=PATCH,
-            hidden_size=64,
-            intermediate_size=256,
+            hidden_size=96,
+            intermediate_size=384,
             num_hidden_layers=3,
             num_attention_heads=4,
         ),
@@ -116,7 +118,7 @@ def make_config(processor: LlavaProcessor) -> LlavaConfig:
             pad_token_id=tokenizer.pad_token_id,
         ),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        initializer_range=64**-0.5,
+        initializer_range=96**-0.5,
         image_seq_length=(PICTURE // PATCH) ** 2,
         vision_feature_layer=-1,  # the paper's -2 would leave the third of three layers unused
     )

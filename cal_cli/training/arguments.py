@@ -47,6 +47,9 @@ class TrainConfig:
     logging_steps: int
     save_steps: int
     keep_checkpoints: int
+    benchmark: Any
+    evaluate_every: int | None
+    evaluate_limit: int
     plan: bool
     resume: bool
     force: bool
@@ -54,7 +57,15 @@ class TrainConfig:
 
 def check_ranges(settings: TrainConfig) -> None:
     """Raise InputError if a value is outside its range."""
-    for key in ("batch_size", "global_batch_size", "logging_steps", "save_steps", "keep_checkpoints"):
+    for key in (
+        "batch_size",
+        "global_batch_size",
+        "logging_steps",
+        "save_steps",
+        "keep_checkpoints",
+        "evaluate_every",
+        "evaluate_limit",
+    ):
         if getattr(settings, key) is not None and getattr(settings, key) < 1:
             raise InputError(f"{key}={getattr(settings, key)}: must be at least 1")
     for key in ("learning_rate", "weight_decay", "max_grad_norm", "workers"):
@@ -64,6 +75,8 @@ def check_ranges(settings: TrainConfig) -> None:
         raise InputError(f"warmup_ratio={settings.warmup_ratio}: allowed is a share of the steps from 0 to below 1")
     if settings.peft is not None and settings.launch.shard is not None:
         raise InputError("peft cannot be sharded, because its adapters are merged at the end: give launch=ddp")
+    if settings.evaluate_every is not None and settings.launch.shard is not None:
+        raise InputError("evaluate_every: a sharded model cannot answer questions: give launch=ddp, or leave it out")
     if settings.epochs <= 0 and settings.max_steps <= 0:
         raise InputError(f"epochs={settings.epochs}: must be above 0 if max_steps is not given")
 
@@ -103,6 +116,8 @@ def make_training_arguments(
         logging_nan_inf_filter=False,
         save_steps=settings.save_steps,
         save_total_limit=settings.keep_checkpoints,
+        eval_strategy="no" if settings.evaluate_every is None else "steps",
+        eval_steps=settings.evaluate_every,
         disable_tqdm=True,
         report_to=check_trackers(settings.report_to),
         run_name=f"{settings.name}/{folder.name}",

@@ -20,7 +20,7 @@ from cal_cli.runtime.files import write_whole
 class MetricsWriter(TrainerCallback):
     """Write one JSON object for each logged step to `path`; a resumed run removes the lines after its first step.
 
-    The estimates of the objective are among its values.
+    The estimates of the objective are among its values. Scores of the model in training have a line of their own.
     """
 
     def __init__(self, path: Path, objective: WeightedLoss) -> None:
@@ -34,6 +34,9 @@ class MetricsWriter(TrainerCallback):
         self.tokens, self.time = state.num_input_tokens_seen, time.perf_counter()
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "eval_seconds" in logs:
+            self.time += logs["eval_seconds"]  # which is no training time
+            self._write({"step": state.global_step} | logs, state)
         if not logs or "loss" not in logs:
             return
         now = time.perf_counter()
@@ -43,6 +46,9 @@ class MetricsWriter(TrainerCallback):
         line = {"step": state.global_step, "epoch": state.epoch} | {name: logs.get(name) for name in names}
         line |= self.objective.estimates
         line["tokens_per_second"] = logs["tokens_per_second"]
+        self._write(line, state)
+
+    def _write(self, line: dict[str, Any], state: TrainerState) -> None:
         if state.is_world_process_zero:
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")

@@ -1,7 +1,8 @@
 """The trainer of `cal train`: learning rates by part, grouped batches, and checkpoints that any launch can resume."""
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,15 +38,22 @@ class RunTrainer(CALTrainer):
     """Train each part of a model at its own rate; if only the projector is trained, only the projector is saved.
 
     `rates` are the parts' learning rates as multiples of `args.learning_rate`, see `freeze_parts`. With
-    `group_batches`, batches are grouped by the modality and length of the samples of `train_dataset`.
+    `group_batches`, batches are grouped by the modality and length of the samples of `train_dataset`. `score` takes the
+    model and returns what `evaluate` logs.
     """
 
     train_dataset: Conversations
 
     def __init__(
-        self, *, rates: Mapping[str, float], bad_samples: BadSamples, group_batches: bool = False, **kwargs: Any
+        self,
+        *,
+        rates: Mapping[str, float],
+        bad_samples: BadSamples,
+        group_batches: bool = False,
+        score: Callable[[nn.Module], dict[str, float]] | None = None,
+        **kwargs: Any,
     ) -> None:
-        self.rates, self.bad_samples, self.group_batches = rates, bad_samples, group_batches
+        self.rates, self.bad_samples, self.group_batches, self.score = rates, bad_samples, group_batches, score
         super().__init__(**kwargs)
 
     @property
@@ -62,6 +70,14 @@ class RunTrainer(CALTrainer):
     def compute_loss(self, model: nn.Module, inputs: dict, *args: Any, **kwargs: Any) -> Any:
         self.bad_samples.add(inputs.pop("bad", ()))
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Score the model in training, and log the scores and the seconds that this took."""
+        assert self.score is not None  # evaluation is on only with it
+        start = time.perf_counter()
+        scores = {f"eval_{name}": value for name, value in self.score(self.accelerator.unwrap_model(self.model)).items()}
+        self.log(scores | {"eval_seconds": time.perf_counter() - start})
+        return scores
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         new = self.optimizer is None

@@ -1,0 +1,105 @@
+"""Captions: what a scene shows, in varied ways, among irrelevant language."""
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cal_cli.evaluation.metrics import Parts, divide
+from cal_cli.evaluation.questions import Question
+from cal_cli.toy.families.base import Asked, Family, Turn
+from cal_cli.toy.families.objects import (
+    SYNONYMS,
+    Scene,
+    Thing,
+    draw_things,
+    find_things,
+    identify_things,
+    paint_things,
+)
+from cal_cli.toy.irrelevant import write_irrelevant
+from cal_cli.toy.marks import count_words, mark_words
+
+PROMPTS = ("describe the picture.", "what do you see?", "tell me about the picture.")
+FORMS = (
+    "a {colour} {shape} at the {place}",
+    "at the {place} there is a {colour} {shape}",
+    "the {shape} at the {place} is {colour}",
+    "i see a {colour} {shape} at the {place}",
+)
+
+
+class Captions(Family):
+    """Captions of two or three things, scored by things and by whole scenes, in whatever words."""
+
+    name = "captions"
+    share = 0.4
+    metric = "scene_accuracy"
+
+    def draw(self, random_state: random.Random) -> Scene:
+        return draw_things(random_state, random_state.randint(2, 3))
+
+    def identify(self, content: Scene) -> tuple:
+        return identify_things(content)
+
+    def paint(self, content: Scene, random_state: random.Random) -> Image.Image:
+        return paint_things(content, random_state)
+
+    def converse(self, content: Scene, random_state: random.Random, irrelevant: float) -> list[Turn]:
+        return [Turn(random_state.choice(PROMPTS), write_caption(content, random_state, irrelevant))]
+
+    def ask(self, content: Scene, random_state: random.Random, number: int) -> Asked:
+        truth = ". ".join(f"a {thing.colour} {thing.shape} at the {thing.place}" for thing in content)
+        return Asked("caption", PROMPTS[number % len(PROMPTS)], [truth])
+
+    def rate(self, question: Question, prediction: str) -> Parts:
+        named, shown = find_things(prediction), find_things(question.answers[0])
+        right = sum(min(named.count(thing), shown.count(thing)) for thing in set(shown))
+        return {
+            "score": float(named == shown),
+            "right": float(right),
+            "named": float(len(named)),
+            "shown": float(len(shown)),
+        }
+
+    def compute(self, sums: Mapping[str, Any]) -> dict[str, Any]:
+        precision = np.nan_to_num(divide(sums["right"], sums["named"]))
+        recall = divide(sums["right"], sums["shown"])
+        return super().compute(sums) | {
+            "object_f1": divide(2 * np.asarray(sums["right"]), np.add(sums["named"], sums["shown"])),
+            "object_precision": precision,
+            "object_recall": recall,
+        }
+
+
+def write_caption(scene: Scene, random_state: random.Random, irrelevant: float) -> str:
+    """Write a caption that names every thing of a scene, with correlated words in braces.
+
+    It has `irrelevant` times as many words of irrelevant phrases as correlated ones, rounded.
+    """
+    things = list(scene)
+    if random_state.random() < 0.5:
+        random_state.shuffle(things)
+    sentences = [write_thing(thing, random_state) for thing in things]
+    visual = sum(map(count_words, sentences))
+    phrases = write_irrelevant(round(irrelevant * visual), random_state)
+    for phrase in phrases:
+        sentences.insert(random_state.randint(0, len(sentences)), phrase)
+    return ". ".join(sentences) + "."
+
+
+def write_thing(thing: Thing, random_state: random.Random) -> str:
+    """Write a sentence about a thing, in one of several forms and with synonyms, without the full stop."""
+    words = {
+        "colour": mark_words(vary(thing.colour, random_state)),
+        "shape": mark_words(vary(thing.shape, random_state)),
+        "place": mark_words(thing.place),
+    }
+    return random_state.choice(FORMS).format(**words)
+
+
+def vary(word: str, random_state: random.Random) -> str:
+    """Return a word, or one that means the same."""
+    return random_state.choice([word, *(other for other, meaning in SYNONYMS.items() if meaning == word)])

@@ -1,0 +1,122 @@
+"""Scenes of coloured shapes, which captions, questions and references are about, and how a text names them."""
+
+import random
+import re
+from typing import NamedTuple
+
+from PIL import Image
+
+from cal_cli.toy.pictures import CELL, COLOURS, COLUMNS, GRID, ROWS, make_canvas
+
+SHAPES = ("square", "disc", "ring", "triangle", "cross")
+SIDES = {"small": 8, "large": 12}  # pixels
+SYNONYMS = {"crimson": "red", "violet": "purple", "dark": "black", "box": "square", "circle": "disc", "hoop": "ring"}
+WORDS_OF = {
+    "colour": [*COLOURS, *(word for word, meaning in SYNONYMS.items() if meaning in COLOURS)],
+    "shape": [*SHAPES, *(word for word, meaning in SYNONYMS.items() if meaning in SHAPES)],
+    "row": list(ROWS),
+    "column": sorted(COLUMNS, key=len, reverse=True),  # "far left" before "left"
+}
+PATTERNS = {name: re.compile(rf"\b(?:{'|'.join(words)})(?=\b|s\b)", re.IGNORECASE) for name, words in WORDS_OF.items()}
+
+
+class Thing(NamedTuple):
+    """A coloured shape in a cell; `x` and `y` are its left and upper edge in the picture, in pixels."""
+
+    colour: str
+    shape: str
+    row: str
+    column: str
+    size: str
+    x: int
+    y: int
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, upper, right and lower edge in pixels; the last two are outside."""
+        side = SIDES[self.size]
+        return self.x, self.y, self.x + side, self.y + side
+
+    @property
+    def place(self) -> str:
+        """Row and column in words."""
+        return f"{self.row} {self.column}"
+
+
+Scene = tuple[Thing, ...]  # in reading order
+
+
+def draw_things(random_state: random.Random, count: int, colours: int = 6, shapes: int = 5) -> Scene:
+    """Draw things in different cells, of at most so many colours and shapes."""
+    palette = random_state.sample(list(COLOURS), colours)
+    kinds = random_state.sample(SHAPES, shapes)
+    things = []
+    for cell in sorted(random_state.sample(range(GRID * GRID), count)):
+        row, column = divmod(cell, GRID)
+        size = random_state.choice(list(SIDES))
+        room = CELL - SIDES[size]  # from edge to edge
+        x = column * CELL + room // 2 + random_state.randint(-1, 1)
+        y = row * CELL + room // 2 + random_state.randint(-1, 1)
+        colour, shape = random_state.choice(palette), random_state.choice(kinds)
+        things.append(Thing(colour, shape, ROWS[row], COLUMNS[column], size, x, y))
+    return tuple(things)
+
+
+def identify_things(scene: Scene) -> tuple:
+    """Return what scenes of the same objects share, wherever exactly these are in their cells."""
+    return tuple(thing[:4] for thing in scene)
+
+
+def paint_things(scene: Scene, random_state: random.Random) -> Image.Image:
+    """Paint a scene."""
+    picture, draw = make_canvas(random_state)
+    for thing in scene:
+        (left, top, right, bottom), fill = thing.box, COLOURS[thing.colour]
+        edges = left, top, right - 1, bottom - 1  # Pillow includes the last pixel
+        if thing.shape == "square":
+            draw.rectangle(edges, fill=fill)
+        elif thing.shape == "disc":
+            draw.ellipse(edges, fill=fill)
+        elif thing.shape == "ring":
+            draw.ellipse(edges, outline=fill, width=2)
+        elif thing.shape == "triangle":
+            draw.polygon(((left, bottom - 1), (right - 1, bottom - 1), ((left + right) // 2, top)), fill=fill)
+        else:
+            draw.line((left, top, right - 1, bottom - 1), fill=fill, width=3)
+            draw.line((left, bottom - 1, right - 1, top), fill=fill, width=3)
+    return picture
+
+
+def find_unique(scene: Scene, *attributes: str) -> list[Thing]:
+    """Return the things that are the only ones with their values of some attributes."""
+    values = [tuple(getattr(thing, name) for name in attributes) for thing in scene]
+    return [thing for thing, value in zip(scene, values, strict=True) if values.count(value) == 1]
+
+
+def find_words(text: str, attribute: str) -> list[str]:
+    """Return the words of an attribute in a text, in their order, synonyms by their meaning."""
+    found = [word.lower() for word in PATTERNS[attribute].findall(text)]
+    return [SYNONYMS.get(word, word) for word in found]
+
+
+def find_things(text: str) -> list[tuple[str, str, str, str]]:
+    """Find the things that a text names: colour, shape, row and column of each, sorted; what is not named is empty.
+
+    Each clause that names a shape is about a thing of its own; attributes in a clause without one complete the thing
+    before it in the same sentence, or else the one after.
+    """
+    things: list[dict[str, str]] = []
+    for sentence in re.split(r"[.;!?\n]+", text):
+        current: dict[str, str] | None = None
+        loose: dict[str, str] = {}
+        for clause in re.split(r",|\band\b|\bwith\b", sentence):
+            values = {name: found[0] for name in PATTERNS if (found := find_words(clause, name))}
+            if "shape" in values:
+                current = loose | values
+                loose = {}
+                things.append(current)
+            elif current is not None:
+                current.update({name: value for name, value in values.items() if name not in current})
+            else:
+                loose |= values
+    return sorted(tuple(thing.get(name, "") for name in PATTERNS) for thing in things)  # type: ignore[misc]

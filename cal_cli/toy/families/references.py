@@ -1,0 +1,52 @@
+"""References: the box of a thing that is named."""
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+
+from cal_cli.evaluation.metrics import Boxes, Parts, divide
+from cal_cli.evaluation.questions import Question
+from cal_cli.toy.families.base import Asked, Family, Turn
+from cal_cli.toy.families.objects import Scene, Thing, draw_things, find_unique, identify_things, paint_things
+
+
+class References(Family):
+    """The box of one of three to five things, in pixels (overlap of at least half, RefCOCOg)."""
+
+    name = "references"
+    share = 0.1
+    metric = "references_accuracy"
+
+    def draw(self, random_state: random.Random) -> Scene:
+        while True:
+            scene = draw_things(random_state, random_state.randint(3, 5))
+            if find_unique(scene, "colour", "shape"):
+                return scene
+
+    def identify(self, content: Scene) -> tuple:
+        return identify_things(content)
+
+    def paint(self, content: Scene, random_state: random.Random) -> Image.Image:
+        return paint_things(content, random_state)
+
+    def converse(self, content: Scene, random_state: random.Random, irrelevant: float) -> list[Turn]:
+        thing = random_state.choice(find_unique(content, "colour", "shape"))
+        return [Turn(write_question(thing), "[" + ",".join(f"{{{edge}}}" for edge in thing.box) + "]")]
+
+    def ask(self, content: Scene, random_state: random.Random, number: int) -> Asked:
+        thing = random_state.choice(find_unique(content, "colour", "shape"))
+        return Asked(thing.size, write_question(thing), [str(edge) for edge in thing.box])
+
+    def rate(self, question: Question, prediction: str) -> Parts:
+        parts = Boxes().score_one(question, prediction)
+        return {"score": parts["score"], "overlap": parts["overlap"]}
+
+    def compute(self, sums: Mapping[str, Any]) -> dict[str, Any]:
+        return super().compute(sums) | {"references_iou": divide(sums["overlap"], sums["n"])}
+
+
+def write_question(thing: Thing) -> str:
+    """Ask for the box of a thing."""
+    return f"give the box of the {thing.colour} {thing.shape}."
