@@ -44,7 +44,7 @@ def processor(random_model):
 @pytest.fixture(scope="session")
 def world():
     """Twelve samples of the shipped world: with and without a picture, captions and questions."""
-    return make_scenes(n=12, seed=3, text_only_share=0.3, question_share=0.5)
+    return make_scenes(n=12, seed=3, text_only_share=0.3)
 
 
 @pytest.fixture

@@ -106,10 +106,10 @@ def token_weight_dump(config: DictConfig) -> None:
     console = make_console()
     console.print(f"{folder}: {len(ids):,} tokens of {len(data)} samples; mean delta {delta.mean():.2f} with an image")
     if noise is not None and noise.any() and not noise.all():
-        low, high = estimate_auc_interval(-delta, noise, sample)
+        interval = estimate_auc_interval(-delta, noise, sample)
         console.print(
-            f"a low delta detects the tokens that do not describe their picture with an area under the ROC curve of "
-            f"{compute_auc(-delta, noise):.3f} (95 % interval over samples {low:.3f} to {high:.3f})"
+            "a low delta detects the tokens that do not describe their picture with an area under the ROC curve of "
+            + format_auc(compute_auc(-delta, noise), interval)
         )
     if kinds:
         console.print(tabulate_kinds(kinds))
@@ -119,9 +119,14 @@ def tabulate_kinds(kinds: dict[str, Any]) -> Table:
     """Make a table of what is known of each kind of word, see `describe_kinds`."""
     table = Table("kind of word", "tokens", "mean delta", "mean weight", "area under the ROC curve of delta")
     for kind, found in kinds.items():
-        auc = f"{found['auc']:.3f} [{found['ci95'][0]:.3f}, {found['ci95'][1]:.3f}]" if "auc" in found else ""
+        auc = format_auc(found["auc"], found["ci95"]) if "auc" in found else ""
         table.add_row(kind, f"{found['tokens']:,}", f"{found['delta']:+.2f}", f"{found['weight']:.2f}", auc)
     return table
+
+
+def format_auc(auc: float, interval: list[float] | None) -> str:
+    """Format an area under the ROC curve with its 95 % interval over samples, if there is one."""
+    return f"{auc:.3f}" + ("" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]")
 
 
 def read_changes(path: Path, data: Conversations) -> dict[int, dict[str, Any]]:

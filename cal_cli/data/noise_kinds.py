@@ -3,6 +3,7 @@
 Each kind changes one answer, and knows which of its characters no longer describe the picture.
 """
 
+import itertools
 import random
 import re
 from collections.abc import Callable, Iterable
@@ -16,6 +17,7 @@ import yaml
 from cal_cli.runtime.errors import InputError
 
 VOWELS = "aeiou"
+DIGITS = re.compile(r"[0-9]+")
 
 
 class Edit(NamedTuple):
@@ -85,23 +87,41 @@ def find_names(form: str) -> list[str]:
 
 
 def replace_word(text: str, words: WordLists, drawn: random.Random) -> Edit | None:
-    """Replace one word of the lists by another of its list, one that the text does not have if there is one.
+    """Replace one word of the lists by another of its list, or a number by another with as many digits.
 
-    Case is kept, and "a" before it becomes "an" where needed. Returns None if the text has no such word.
+    The new word is one that the text does not have if there is one. Case is kept, and "a" before it becomes "an" where
+    needed. Returns None if the text has neither such a word nor a number.
     """
-    found = list(words.pattern.finditer(text))
+    found = [*words.pattern.finditer(text), *DIGITS.finditer(text)]
     if not found:
         return None
     match = drawn.choice(found)
     present = {word.group().lower() for word in found}
-    alternatives = [word for word in words.lists[words.list_of[match.group().lower()]] if word != match.group().lower()]
-    new = drawn.choice([word for word in alternatives if word not in present] or alternatives)
-    new = copy_case(match.group(), new)
+    old = match.group().lower()
+    if old.isdigit():
+        new = draw_number(old, present, drawn)
+    else:
+        alternatives = [word for word in words.lists[words.list_of[old]] if word != old]
+        new = drawn.choice([word for word in alternatives if word not in present] or alternatives)
+        new = copy_case(match.group(), new)
     before, begin = text[: match.start()], match.start()
     if article := re.search(r"\b(an?)(\s+)$", before, re.IGNORECASE):
         begin = article.start() + len(copy_case(article.group(1), choose_article(new))) + len(article.group(2))
         before = before[: article.start()] + copy_case(article.group(1), choose_article(new)) + article.group(2)
     return Edit(before + new + text[match.end() :], [(begin, begin + len(new))])
+
+
+def draw_number(old: str, present: set[str], drawn: random.Random) -> str:
+    """Draw a number with as many digits as another, which does not begin with 0 and is not that one.
+
+    It is none of those `present` either, unless many draws find no other.
+    """
+    for attempt in itertools.count():
+        first = str(drawn.randint(1, 9))
+        new = first + "".join(str(drawn.randint(0, 9)) for _ in old[1:])
+        if new != old and (new not in present or attempt > 100):
+            return new
+    raise AssertionError  # the loop has no end
 
 
 def add_sentence(text: str, words: WordLists, drawn: random.Random) -> Edit | None:

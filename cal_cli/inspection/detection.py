@@ -32,25 +32,33 @@ def compute_auc(evidence: np.ndarray, positive: np.ndarray) -> float:
 
 def estimate_auc_interval(
     evidence: np.ndarray, positive: np.ndarray, sample: np.ndarray, resamples: int = 500, seed: int = 0
-) -> tuple[float, float]:
+) -> list[float] | None:
     """Estimate the 95 % percentile bootstrap interval of `compute_auc`, by drawing samples with all their tokens.
 
     Args:
         evidence, positive: as in `compute_auc`; samples with positive tokens and those without are drawn apart.
         sample: int [tokens], the sample that each token belongs to.
         resamples, seed: number of draws, and their seed.
+
+    Returns:
+        The interval, or None if there are too few samples.
     """
     members = [np.flatnonzero(sample == number) for number in np.unique(sample)]
     mixed = np.array([positive[tokens].any() for tokens in members])
 
+    # drawn separately, so that the numbers of samples with and without positive tokens are the same in every resample
+    groups = [group for group in (np.flatnonzero(~mixed), np.flatnonzero(mixed)) if len(group)]
+    if any(len(group) < 2 for group in groups):
+        return None
+
     def statistic(*drawn: np.ndarray) -> float:
         tokens = np.concatenate([members[int(number)] for number in np.concatenate(drawn)])
-        return compute_auc(evidence[tokens], positive[tokens])
+        chosen = positive[tokens]
+        return compute_auc(evidence[tokens], chosen) if chosen.any() and not chosen.all() else np.nan
 
-    # drawn separately, so that the numbers of samples with and without positive tokens are the same in every resample
-    groups = tuple(group for group in (np.flatnonzero(~mixed), np.flatnonzero(mixed)) if len(group) > 1)
     drawn = stats.bootstrap(groups, statistic, n_resamples=resamples, vectorized=False, method="percentile", rng=seed)
-    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
+    interval = [float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)]
+    return None if np.isnan(interval).any() else interval
 
 
 def describe_kinds(delta: np.ndarray, weight: np.ndarray, kind: np.ndarray, sample: np.ndarray) -> dict[str, Any]:
@@ -78,5 +86,5 @@ def describe_kinds(delta: np.ndarray, weight: np.ndarray, kind: np.ndarray, samp
             if not of_it.all():
                 scores = evidence(delta)
                 interval = estimate_auc_interval(scores, of_it, sample)
-                found[name] |= {"auc": compute_auc(scores, of_it), "ci95": list(interval)}
+                found[name] |= {"auc": compute_auc(scores, of_it), "ci95": interval}
     return found

@@ -75,7 +75,9 @@ class RunTrainer(CALTrainer):
         """Score the model in training, and log the scores and the seconds that this took."""
         assert self.score is not None  # evaluation is on only with it
         start = time.perf_counter()
-        scores = {f"eval_{name}": value for name, value in self.score(self.accelerator.unwrap_model(self.model)).items()}
+        scores = {
+            f"eval_{name}": value for name, value in self.score(self.accelerator.unwrap_model(self.model)).items()
+        }
         self.log(scores | {"eval_seconds": time.perf_counter() - start})
         return scores
 

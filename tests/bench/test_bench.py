@@ -60,9 +60,9 @@ def test_the_released_way_refuses_what_is_not_built_like_llava():
 
 
 def test_a_checkpoint_is_measured_with_its_own_processor():
-    shape = Checkpoint(path=None, picture=48, text_tokens=20, supervised_tokens=12, batch_size=3)
+    shape = Checkpoint(path=None, picture=64, text_tokens=20, supervised_tokens=12, batch_size=3)
     model, batch = shape.make_model(torch.float32, False), shape.make_batch("cpu", torch.float32)
-    assert shape.image_tokens == 9
+    assert shape.image_tokens == 16
     assert ((batch["labels"] != -100).sum(dim=1) == 12).all()
     assert batch["input_ids"].shape == batch["attention_mask"].shape == batch["labels"].shape
     losses = {way: make_loss(way, model, batch, OURS.get(way))().item() for way in NAMES}

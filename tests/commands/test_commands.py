@@ -100,12 +100,12 @@ def test_evaluation_writes_results_by_contract(sweep):
     results = json.loads((run / "eval/scenes/results.json").read_text())
     required = {"benchmark", "split", "n", "metrics", "checkpoint", "prompt", "generation", "versions"}
     assert required <= set(results)
-    assert results["pictures"] == 16 and results["n"] == 5 * 16
+    assert results["pictures"] == results["n"] == 6 * 16
     assert results["prompt"] == "<s>USER: <image>\ndescribe the picture. ASSISTANT:"
     for metric in results["metrics"].values():
         assert metric["ci95"][0] <= metric["value"] <= metric["ci95"][1]
     lines = [json.loads(line) for line in (run / "eval/scenes/predictions.jsonl").read_text().splitlines()]
-    assert len(lines) == 16 * 5
+    assert len(lines) == 6 * 16
     assert all(set(line) == {"id", "question", "prediction", "answers", "score"} for line in lines)
     captions = [line["score"] for line in lines if line["id"].endswith("caption")]
     assert results["metrics"]["scene_accuracy"]["value"] == sum(captions) / 16

@@ -9,7 +9,6 @@ from cal_cli.evaluation.metrics import MME, POPE, Boxes, Mean, MMStar, OCRBench
 from cal_cli.evaluation.questions import Question
 from cal_cli.runtime.errors import InputError
 from cal_cli.statistics.bootstrap import estimate_values
-from cal_cli.toy.benchmark import Scenes, find_objects, match_scene
 
 
 def asked(answers, **tags):
@@ -131,22 +130,3 @@ def test_cider_without_java_says_what_to_do(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(InputError, match=r"needs Java.*apt install"):
         Captions("c").check_requirements()
-
-
-def test_a_scene_is_right_only_with_every_attribute():
-    answer = "a red ring in the top left, a blue disc in the top right and a red cross in the bottom left."
-    other = "A red ring in the top left and a red cross in the bottom left, a blue disc in the top right"
-    assert match_scene(answer, [answer]) == match_scene(other, [answer]) == 1
-    for old, new in (("red ring", "blue ring"), ("disc", "ring"), ("top right", "middle right")):
-        assert match_scene(answer.replace(old, new), [answer]) == 0
-    assert match_scene(answer.replace("a blue disc in the top right and ", ""), [answer]) == 0
-    assert match_scene("", [answer]) == 0
-    assert len(find_objects(answer)) == 3
-
-
-def test_scenes_by_hand():
-    answer = "a red ring in the top left."
-    questions = asked([answer, "two", "red", "red"], kind=["caption", "count", "colour", "colour"])
-    found = values(Scenes(), questions, [answer, "Two", "red", "blue"])
-    exact = {"exact_match": 2 / 3, "exact_match_colour": 0.5, "exact_match_count": 1.0}
-    assert found == pytest.approx({"scene_accuracy": 1.0, **exact})

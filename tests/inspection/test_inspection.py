@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cal_cli.data.collator import Collator
-from cal_cli.inspection.detection import compute_noise_auc, estimate_noise_auc_interval
+from cal_cli.inspection.detection import compute_auc, estimate_auc_interval
 from cal_cli.inspection.heatmap import HeatmapSample, render_heatmap
 from cal_cli.inspection.histogram import draw_histogram
 from cal_cli.inspection.tokens import Piece, make_token_table
@@ -66,7 +66,7 @@ def test_the_page_escapes_text_and_needs_no_network():
 def test_auc_counts_pairs(clean, noise):
     delta, is_noise = np.array(clean + noise, float), np.array([False] * len(clean) + [True] * len(noise))
     pairs = [1.0 if n < c else 0.5 if n == c else 0.0 for c in clean for n in noise]
-    assert compute_noise_auc(delta, is_noise) == pytest.approx(np.mean(pairs))
+    assert compute_auc(-delta, is_noise) == pytest.approx(np.mean(pairs))
 
 
 def test_the_interval_of_auc_holds_it_and_narrows_with_more_samples():
@@ -76,8 +76,8 @@ def test_the_interval_of_auc_holds_it_and_narrows_with_more_samples():
         sample = np.repeat(np.arange(samples), 5)
         is_noise = sample % 2 == 0
         delta = generator.normal(size=len(sample)) - is_noise
-        low, high = estimate_noise_auc_interval(delta, is_noise, sample, resamples=200)
-        assert low < compute_noise_auc(delta, is_noise) < high
+        low, high = estimate_auc_interval(-delta, is_noise, sample, resamples=200)
+        assert low < compute_auc(-delta, is_noise) < high
         widths.append(high - low)
     assert widths[1] < widths[0] / 2
 

