@@ -11,6 +11,7 @@ from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
 from cal_cli.reporting.collect import collect_results, tabulate_metric
+from cal_cli.reporting.curves import draw_curves, make_curve_table, summarize_curves, tabulate_curves
 from cal_cli.reporting.figures import draw_noise_figure
 from cal_cli.reporting.pairs import compare, describe_test
 from cal_cli.reporting.paper import make_paper_rows, make_paper_table
@@ -19,7 +20,7 @@ from cal_cli.runtime.config import check_types
 from cal_cli.runtime.console import make_console, make_table, render_markdown
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_whole
-from cal_cli.runtime.runs import read_summary
+from cal_cli.runtime.runs import find_unfinished_runs, read_summary
 from cal_cli.statistics.seeds import find_needed_seeds, format_interval
 
 
@@ -31,6 +32,7 @@ class ReportConfig:
     results: str
     metrics: list[str] | None
     baseline: str
+    targets: list[float]
     compare: list[str] | None
     output: str | None
 
@@ -64,18 +66,30 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
     rows = [row for metric, table in values.items() for row in summarize_metric(table, metric, baseline, together)]
     pairs = compare_runs(results, benchmark, baseline)
     notes = write_notes(rows, bool(pairs), baseline, [str(run) for run in unevaluated])
+    if unfinished := sum(len(find_unfinished_runs(Path(folder))) for folder in folders):
+        notes.append(f"{unfinished} runs in these folders are not completed.")
     summary = read_summary(results[0].run)
     commands = sorted(read_summary(result.run)["command"] for result in results)
 
-    title = f"{benchmark}, by objective and noise"
+    title = f"{benchmark}, by condition and objective"
     console.print(title)
     tables = make_mean_tables(rows, baseline)
     parts = [f"# {title}\n"]
     for metric, table in tables.items():
         console.print(table)
-        figure = f"figure3_{re.sub(r'[^0-9A-Za-z_.-]+', '_', metric)}.png"
+        figure = f"figure3_{clean_name(metric)}.png"
         write_whole(output / figure, draw_noise_figure(values[metric], metric))
         parts += [render_markdown(table), f"![{metric} by noise]({figure})\n"]
+    curves: list[dict] = []
+    for metric in metrics:
+        rows_of_metric = summarize_curves(tabulate_curves(results, metric, baseline), metric, settings.targets)
+        if rows_of_metric:
+            curves += rows_of_metric
+            table = make_curve_table(rows_of_metric, metric)
+            console.print(table)
+            figure = f"curve_{clean_name(metric)}.png"
+            write_whole(output / figure, draw_curves(rows_of_metric, metric))
+            parts += [render_markdown(table), f"![{metric} while training]({figure})\n"]
     if pairs:
         table = make_pair_table(pairs, metrics, baseline)
         console.print(table)
@@ -90,6 +104,7 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
         "baseline": baseline,
         "rows": rows,
         "same_questions": pairs,
+        "curves": curves,
         "notes": notes,
         "commands": commands,
         "device": summary["device"],
@@ -98,6 +113,11 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
     write_whole(output / "report.json", json.dumps(document, indent=2) + "\n")
     write_whole(output / "report.md", "\n".join(parts))
     console.print(f"{output}: report.md, report.json and figures")
+
+
+def clean_name(metric: str) -> str:
+    """Return a metric's name with characters that any file system allows."""
+    return re.sub(r"[^0-9A-Za-z_.-]+", "_", metric)
 
 
 def write_notes(rows: list[dict], paired: bool, baseline: str, unevaluated: list[str]) -> list[str]:

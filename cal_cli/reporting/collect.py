@@ -1,7 +1,7 @@
-"""Read finished runs and bring their metrics into one table by objective, noise and seed."""
+"""Read finished runs and bring their metrics into one table by condition, objective and seed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,42 @@ from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import read_json
 from cal_cli.runtime.runs import OPERATIONAL, find_completed_runs, read_config, read_summary
 
-# keys in which the runs of one comparison may differ
+# keys that are no part of a run's condition
 VARIED = ("name", "seed", "noise", "objective", *OPERATIONAL)
+AS_THE_RUN = "as the run"  # the value of a seed that is that of the run
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Under what runs were trained: objectives are compared with one another under the same condition."""
+
+    settings: tuple[tuple[str, Any], ...]  # keys of the config in which the runs differ, and their values
+    noise_kind: str  # `swap` for clean data, which are the same for every kind
+    noise_ratio: float
+
+    @property
+    def name(self) -> str:
+        """Settings and noise in words; the ratio alone for exchanged conversations."""
+        noise = f"{self.noise_ratio:g}" if self.noise_kind == SWAP else f"{self.noise_kind} {self.noise_ratio:g}"
+        settings = [f"{key}={write_setting(value)}" for key, value in self.settings]
+        return ", ".join([*settings, f"noise {noise}" if settings else noise])
+
+    @property
+    def order(self) -> tuple:
+        """The place of the condition in a table."""
+        values = [(0, value, "") if is_number(value) else (1, 0, str(value)) for _, value in self.settings]
+        return *values, self.noise_kind != SWAP, self.noise_kind, self.noise_ratio
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value of a config is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def write_setting(value: Any) -> str:
+    """Write a value of a config: a number in its shortest form, a path by its last three parts."""
+    text = f"{value:g}" if is_number(value) else str(value)
+    return "/".join(text.split("/")[-3:])
 
 
 @dataclass
@@ -22,20 +56,14 @@ class Result:
 
     run: Path
     objective: str  # its choice, and the options in which runs of that choice differ: `cal window=9`
-    noise_kind: str  # `swap` for clean data, which are the same for every kind
-    noise_ratio: float
+    condition: Condition
     seed: int
     metrics: dict[str, float]
     intervals: dict[str, list[float] | None]  # of the metrics, over pictures
     engine: str  # the program that answered and scored
     headline: list[str]  # the metrics that the benchmark reports first
     options: dict  # of the objective
-    settings: dict  # the rest of the config, which must be equal
-
-    @property
-    def noise(self) -> tuple[str, float]:
-        """Its kind and ratio."""
-        return self.noise_kind, self.noise_ratio
+    settings: dict  # the rest of the config, by dotted names
 
 
 def collect_results(folders: list[str], benchmark: str, required: bool = True) -> tuple[list[Result], list[Path]]:
@@ -45,8 +73,8 @@ def collect_results(folders: list[str], benchmark: str, required: bool = True) -
         The evaluated runs, and the runs without results on the benchmark.
 
     Raises:
-        InputError: a folder is missing, nothing is evaluated although it is required, or runs cannot be compared: they
-            differ in more than objective, noise and seed, or two of them agree in all three.
+        InputError: a folder is missing, nothing is evaluated although it is required, or two runs are of the same
+            condition, objective and seed.
     """
     results, unevaluated = [], []
     for folder in folders:
@@ -65,7 +93,8 @@ def collect_results(folders: list[str], benchmark: str, required: bool = True) -
             f"run cal eval benchmark={benchmark} checkpoint={folders[0]} first"
         )
     name_variants(results)
-    check_comparable(results)
+    find_conditions(results)
+    check_distinct(results)
     return results, unevaluated
 
 
@@ -78,15 +107,14 @@ def _read_result(run: Path, document: dict) -> Result:
     return Result(
         run=run,
         objective=summary["objective"],
-        noise_kind=noise.get("kind", SWAP) if noise["ratio"] else SWAP,
-        noise_ratio=noise["ratio"],
+        condition=Condition((), noise.get("kind", SWAP) if noise["ratio"] else SWAP, noise["ratio"]),
         seed=summary["seed"],
         metrics=metrics,
         intervals={name: metric.get("ci95") for name, metric in document["metrics"].items()},
         engine=node.get("engine", "cal"),
         headline=[name for name in headline if name in metrics],
         options=flatten(config["objective"]) | describe_first_stage(config),
-        settings=select_comparable(config),
+        settings=flatten(select_settings(config)),
     )
 
 
@@ -98,14 +126,16 @@ def flatten(node: dict, prefix: str = "") -> dict:
     return options
 
 
-def select_comparable(config: dict) -> dict:
-    """Return the part of a config that must be equal in all runs of one comparison."""
+def select_settings(config: dict) -> dict:
+    """Return the part of a config that makes a run's condition, without what is as in every run by default."""
     kept = {key: value for key, value in config.items() if key not in VARIED}
     if kept["data"].get("seed") == config["seed"]:  # the default: the seed of the data is that of the run
-        kept["data"] = {**kept["data"], "seed": "as the run"}
+        kept["data"] = {**kept["data"], "seed": AS_THE_RUN}
+    noise_seed = config["noise"].get("seed", config["seed"])
+    kept["noise"] = {"seed": AS_THE_RUN if noise_seed == config["seed"] else noise_seed}
     before = read_config(get_projector_run(config))
-    if before:  # the first stage must be equal too, whatever its folder
-        kept["model"] = {**kept["model"], "projector": select_comparable(before)}
+    if before:  # whatever its folder
+        kept["model"] = {**kept["model"], "projector": select_settings(before)}
     return kept
 
 
@@ -133,34 +163,31 @@ def name_variants(results: list[Result]) -> None:
         result.objective = " ".join([result.objective, *varied])
 
 
-def check_comparable(results: list[Result]) -> None:
-    """Raise InputError unless the runs differ in objective, noise and seed only, and in one of them."""
+def find_conditions(results: list[Result]) -> None:
+    """Add to each condition the settings in which the runs differ."""
+    names = dict.fromkeys(name for result in results for name in result.settings)
+    differing = [name for name in names if len({str(result.settings.get(name)) for result in results}) > 1]
+    for result in results:
+        values = [result.settings.get(name) for name in differing]
+        plain = [value if value is None or isinstance(value, int | float) else str(value) for value in values]
+        result.condition = replace(result.condition, settings=tuple(zip(differing, plain, strict=True)))
+
+
+def check_distinct(results: list[Result]) -> None:
+    """Raise InputError if two runs are of the same condition, objective and seed."""
     places: dict[tuple, Path] = {}
     for result in results:
-        first = results[0]
-        differing = [key for key in first.settings if result.settings.get(key) != first.settings[key]]
-        if differing:
-            raise InputError(
-                f"{result.run} and {first.run} differ in {', '.join(differing)}, not only in objective, noise and "
-                "seed: give runs=... folders that can be compared"
-            )
-        place = (result.objective, result.noise, result.seed)
+        place = (result.objective, result.condition, result.seed)
         if place in places:
             raise InputError(
-                f"{result.run} and {places[place]} have the same objective, noise and seed: "
-                "keep variants in separate folders (name=...)"
+                f"{result.run} and {places[place]} have the same objective, noise, seed and settings: "
+                "give runs=... without one of them"
             )
         places[place] = result.run
 
 
 def tabulate_metric(results: Sequence[Result], metric: str, baseline: str = "ce") -> pd.DataFrame:
-    """Tabulate a metric: columns `kind`, `ratio` (of noise), `objective`, `seed` and `value`, the baseline first."""
-    columns = ["kind", "ratio", "objective", "seed", "value"]
-    table = pd.DataFrame([[*r.noise, r.objective, r.seed, r.metrics[metric]] for r in results], columns=columns)
-    table["other"], table["later"] = table["objective"] != baseline, table["kind"] != SWAP
-    return table.sort_values(["later", "kind", "ratio", "other", "objective", "seed"], ignore_index=True)[columns]
-
-
-def name_noise(kind: str, ratio: float) -> str:
-    """Name a kind and a ratio of noise; exchanged conversations by the ratio alone."""
-    return f"{ratio:g}" if kind == SWAP else f"{kind} {ratio:g}"
+    """Tabulate a metric: columns `condition`, `objective`, `seed` and `value`, in their order, the baseline first."""
+    ordered = sorted(results, key=lambda r: (r.condition.order, r.objective != baseline, r.objective, r.seed))
+    rows = [[r.condition, r.objective, r.seed, r.metrics[metric]] for r in ordered]
+    return pd.DataFrame(rows, columns=["condition", "objective", "seed", "value"])

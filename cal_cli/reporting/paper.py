@@ -6,8 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from cal_cli.data.noise import SWAP
-from cal_cli.reporting.collect import Result, collect_results, name_noise, tabulate_metric
+from cal_cli.reporting.collect import Result, collect_results, tabulate_metric
 from cal_cli.runtime.console import make_table
 from cal_cli.runtime.errors import InputError
 from cal_cli.statistics.seeds import mean_over_seeds
@@ -94,29 +93,30 @@ def get_published_rows(title: str) -> list[dict[str, Any]]:
 def _measure_rows(
     columns: Mapping[str, Column], found: Mapping[str, list[Result]], baseline: str
 ) -> list[dict[str, Any]]:
-    """Make a row for each objective and noise that has results on one of the benchmarks."""
+    """Make a row for each objective and condition that has results on one of the benchmarks."""
     rows: dict[tuple, dict[str, Any]] = {}
     for name, column in columns.items():
         table = tabulate_metric(found[name], column.metric, baseline)
-        for (kind, ratio, objective), group in table.groupby(["kind", "ratio", "objective"], sort=False):
-            runs = [r for r in found[name] if (r.objective, *r.noise) == (objective, kind, ratio)]
-            noise = f", noise {name_noise(kind, ratio)}" if ratio else ""
+        for (condition, objective), group in table.groupby(["condition", "objective"], sort=False):
+            runs = [r for r in found[name] if (r.objective, r.condition) == (objective, condition)]
+            clean = not condition.settings and not condition.noise_ratio
+            noise = "" if clean else f", {condition.name}" if condition.settings else f", noise {condition.name}"
             new = {"model": f"{objective}{noise}", "cells": {}, "runs": set()}
-            row = rows.setdefault((kind != SWAP, kind, ratio, objective), new)
+            row = rows.setdefault((condition, objective), new)
             cell = mean_over_seeds((group["value"] * column.scale).tolist())
             interval = runs[0].intervals[column.metric]
             if cell["n"] == 1 and interval:
                 cell["ci95"] = [bound * column.scale for bound in interval]
             row["cells"][name] = cell
             row["runs"] |= {f"{run.run} ({run.engine})" for run in runs}
-    for (*same_noise, objective), row in rows.items():
+    for (condition, objective), row in rows.items():
         row["source"] = ", ".join(sorted(row.pop("runs")))
-        base = rows.get((*same_noise, baseline))
+        base = rows.get((condition, baseline))
         if base is not None and objective != baseline:
             shared = [name for name in row["cells"] if name in base["cells"]]
             won = sum(row["cells"][name]["value"] > base["cells"][name]["value"] for name in shared)
             row["wins"] = [won, len(shared)]
-    return [rows[key] for key in sorted(rows, key=lambda key: (*key[:-1], key[-1] != baseline, key[-1]))]
+    return [rows[key] for key in sorted(rows, key=lambda key: (key[0].order, key[1] != baseline, key[1]))]
 
 
 def make_paper_table(title: str, rows: list[dict[str, Any]], brief: bool) -> Table:

@@ -30,6 +30,9 @@ OPERATIONAL = (
     "launch",
     "report_to",
     "plan",
+    "benchmark",
+    "evaluate_every",
+    "evaluate_limit",
 )
 
 
@@ -116,6 +119,12 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     except OSError:
         if summary["status"] != "failed":
             raise
+
+
+def find_unfinished_runs(folder: Path) -> list[Path]:
+    """Find all runs in a folder and its subfolders that have begun and are not completed, sorted by name."""
+    begun = sorted(path.parent for path in folder.rglob("config.yaml") if path.parent.name != ".hydra")
+    return [run for run in begun if read_summary(run).get("status") != "completed"]
 
 
 def find_completed_runs(folder: Path) -> list[Path]:

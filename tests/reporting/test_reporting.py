@@ -5,10 +5,12 @@ import json
 import pytest
 import yaml
 
-from cal_cli.reporting.collect import collect_results, name_noise, tabulate_metric
-from cal_cli.reporting.figures import draw_noise_figure
+from cal_cli.reporting.collect import collect_results, tabulate_metric
+from cal_cli.reporting.curves import draw_curves, summarize_curves, tabulate_curves
+from cal_cli.reporting.figures import choose_axis, draw_noise_figure
 from cal_cli.reporting.tables import summarize_metric
 from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.runs import find_unfinished_runs
 
 
 def write_run(
@@ -59,7 +61,7 @@ def test_kinds_of_noise_are_told_apart_and_share_the_clean_runs(tmp_path):
     results, _ = collect_results([str(tmp_path)], "scenes")
     table = tabulate_metric(results, "scene_accuracy")
     rows = summarize_metric(table, "m", "ce")
-    names = [(name_noise(row["noise_kind"], row["noise_ratio"]), row["objective"]) for row in rows]
+    names = [(row["condition"], row["objective"]) for row in rows]
     assert names == [(n, o) for n in ("0", "0.5", "attribute 0.5") for o in ("ce", "cal")]
     assert [row["mean"]["value"] for row in rows] == pytest.approx([0.5, 0.6, 0.2, 0.3, 0.4, 0.5])
     assert draw_noise_figure(table, "scene_accuracy").startswith(b"\x89PNG")
@@ -92,9 +94,12 @@ def test_runs_may_start_from_the_projector_of_a_stage_1_with_their_own_objective
     results, _ = collect_results([str(tmp_path / "two")], "scenes")
     assert sorted(result.objective for result in results) == ["cal", "ce", "ce stage_1=cal"]
 
-    (before / "config.yaml").write_text(yaml.safe_dump(config | {"max_steps": 9}))
-    with pytest.raises(InputError, match="differ in model"):
-        collect_results([str(tmp_path / "two")], "scenes")
+    earlier = yaml.safe_load((before / "config.yaml").read_text())
+    (before / "config.yaml").write_text(yaml.safe_dump(earlier | {"max_steps": 9}))
+    results, _ = collect_results([str(tmp_path / "two")], "scenes")
+    assert {result.condition.name for result in results} == {
+        f"model.projector.max_steps={steps}, noise 0" for steps in (None, 9)
+    }
 
 
 def test_unfinished_and_unevaluated_runs_are_left_out(tmp_path):
@@ -108,19 +113,73 @@ def test_unfinished_and_unevaluated_runs_are_left_out(tmp_path):
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     write_run(tmp_path / "a", "ce", 0.0, 0, 0.5)
-    write_run(tmp_path / "b", "cal", 0.0, 0, 0.5, learning_rate=1)
     write_run(tmp_path / "c", "ce", 0.0, 0, 0.6)
     write_run(tmp_path / "d", "ce", 0.0, 1, 0.5, evaluated=False)
     with pytest.raises(InputError, match="no such folder"):
         collect_results([str(tmp_path / "none")], "scenes")
-    with pytest.raises(InputError, match="same objective, noise and seed"):
+    with pytest.raises(InputError, match="same objective, noise, seed and settings"):
         collect_results([str(tmp_path / "a"), str(tmp_path / "c")], "scenes")
     with pytest.raises(InputError, match="run cal eval"):
         collect_results([str(tmp_path / "d")], "scenes")
 
 
-def test_runs_of_other_settings_are_named(tmp_path):
-    write_run(tmp_path, "ce", 0.0, 0, 0.5, learning_rate=1)
-    write_run(tmp_path, "cal", 0.0, 0, 0.5, learning_rate=2)
-    with pytest.raises(InputError, match="differ in learning_rate"):
-        collect_results([str(tmp_path)], "scenes")
+def test_runs_are_compared_under_the_same_settings_only(tmp_path):
+    """Whatever differs makes conditions, in the order of numbers; one without the baseline has no difference."""
+    for rate in (10.0, 2.0):
+        write_run(tmp_path / str(rate), "ce", 0.0, 0, rate / 100, learning_rate=rate)
+        write_run(tmp_path / str(rate), "cal", 0.0, 0, rate / 50, learning_rate=rate)
+    write_run(tmp_path, "cal", 0.0, 0, 0.5, learning_rate=30.0)
+    results, _ = collect_results([str(tmp_path)], "scenes")
+    table = tabulate_metric(results, "scene_accuracy")
+    rows = summarize_metric(table, "m", "ce")
+    assert [(row["condition"], row["objective"]) for row in rows] == [
+        *(("learning_rate=2, noise 0", objective) for objective in ("ce", "cal")),
+        *(("learning_rate=10, noise 0", objective) for objective in ("ce", "cal")),
+        ("learning_rate=30, noise 0", "cal"),
+    ]
+    found = [row["difference"]["value"] if row["difference"] else None for row in rows]
+    assert found == [None, pytest.approx(0.02), None, pytest.approx(0.1), None]
+    assert rows[0]["settings"] == {"learning_rate": 2.0}
+    assert choose_axis(list(table["condition"])) == "learning_rate"
+    assert draw_noise_figure(table, "scene_accuracy").startswith(b"\x89PNG")
+
+
+def test_seeds_of_data_and_noise_are_settings_if_they_are_not_the_run_s(tmp_path):
+    write_run(tmp_path / "a", "ce", 0.5, 0, 0.5, noise={"seed": 0})
+    write_run(tmp_path / "b", "ce", 0.5, 1, 0.5, noise={"seed": 1})
+    results, _ = collect_results([str(tmp_path)], "scenes")
+    assert {result.condition.name for result in results} == {"0.5"}
+    write_run(tmp_path / "c", "ce", 0.5, 0, 0.5, noise={"seed": 7})
+    results, _ = collect_results([str(tmp_path)], "scenes")
+    assert {result.condition.name for result in results} == {
+        "noise.seed=as the run, noise 0.5",
+        "noise.seed=7, noise 0.5",
+    }
+
+
+def test_learning_curves_by_hand(tmp_path):
+    scores = {("ce", 0): [0.2, 0.6, 0.9], ("ce", 1): [0.4, 0.4, 0.7], ("cal", 0): [0.5, 0.95, 0.9]}
+    for (objective, seed), values in scores.items():
+        run = write_run(tmp_path, objective, 0.0, seed, values[-1])
+        lines = [{"step": 10 * n, "loss": 1.0} for n in (1, 2, 3)]
+        lines += [{"step": 100 * n, "eval_scene_accuracy": value} for n, value in enumerate(values, 1)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results, _ = collect_results([str(tmp_path)], "scenes")
+    table = tabulate_curves(results, "scene_accuracy", "ce")
+    ce, cal = summarize_curves(table, "scene_accuracy", [0.5, 0.9])
+    assert [point["value"] for point in ce["curve"]] == pytest.approx([0.3, 0.5, 0.8])
+    assert ce["targets"]["0.5"] == {"steps": 250.0, "reached": 2, "seeds": 2}
+    assert ce["targets"]["0.9"] == {"steps": 300.0, "reached": 1, "seeds": 2}
+    assert cal["targets"]["0.9"] == {"steps": 200.0, "reached": 1, "seeds": 1}
+    assert draw_curves([ce, cal], "scene_accuracy").startswith(b"\x89PNG")
+    assert summarize_curves(tabulate_curves(results, "other", "ce"), "other", [0.5]) == []
+
+
+def test_runs_that_have_begun_are_counted(tmp_path):
+    write_run(tmp_path, "ce", 0.0, 0, 0.5)
+    begun = write_run(tmp_path, "cal", 0.0, 0, 0.5, status="interrupted")
+    new = tmp_path / "new"
+    (new / ".hydra").mkdir(parents=True)
+    (new / "config.yaml").write_text("{}")
+    (new / ".hydra/config.yaml").write_text("{}")
+    assert find_unfinished_runs(tmp_path) == [begun, new]
