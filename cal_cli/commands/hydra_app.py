@@ -91,12 +91,13 @@ def gather_train_words(words: list[str]) -> list[str]:
     """Gather what `cal study` passes on to `cal train` in its key `words`.
 
     `experiment` and `benchmark` become `experiment_name` and `benchmark_name`: for Hydra they are groups, whose files
-    are configs of `cal train` and `cal eval`.
+    are configs of `cal train` and `cal eval`. Keys of a benchmark are for both.
     """
     own, passed_on = [], []
     for word in words:
-        key = re.split(r"[.=@]", word.lstrip("+~"))[0]
-        if key in STUDY_KEYS or "=" not in word or word.startswith("-"):
+        key = re.split(r"[=@]", word.lstrip("+~"))[0]
+        is_own = key.partition(".")[0] in STUDY_KEYS and not key.startswith("benchmark.")
+        if is_own or "=" not in word or word.startswith("-"):
             own.append(re.sub(r"^(experiment|benchmark)=", r"\1_name=", word))
         else:
             passed_on.append(word)

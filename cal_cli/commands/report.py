@@ -15,7 +15,15 @@ from cal_cli.reporting.curves import draw_curves, make_curve_table, summarize_cu
 from cal_cli.reporting.figures import draw_noise_figure
 from cal_cli.reporting.pairs import compare, describe_test
 from cal_cli.reporting.paper import make_paper_rows, make_paper_table
-from cal_cli.reporting.tables import compare_runs, compare_seeds, make_mean_tables, make_pair_table, summarize_metric
+from cal_cli.reporting.tables import (
+    compare_runs,
+    compare_seeds,
+    find_variance_shares,
+    make_mean_tables,
+    make_pair_table,
+    make_variance_table,
+    summarize_metric,
+)
 from cal_cli.runtime.config import check_types
 from cal_cli.runtime.console import make_console, make_table, render_markdown
 from cal_cli.runtime.errors import InputError
@@ -90,6 +98,11 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
             figure = f"curve_{clean_name(metric)}.png"
             write_whole(output / figure, draw_curves(rows_of_metric, metric))
             parts += [render_markdown(table), f"![{metric} while training]({figure})\n"]
+    variance = [row for metric in metrics for row in find_variance_shares(results, metric)]
+    if variance:
+        table = make_variance_table(variance)
+        console.print(table)
+        parts.append(render_markdown(table))
     if pairs:
         table = make_pair_table(pairs, metrics, baseline)
         console.print(table)
@@ -105,6 +118,7 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
         "rows": rows,
         "same_questions": pairs,
         "curves": curves,
+        "variance": variance,
         "notes": notes,
         "commands": commands,
         "device": summary["device"],

@@ -24,7 +24,7 @@ from cal_cli.commands.hydra_app import get_config_dirs
 from cal_cli.runtime.config import check_types, name_folder
 from cal_cli.runtime.console import make_console
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.runs import is_completed, read_summary
+from cal_cli.runtime.runs import find_completed_runs, is_completed, read_summary
 
 
 @dataclass
@@ -73,8 +73,12 @@ def study(config: DictConfig) -> None:
         return
     failed = train_runs(missing, known, settings.jobs, console)
     folder = f"runs/train/{name}"
-    if len(failed) < len(runs):
-        call("eval", f"benchmark={settings.benchmark_name}", f"checkpoint={folder}")
+    completed = find_completed_runs(Path(folder))
+    if completed and not any((run / "checkpoint").is_dir() for run in completed):
+        console.print(f"{folder}: these runs train a projector only, which cannot be evaluated alone")
+    elif completed:
+        asked = [word for word in settings.words if word.startswith("benchmark.")]
+        call("eval", f"benchmark={settings.benchmark_name}", *asked, f"checkpoint={folder}")
         call("report", f"runs={folder}", f"results={settings.benchmark_name}", f"output=runs/report/{name}")
     for run, message in failed:
         console.print(f"failed: {message}\n  {run.command}", markup=False, soft_wrap=True)
@@ -93,6 +97,8 @@ def list_runs(settings: StudyConfig) -> tuple[str, list[Run]]:
     if settings.experiment_name not in known:
         raise InputError(f"experiment={settings.experiment_name}: allowed are {', '.join(known)}")
     fixed, given, axes = [], set(), {}
+    if settings.benchmark_name != "scenes":  # for scores while training
+        fixed.append(f"benchmark={settings.benchmark_name}")
     parser = OverridesParser.create()
     try:
         for word in settings.words:

@@ -21,7 +21,7 @@ from PIL import Image
 from cal_cli.data.chat_formats import TALKS, find_message_images, make_turns, read_carried, unwrap
 from cal_cli.data.images import MAX_PIXELS, check_background, open_image
 from cal_cli.data.llava_json import find_problem, get_id, make_bad_fraction_error, normalize, open_inside
-from cal_cli.data.sample import LOSS_WEIGHTS, Bad, Conversations, Entry
+from cal_cli.data.sample import ANNOTATIONS, Bad, Conversations, Entry
 from cal_cli.runtime.errors import InputError
 
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".jsonl": "json", ".json": "json", ".arrow": "arrow"}
@@ -52,8 +52,8 @@ def load_conversations(
     The conversations are LLaVA's (`conversations`), chat messages (`messages`), question and answer pairs (`texts`, as
     in the Cauldron), a caption (`caption`, `txt`, `text`), or a JSON object with one of these (`json`, in tar shards).
     An image whose place is not marked comes before the first question. Without a column of images, chat messages may
-    carry them, as data URLs or names of files (OpenAI's `image_url`). A column `loss_weights` has the weights of the
-    answers, see `cal_cli.data.sample`.
+    carry them, as data URLs or names of files (OpenAI's `image_url`). Columns `loss_weights`, `family` and
+    `correlated` are as in entries, see `cal_cli.data.sample`.
 
     Raises:
         InputError: the data set cannot be loaded or has no such columns, or too many rows are bad.
@@ -107,7 +107,7 @@ class Rows(Sequence[Entry]):
         pictures = [column for column in IMAGES if column in source.column_names]
         self.pictures = pictures[0] if pictures else None
         self.folder = Path(image_folder) if image_folder is not None else get_folder(path)
-        names = [self.talk, *(column for column in ("id", "__key__", LOSS_WEIGHTS) if column in source.column_names)]
+        names = [self.talk, *(column for column in ("id", "__key__", *ANNOTATIONS) if column in source.column_names)]
         self.images, self.by_name = np.zeros(len(source), dtype=np.int64), False
         if self.pictures is not None:
             column = source.data.column(self.pictures)
@@ -145,11 +145,12 @@ class Rows(Sequence[Entry]):
         carried = find_message_images(talk)
         images = int(self.images[index]) if self.pictures is not None else len(carried)
         entry: Entry = {"id": str(identity), "conversations": make_turns(talk, images)}
-        weights = row.get(LOSS_WEIGHTS)
-        if weights is None and isinstance(row[self.talk], dict):
-            weights = row[self.talk].get(LOSS_WEIGHTS)
-        if weights is not None:
-            entry[LOSS_WEIGHTS] = weights
+        for name in ANNOTATIONS:
+            value = row.get(name)
+            if value is None and isinstance(row[self.talk], dict):
+                value = row[self.talk].get(name)
+            if value is not None:
+                entry[name] = value
         if images > 1:
             entry["image"] = [f"{index:08d}-{number}.png" for number in range(images)]
         elif images:

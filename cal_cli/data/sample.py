@@ -24,6 +24,7 @@ Entry = dict
 LOSS_WEIGHTS = "loss_weights"  # key of an entry: the weights of its answers or of their tokens
 FAMILY = "family"  # key of an entry: only samples of the same family exchange their conversations
 CORRELATED = "correlated"  # key of an entry: turn, begin and end of each word that can only be known by looking
+ANNOTATIONS = (LOSS_WEIGHTS, FAMILY, CORRELATED)
 NEIGHBOURS = 100  # samples to try in place of one whose image cannot be read
 
 

@@ -88,9 +88,28 @@ def test_a_run_that_another_process_trains_is_waited_for(tmp_path):
     assert [json.loads(line)["step"] for line in run.read_text().splitlines()] == [10, 20, 30]
 
 
-@pytest.mark.parametrize("name", ["figure3", "rivals", "noise_kinds", "table4", "table10"])
+SHIPPED = {
+    "figure3": 150,
+    "rivals": 78,
+    "noise_kinds": 75,
+    "table3": 12,
+    "table4": 18,
+    "table8": 50,
+    "table10": 12,
+    "table11": 6,
+    "table12": 25,
+    "irrelevant": 120,
+    "base": 90,
+    "learning_rate": 54,
+    "epochs": 30,
+    "variance": 54,
+    "smol_pretrain": 2,
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_the_shipped_experiments_list_their_runs(name, tmp_path):
     told = cal("study", f"experiment={name}", "plan=true", folder=tmp_path).stdout
-    runs = {"figure3": 150, "rivals": 78, "noise_kinds": 75, "table4": 18, "table10": 12}[name]
+    runs = SHIPPED[name]
     assert f"{name}: {runs} runs, 0 completed" in told
     assert len({line for line in told.splitlines() if line.startswith("cal train")}) == runs

@@ -36,11 +36,16 @@ def test_it_is_smollm2_with_the_shipped_base_s_eyes():
 def test_both_stages_run_and_the_model_loads_in_plain_transformers(tmp_path):
     cal("noise-inject", "ratio=0", "output=runs/smol/pretrain", "data.n=8", "data.text_only_share=0", folder=tmp_path)
     cal("noise-inject", "ratio=0", "output=runs/smol/finetune", "data.n=8", "data.seed=1", folder=tmp_path)
-    words = ["objective=cal", "batch_size=4", "global_batch_size=4", "hydra.run.dir=runs/train/${name}/objective-cal"]
+    words = [
+        "objective=cal",
+        "batch_size=4",
+        "global_batch_size=4",
+        "hydra.run.dir=runs/train/${name}/objective-cal__seed-0",
+    ]
     cal("train", "experiment=smol_pretrain", *words, folder=tmp_path)
     cal("train", "experiment=smol_finetune", *words, folder=tmp_path)
-    run = tmp_path / "runs/train/smol_finetune/objective-cal"
-    learnt = load_file(tmp_path / "runs/train/smol_pretrain/objective-cal/projector/projector.safetensors")
+    run = tmp_path / "runs/train/smol_finetune/objective-cal__seed-0"
+    learnt = load_file(tmp_path / "runs/train/smol_pretrain/objective-cal__seed-0/projector/projector.safetensors")
     model = AutoModelForImageTextToText.from_pretrained(run / "checkpoint")
     processor = AutoProcessor.from_pretrained(run / "checkpoint")
     found = model.model.multi_modal_projector.linear_1.weight

@@ -1,4 +1,4 @@
-"""Sweeps by submitit, as on a SLURM cluster; here its own launcher of local processes."""
+"""Sweeps by the launchers of Hydra: submitit, as on a SLURM cluster but with local processes, and joblib."""
 
 import json
 
@@ -8,8 +8,9 @@ from tests.cal import cal
 
 
 @pytest.mark.slow
-def test_a_sweep_by_submitit_carries_out_its_runs_and_only_those_that_are_missing(tmp_path):
-    words = ["train", "-m", "hydra/launcher=submitit_local", "seed=0,1", "data.n=96", "model.from_scratch=true"]
+@pytest.mark.parametrize("launcher", ["submitit_local", "joblib"])
+def test_a_sweep_carries_out_its_runs_and_only_those_that_are_missing(launcher, tmp_path):
+    words = ["train", "-m", f"hydra/launcher={launcher}", "seed=0,1", "data.n=96", "model.from_scratch=true"]
     cal(*words, folder=tmp_path)
     summaries = sorted(tmp_path.glob("runs/train/scenes/*/summary.json"))
     assert [json.loads(path.read_text())["status"] for path in summaries] == ["completed"] * 2
