@@ -16,10 +16,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/installed
-	$(BIN)/cal train -m experiment=demo objective=ce,cal,posterior
-	$(BIN)/cal eval benchmark=scenes checkpoint=runs/train/demo
-	$(BIN)/cal token-weight-dump checkpoint=runs/train/demo/objective-cal data.split=test noise.ratio=0.5
-	$(BIN)/cal report runs=runs/train/demo
+	$(BIN)/cal study experiment=demo jobs=2
+	$(BIN)/cal token-weight-dump checkpoint=runs/train/demo/noise.ratio-0.5__objective-cal data.split=test noise.ratio=0.5
 
 test: $(VENV)/installed
 	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow"

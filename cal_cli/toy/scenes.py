@@ -16,6 +16,7 @@ from cal_cli.runtime.errors import InputError
 from cal_cli.toy.families import FAMILIES
 from cal_cli.toy.families.base import SPLITS, Turn
 from cal_cli.toy.marks import unmark
+from cal_cli.toy.pictures import photograph
 
 
 def make_scenes(
@@ -25,6 +26,7 @@ def make_scenes(
     text_only_share: float = 0.1,
     families: list[str] | None = None,
     irrelevant: float = 1.0,
+    grain: float = 1.0,
 ) -> Conversations:
     """Make the first `n` samples of a split of the world.
 
@@ -39,6 +41,7 @@ def make_scenes(
             From these a model learns what language alone predicts, which the contrast relies on.
         families: names of `cal_cli.toy.families.FAMILIES`; None means all. Each has its own share of the samples.
         irrelevant: number of irrelevant words in a caption for each correlated one.
+        grain: how faded and noisy pictures are, from 0 for not at all to 1.
 
     Raises InputError if a value is out of range, or a name unknown.
     """
@@ -50,6 +53,7 @@ def make_scenes(
         raise InputError(f"data.text_only_share={text_only_share}: allowed is a share from 0 to 1")
     if not 0 <= irrelevant <= 20:
         raise InputError(f"data.irrelevant={irrelevant}: allowed is a number from 0 to 20")
+    check_grain(grain, "data.grain")
     chosen = [FAMILIES[name] for name in find_families(families, "data.families")]
     entries, shown = [], {}
     for index in range(n):
@@ -65,7 +69,7 @@ def make_scenes(
             entry["image"] = f"{identity}.png"
             shown[entry["image"]] = family.name, content
         entries.append(entry)
-    return Conversations(entries, partial(_paint, shown))
+    return Conversations(entries, partial(_paint, shown, grain))
 
 
 def find_families(names: Sequence[str] | None, key: str) -> list[str]:
@@ -94,10 +98,18 @@ def write_conversation(turns: Sequence[Turn], with_image: bool) -> tuple[list[di
     return entries, correlated
 
 
-def paint(family: str, content: Any, identity: str) -> Image.Image:
+def check_grain(grain: float, key: str) -> None:
+    """Raise InputError unless the grain of pictures is from 0 to 1."""
+    if not 0 <= grain <= 1:
+        raise InputError(f"{key}={grain}: allowed is a number from 0 to 1")
+
+
+def paint(family: str, content: Any, grain: float, identity: str) -> Image.Image:
     """Paint a picture of a family; `identity` fixes what the content leaves open, such as the shade of the paper."""
-    return FAMILIES[family].paint(content, random.Random(identity))
+    random_state = random.Random(identity)
+    return photograph(FAMILIES[family].paint(content, random_state), grain, random_state)
 
 
-def _paint(shown: dict[str, tuple[str, Any]], name: str) -> Image.Image:
-    return paint(*shown[name], name)
+def _paint(shown: dict[str, tuple[str, Any]], grain: float, name: str) -> Image.Image:
+    family, content = shown[name]
+    return paint(family, content, grain, name)

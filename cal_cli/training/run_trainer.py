@@ -79,6 +79,7 @@ class RunTrainer(CALTrainer):
             f"eval_{name}": value for name, value in self.score(self.accelerator.unwrap_model(self.model)).items()
         }
         self.log(scores | {"eval_seconds": time.perf_counter() - start})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
         return scores
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:

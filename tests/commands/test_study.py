@@ -66,10 +66,10 @@ def test_runs_that_fail_are_named_with_their_commands(mine, tmp_path):
 def test_wrong_words_are_named(mine, tmp_path):
     for words, said in (
         (["study"], "experiment_name has no value"),
-        (["study", "experiment=none"], "experiment=none: allowed are demo, figure3"),
+        (["study", "experiment=none"], "experiment=none: allowed are base, demo, epochs"),
         ([*mine, "jobs=0"], "jobs=0: must be at least 1"),
         ([*mine, "objective=none"], "objective/none"),
-        (["study", "experiment=demo"], "experiment=demo: has no axes"),
+        (["study", "experiment=tiny_base"], "experiment=tiny_base: has no axes"),
     ):
         result = cal(*words, folder=tmp_path, check=False)
         assert result.returncode == 2 and said in result.stderr, result.stderr
@@ -89,6 +89,7 @@ def test_a_run_that_another_process_trains_is_waited_for(tmp_path):
 
 
 SHIPPED = {
+    "demo": 6,
     "figure3": 150,
     "rivals": 78,
     "noise_kinds": 75,

@@ -51,10 +51,10 @@ def test_any_text_survives_the_round_trip(processor, text):
     assert ids[-1] == processor.tokenizer.eos_token_id
 
 
-def test_nine_image_tokens_a_picture(processor):
+def test_sixteen_image_tokens_a_picture(processor):
     batch = Collator(processor)([sample("<image>\nx", "y", image=True), sample("x", "y")])
-    assert (batch["input_ids"] == processor.image_token_id).sum(1).tolist() == [9, 0]
-    assert batch["pixel_values"].shape == (1, 3, 48, 48)
+    assert (batch["input_ids"] == processor.image_token_id).sum(1).tolist() == [16, 0]
+    assert batch["pixel_values"].shape == (1, 3, 64, 64)
 
 
 def test_max_length_cuts_an_answer_but_neither_all_of_it_nor_the_image(processor):
@@ -62,8 +62,8 @@ def test_max_length_cuts_an_answer_but_neither_all_of_it_nor_the_image(processor
     whole = Collator(processor)([long])
     cut = Collator(processor, max_length=whole["input_ids"].shape[1] - 4)([long])
     assert torch.equal(cut["labels"], whole["labels"][:, :-4])
-    with pytest.raises(InputError, match=r"sample long has no supervised token at max_length=16"):
-        Collator(processor, max_length=16)([long])
+    with pytest.raises(InputError, match=r"sample long has no supervised token at max_length=23"):
+        Collator(processor, max_length=23)([long])
     with pytest.raises(InputError, match=r"sample long is cut within its image at max_length=6"):
         Collator(processor, max_length=6)([long])
 

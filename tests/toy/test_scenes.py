@@ -31,9 +31,9 @@ def test_the_same_seed_gives_the_same_world_and_more_samples_change_none():
 
 @pytest.mark.parametrize("family", ["captions", "references"])
 def test_train_and_test_share_no_scene_of_one_family(family):
-    asked = make_benchmark(n=300, families=[family]).questions
+    asked = make_benchmark(n=300, families=[family], grain=0.0).questions
     shown = {question.images()[0].tobytes() for question in asked}
-    trained = make_scenes(n=2000, seed=0, text_only_share=0.0, families=[family])
+    trained = make_scenes(n=2000, seed=0, text_only_share=0.0, families=[family], grain=0.0)
     assert not shown & {trained[index]["image"].tobytes() for index in range(2000)}
 
 
@@ -81,6 +81,7 @@ def test_captions_have_the_share_of_irrelevant_words_that_was_asked_for(share):
         ({"n": 1, "split": "val"}, "train and test"),
         ({"n": 1, "text_only_share": 2.0}, "0 to 1"),
         ({"n": 1, "irrelevant": -1.0}, "0 to 20"),
+        ({"n": 1, "grain": 1.5}, "0 to 1"),
         ({"n": 1, "families": ["caption"]}, "captions, questions, reading"),
         ({"n": 1, "families": []}, "once each"),
         ({"n": 1, "families": ["charts", "charts"]}, "once each"),
