@@ -25,6 +25,7 @@ from cal_cli.runtime.console import make_console
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import read_json, write_whole
 from cal_cli.runtime.runs import LEARNT, find_checkpoints, get_result_folder, get_run_name
+from cal_cli.statistics.seeds import format_interval
 from cal_cli.toy.model import BASE
 
 
@@ -109,7 +110,8 @@ def token_weight_dump(config: DictConfig) -> None:
         interval = estimate_auc_interval(-delta, noise, sample)
         console.print(
             "a low delta detects the tokens that do not describe their picture with an area under the ROC curve of "
-            + format_auc(compute_auc(-delta, noise), interval)
+            f"{compute_auc(-delta, noise):.3f}"
+            + ("" if interval is None else f" (95 % interval over samples {interval[0]:.3f} to {interval[1]:.3f})")
         )
     if kinds:
         console.print(tabulate_kinds(kinds))
@@ -119,14 +121,9 @@ def tabulate_kinds(kinds: dict[str, Any]) -> Table:
     """Make a table of what is known of each kind of word, see `describe_kinds`."""
     table = Table("kind of word", "tokens", "mean delta", "mean weight", "area under the ROC curve of delta")
     for kind, found in kinds.items():
-        auc = format_auc(found["auc"], found["ci95"]) if "auc" in found else ""
+        auc = format_interval({"value": found["auc"], "ci95": found["ci95"]}) if "auc" in found else ""
         table.add_row(kind, f"{found['tokens']:,}", f"{found['delta']:+.2f}", f"{found['weight']:.2f}", auc)
     return table
-
-
-def format_auc(auc: float, interval: list[float] | None) -> str:
-    """Format an area under the ROC curve with its 95 % interval over samples, if there is one."""
-    return f"{auc:.3f}" + ("" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]")
 
 
 def read_changes(path: Path, data: Conversations) -> dict[int, dict[str, Any]]:
