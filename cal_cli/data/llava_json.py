@@ -246,8 +246,6 @@ def find_problem(entry: object) -> str | None:
             return f"a message has parts of type {', '.join(kinds):.80}; allowed are text and image"
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str) or turn.get("from") not in SPEAKERS:
             return f"a turn must be {{'from': 'human' or 'gpt', 'value': text}}, not {turn!r:.80}"
-    if problem := find_annotation_problem(entry):
-        return problem
     if not is_unicode(turn["value"] for turn in turns) or not is_unicode([str(entry["id"])]):
         return "its text is not valid Unicode: it has half of a surrogate pair"
     speakers = [turn["from"] for turn in turns if turn["from"] != "system"]
@@ -258,7 +256,7 @@ def find_problem(entry: object) -> str | None:
     markers, images = sum(turn["value"].count("<image>") for turn in turns), len(get_image_names(entry))
     if markers != images:
         return f"it has {images} image{'s' * (images != 1)} but its turns contain '<image>' {markers} times"
-    return None
+    return find_annotation_problem(entry)
 
 
 def is_unicode(texts: Iterable[str]) -> bool:

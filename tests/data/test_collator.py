@@ -108,7 +108,7 @@ def test_weights_of_answers_and_of_tokens_are_placed(processor):
 def test_another_number_of_weights_than_tokens_makes_a_sample_bad(processor):
     wrong = {**sample("hi", "yes", identity="w"), "loss_weights": [[1.0]]}
     good = {**sample("hi", "no", identity="g"), "loss_weights": [0.5]}
-    with pytest.raises(InputError, match="sample w has 1 loss_weights for an answer of 5 tokens"):
+    with pytest.raises(InputError, match="sample w has 1 loss_weights for an answer of 2 tokens"):
         Collator(processor)([good, wrong])
     batch = Collator(processor, leave_out=True, keep_ids=True)([good, wrong])
     assert batch["id"] == ["g"] and [one.id for one in batch["bad"]] == ["w"]

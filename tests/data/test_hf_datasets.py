@@ -20,6 +20,8 @@ WITH_IMAGE = datasets.Features(
         "id": datasets.Value("string"),
         "image": datasets.Image(),
         "conversations": [{"from": datasets.Value("string"), "value": datasets.Value("string")}],
+        "family": datasets.Value("string"),
+        "correlated": [[datasets.Value("int64")]],
     }
 )
 
@@ -59,7 +61,8 @@ def assert_same(found, expected):
     """The same conversations and pictures; `expected` in the order of `found`."""
     assert len(found) == len(expected) > 0
     for index, entry in enumerate(expected.entries):
-        assert found.entries[index]["conversations"] == entry["conversations"]
+        for key in ("conversations", "family", "correlated"):
+            assert found.entries[index].get(key) == entry.get(key)
         assert ("image" in found.entries[index]) == ("image" in entry)
         pictures = [data[index]["image"] for data in (found, expected)]
         if "image" in entry:
@@ -103,7 +106,7 @@ def test_tar_shards_hold_pictures_beside_json_or_captions(world, entries, tmp_pa
     assert_same(load_conversations(str(tmp_path / "json")), in_order(world, ordered, tmp_path))
     captions = [
         {
-            **entry,
+            **{key: value for key, value in entry.items() if key not in ("family", "correlated")},
             "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": e[1]["value"]}],
         }
         for entry in ordered

@@ -26,7 +26,7 @@ def test_what_a_checkpoint_said_scores_the_same_again(tmp_path):
     for file in ("predictions.jsonl", "parts.jsonl"):
         assert (first / file).read_text() == (again / file).read_text()
     one, two = (json.loads((folder / "results.json").read_text()) for folder in (first, again))
-    assert one["metrics"] == two["metrics"] and one["n"] == two["n"] == 20
+    assert one["metrics"] == two["metrics"] and one["n"] == two["n"] == 24
     assert two["checkpoint"] is two["prompt"] is two["generation"] is None
     report = cal("report", f"compare=[{first},{again}]", folder=tmp_path).stdout
     assert "0.000" in report
