@@ -16,7 +16,6 @@ from cal_cli.objective import RuleLoss, WeightedLoss, scores_without_image
 WAYS = {  # besides our objectives
     "ce_library": "CE as transformers does it: logits at every position",
     "cal_released": "CAL as the paper's released code does it: a masked full-length second pass, all logits twice",
-    "cal_cached": "CAL ours, with scores computed before training",
 }
 LEARNING_STEPS = 20  # before a step is timed: more than the warm-up of the rules that learn
 
@@ -24,8 +23,7 @@ LEARNING_STEPS = 20  # before a step is timed: more than the warm-up of the rule
 def make_loss(way: str, model: Any, batch: dict, objective: WeightedLoss | None = None) -> Callable[[], torch.Tensor]:
     """Return a function that computes the loss of a batch in one of the `WAYS`, or else with an objective.
 
-    The objective of `cal_cached` is CAL with `contrast="cached"`. What an objective reads from its data is added to the
-    batch; what it learns from the batch, it has learnt before.
+    What an objective reads from its data is added to the batch; what it learns from the batch, it has learnt before.
     """
     if way == "ce_library":
         return lambda: model(**batch, use_cache=False).loss

@@ -124,10 +124,9 @@ def measure_steps(config: DictConfig, settings: BenchConfig, console: Console) -
 
 def make_objective(way: str, model: Any) -> WeightedLoss | None:
     """Build the objective of a way; None for a way that has none of ours. Its reference is a copy of the model."""
-    overrides = ["objective=cal", "objective.contrast=cached"] if way == "cal_cached" else [f"objective={way}"]
-    if way != "cal_cached" and way in steps.WAYS:
+    if way in steps.WAYS:
         return None
-    return load_objective_reference(build(compose("train", overrides=overrides), "objective"), model, None)
+    return load_objective_reference(build(compose("train", overrides=[f"objective={way}"]), "objective"), model, None)
 
 
 def format_ratio(value: dict[str, Any] | None) -> str:

@@ -97,8 +97,6 @@ def list_runs(settings: StudyConfig) -> tuple[str, list[Run]]:
     if settings.experiment_name not in known:
         raise InputError(f"experiment={settings.experiment_name}: allowed are {', '.join(known)}")
     fixed, given, axes = [], set(), {}
-    if settings.benchmark_name != "scenes":  # for scores while training
-        fixed.append(f"benchmark={settings.benchmark_name}")
     parser = OverridesParser.create()
     try:
         for word in settings.words:
@@ -109,6 +107,8 @@ def list_runs(settings: StudyConfig) -> tuple[str, list[Run]]:
                 fixed.append(word)
                 given.add(override.get_key_element())
         base = compose("train", overrides=[f"experiment={settings.experiment_name}", *fixed], return_hydra_config=True)
+        if base.evaluate_every is not None and settings.benchmark_name != "scenes":
+            fixed.append(f"benchmark={settings.benchmark_name}")
         for key, value in (base.hydra.sweeper.get("params") or {}).items():
             if key in given:
                 continue

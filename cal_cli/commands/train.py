@@ -26,6 +26,7 @@ from cal_cli.models.parameter_groups import freeze_parts, trains_only_projector
 from cal_cli.objective import NonFiniteLoss, WeightedLoss
 from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console
+from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_whole
 from cal_cli.runtime.processes import count_processes, is_worker, join, run_workers
 from cal_cli.runtime.runs import LEARNT, clear, find_last_checkpoint, hold, is_completed, write_summary
@@ -43,6 +44,11 @@ def train(config: DictConfig) -> None:
     settings = check_types(config, TrainConfig)
     check_ranges(settings)
     job, console = get_job(), make_console()
+    if settings.evaluate_every is None and (chosen := job.choices["benchmark"]) != "scenes":
+        raise InputError(
+            f"benchmark={chosen}: cal train evaluates only with evaluate_every=100 or another number of steps; "
+            f"cal eval benchmark={chosen} scores a completed run"
+        )
     processes = count_processes(settings.launch, elsewhere=settings.plan)
     if settings.plan:
         print_plan(config, settings, processes * settings.launch.machines, console)

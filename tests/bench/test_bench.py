@@ -113,7 +113,7 @@ def test_the_command_writes_ratios_with_intervals(tmp_path):
 
 def test_wrong_values_are_named(tmp_path):
     for word, named in (
-        ("ways=[fast]", "ce_library, cal_released, cal_cached, cal, ce, column"),
+        ("ways=[fast]", "ce_library, cal_released, cal, cal_blur, cal_cached, cal_masked, ce, column"),
         ("measure=hours", "allowed are step, trainer, eval"),
         ("repeats=0", "at least 1"),
         ("width=5", "must divide"),

@@ -145,4 +145,4 @@ def test_the_last_completed_run_is_what_eval_takes(sweep):
     folder = sweep[0]
     newest = max((folder / "runs/train/s").glob("*/summary.json"), key=lambda path: path.stat().st_mtime).parent
     cal("eval", "benchmark.n=4", "force=true", folder=folder)
-    assert json.loads((newest / "eval/scenes/results.json").read_text())["pictures"] == 4
+    assert json.loads((newest / "eval/scenes/results.json").read_text())["pictures"] == 6 * 4

@@ -13,7 +13,8 @@ from tests.models.published_kinds import save
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
-    cal("noise-inject", "ratio=0", "data.n=24", "data.text_only_share=0.2", f"output={folder}", folder=folder)
+    captions = ["data.n=24", "data.text_only_share=0.2", "data.families=[captions]", "data.irrelevant=0"]
+    cal("noise-inject", "ratio=0", *captions, f"output={folder}", folder=folder)
     return ["data=llava_json", f"data.path={folder}/data.json", f"data.image_folder={folder}/images"]
 
 
@@ -33,7 +34,7 @@ def test_a_model_of_another_kind_trains_and_answers(name, world, tmp_path):
     assert any(not torch.equal(value, before[key]) for key, value in trained.state_dict().items())
     assert AutoProcessor.from_pretrained(run / "checkpoint").chat_template
     cal("eval", f"checkpoint={run}", "benchmark.n=2", "benchmark.max_new_tokens=4", folder=tmp_path)
-    assert json.loads((run / "eval/scenes/results.json").read_text())["n"] == 10
+    assert json.loads((run / "eval/scenes/results.json").read_text())["n"] == 12
 
 
 def test_a_template_of_one_s_own_is_a_file(world, tmp_path):

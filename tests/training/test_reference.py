@@ -133,7 +133,8 @@ def test_weights_come_with_the_data(tmp_path):
     (log,) = tmp_path.glob("runs/train/t/*column*/metrics.jsonl")
     means = [json.loads(line)["weight_mean"] for line in log.read_text().splitlines()]
     assert all(0.25 <= mean <= 1 for mean in means) and 0.3 < sum(means) / len(means) < 0.6
-    entries[0]["loss_weights"] = [[0.5], 1.0]
+    answers = sum(turn["from"] == "gpt" for turn in entries[0]["conversations"])
+    entries[0]["loss_weights"] = [[0.5], *[1.0] * (answers - 1)]
     path.write_text(json.dumps(entries))
     wrong = cal("train", *words, "objective=column", "seed=3", folder=tmp_path, check=False)
     assert wrong.returncode == 2 and "has 1 loss_weights for an answer of" in wrong.stderr
