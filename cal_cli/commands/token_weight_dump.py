@@ -21,7 +21,7 @@ from cal_cli.inspection.tokens import make_token_table
 from cal_cli.models.load import load_checkpoint
 from cal_cli.objective import RuleLoss
 from cal_cli.runtime.config import build, check_types
-from cal_cli.runtime.console import make_console
+from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import read_json, write_whole
 from cal_cli.runtime.runs import LEARNT, find_checkpoints, get_result_folder, get_run_name
@@ -119,7 +119,7 @@ def token_weight_dump(config: DictConfig) -> None:
 
 def tabulate_kinds(kinds: dict[str, Any]) -> Table:
     """Make a table of what is known of each kind of word, see `describe_kinds`."""
-    table = Table("kind of word", "tokens", "mean delta", "mean weight", "area under the ROC curve of delta")
+    table = make_table("kind of word", "tokens", "mean delta", "mean weight", "area under the ROC curve of delta")
     for kind, found in kinds.items():
         auc = format_interval({"value": found["auc"], "ci95": found["ci95"]}) if "auc" in found else ""
         table.add_row(kind, f"{found['tokens']:,}", f"{found['delta']:+.2f}", f"{found['weight']:.2f}", auc)
