@@ -35,7 +35,8 @@ def explain(error: BaseException, conf: Path, config_name: str, words: list[str]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={choice}: there is no such choice; {suggest(choice, list(error.options))}"
+        hint = suggest(choice, list(error.options)) or f"cal {config_name.replace('_', '-')} --help lists them"
+        return f"{group}={choice}: there is no such choice; {hint}"
     missing = re.search(r"Could not load '([^']+)/([^'/]+)'", text)  # one of several choices of a group
     if isinstance(error, MissingConfigException) and missing:
         options = sorted(path.stem for path in (conf / missing[1]).glob("*.yaml"))

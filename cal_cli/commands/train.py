@@ -147,6 +147,8 @@ def prepare(
 
 def make_scorer(config: DictConfig, settings: TrainConfig, processor: Any) -> Scorer:
     """Make what scores the model in training, on `benchmark`."""
+    if "_target_" not in config.benchmark:
+        raise InputError(f"evaluate_every: benchmark={get_job().choices['benchmark']} is several: give one of them")
     benchmark = build(config, "benchmark")
     headline = config.benchmark.get("headline") or []
     return Scorer(benchmark, headline, settings.evaluate_limit, processor, settings.batch_size)
