@@ -105,7 +105,7 @@ def test_wrong_values_are_named(tmp_path):
         (["evaluate_every=2", "launch=fsdp"], "a sharded model cannot answer questions"),
         (
             ["evaluate_every=2", "benchmark=none"],
-            "benchmark=none: there is no such choice; cal train --help lists them",
+            "no such choice; cal train --help lists them",
         ),
         (["evaluate_every=2", "benchmark=paper"], "benchmark=paper is several: give one of them"),
     ):
