@@ -132,7 +132,7 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(tmp_path):
     answers.write_bytes(text[: text.rstrip(b"\n").rfind(b"\n") + 9])  # as if it had been cut within a line
     before = answers.read_bytes().count(b"\n")
     again = cal(*words, folder=tmp_path).stdout
-    assert f"continuing after {before} of 200 questions" in again, again
+    assert f"continuing after {before} of 240 questions" in again, again
     one, two = (folder / "runs/eval/scenes/tiny/predictions.jsonl" for folder in (whole, tmp_path))
     assert one.read_text() == two.read_text()
     assert not answers.parent.exists()
