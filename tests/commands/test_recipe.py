@@ -63,7 +63,7 @@ def test_both_stages_start_finish_resume_and_are_evaluated(place, model):
     assert AutoProcessor.from_pretrained(second / "checkpoint").tokenizer.pad_token == "<unk>"
     cal("eval", f"checkpoint={second.relative_to(place)}", "benchmark.n=4", folder=place)
     results = json.loads((second / "eval/scenes/results.json").read_text())
-    assert results["n"] == 20 and results["generation"]["do_sample"] is False
+    assert results["n"] == 24 and results["generation"]["do_sample"] is False
 
 
 def test_a_failure_in_saving_leaves_the_run_resumable(place, tmp_path):
