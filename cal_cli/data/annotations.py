@@ -49,7 +49,9 @@ def drop_turn(entry: Entry, place: int) -> Entry:
     entry = {**entry, "conversations": turns[:place] + turns[place + 1 :]}
     if isinstance(entry.get(LOSS_WEIGHTS), list):
         entry[LOSS_WEIGHTS] = entry[LOSS_WEIGHTS][1:]
-    if isinstance(marks := entry.get(CORRELATED), list) and all(isinstance(mark, list) and mark for mark in marks):
+    marks = entry.get(CORRELATED)
+    # malformed marks stay as they are, and are reported when the entry is checked
+    if isinstance(marks, list) and all(isinstance(mark, list) and mark and type(mark[0]) is int for mark in marks):
         entry[CORRELATED] = [[mark[0] - 1, *mark[1:]] for mark in marks if mark[0] != place]
     return entry
 

@@ -186,8 +186,12 @@ def check_distinct(results: list[Result]) -> None:
         places[place] = result.run
 
 
+def sort_results(results: Sequence[Result], baseline: str) -> list[Result]:
+    """Sort results by condition, objective and seed, the baseline first."""
+    return sorted(results, key=lambda r: (r.condition.order, r.objective != baseline, r.objective, r.seed))
+
+
 def tabulate_metric(results: Sequence[Result], metric: str, baseline: str = "ce") -> pd.DataFrame:
     """Tabulate a metric: columns `condition`, `objective`, `seed` and `value`, in their order, the baseline first."""
-    ordered = sorted(results, key=lambda r: (r.condition.order, r.objective != baseline, r.objective, r.seed))
-    rows = [[r.condition, r.objective, r.seed, r.metrics[metric]] for r in ordered]
+    rows = [[r.condition, r.objective, r.seed, r.metrics[metric]] for r in sort_results(results, baseline)]
     return pd.DataFrame(rows, columns=["condition", "objective", "seed", "value"])

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from cal_cli.reporting.collect import Result
+from cal_cli.reporting.collect import Result, sort_results
 from cal_cli.runtime.console import make_table
 from cal_cli.runtime.files import read_lines
 from cal_cli.statistics.seeds import mean_over_seeds
@@ -23,7 +23,7 @@ def tabulate_curves(results: Sequence[Result], metric: str, baseline: str) -> pd
     The order is that of `tabulate_metric`. Runs without such scores have no rows.
     """
     rows = []
-    for result in sorted(results, key=lambda r: (r.condition.order, r.objective != baseline, r.objective, r.seed)):
+    for result in sort_results(results, baseline):
         path = result.run / "metrics.jsonl"
         for line in read_lines(path) if path.is_file() else []:
             if PREFIX + metric in line:

@@ -33,6 +33,8 @@ def test_marks_follow_their_turns_when_a_first_answer_is_dropped():
     turns = [{"from": "gpt", "value": "hello"}, *entry()["conversations"]]
     kept = normalize({**entry(correlated=[[0, 0, 5], [2, 2, 5]]), "conversations": turns})
     assert kept["correlated"] == [[1, 2, 5]] and find_problem(kept) is None
+    for wrong in ("red", [["a", 0, 1]], [[]], [3]):
+        assert "'correlated'" in find_problem(normalize({**entry(correlated=wrong), "conversations": turns}))
 
 
 @given(st.text("ab ", max_size=8), st.text("ab ", max_size=4), st.text("ab ", max_size=4), st.text("ab ", max_size=8))
