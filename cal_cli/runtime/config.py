@@ -21,11 +21,18 @@ KEPT_WHOLE = re.compile(r"[+~]*(objective|noise|seed)\b")  # overrides that tell
 def name_folder(overrides: Sequence[str], excluded: Sequence[str] = ()) -> str:
     """Name a run's folder after its overrides, in characters that no shell needs quoted; `default` for none.
 
+    Overrides of the keys `excluded`, and of keys within them, are left out.
+
     A name longer than 120 characters is shortened and ends in a hash of all overrides. Values that are paths lose
     their folders first; then overrides other than those of objective, noise and seed are left out.
 
     """
-    items = sorted(item for item in overrides if item.partition("=")[0] not in excluded)
+
+    def is_excluded(item: str) -> bool:
+        key = item.lstrip("+~").partition("=")[0]
+        return any(f"{key}.".startswith(f"{one}.") for one in excluded)
+
+    items = sorted(item for item in overrides if not is_excluded(item))
     name = _clean(items) or "default"
     if len(name) <= NAME_LENGTH:
         return name

@@ -122,3 +122,8 @@ def test_what_cannot_be_imported_is_one_sentence():
         with pytest.raises(InputError, match="cannot be imported") as caught:
             build(OmegaConf.create({"objective": {"_target_": path}}), "objective")
         assert "\n" not in str(caught.value)
+
+
+def test_excluded_keys_and_those_within_them_do_not_name_a_folder():
+    words = ["seed=1", "benchmark.n=4", "+benchmark.x=1", "benchmark=mme", "launch.processes=2", "launcher=a", "name=x"]
+    assert name_folder(words, ["benchmark", "launch", "name"]) == "launcher-a__seed-1"
