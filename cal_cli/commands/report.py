@@ -1,7 +1,6 @@
 """`cal report`: compare finished runs, with intervals over seeds and paired differences to a baseline."""
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -46,7 +45,7 @@ class ReportConfig:
 
 
 def report(config: DictConfig) -> None:
-    """Print tables, and write them with a figure for each metric."""
+    """Print tables, and write them with figures."""
     settings = check_types(config, ReportConfig)
     folders = [str(run) for run in settings.runs] if isinstance(settings.runs, ListConfig) else [str(settings.runs)]
     console = make_console()
@@ -83,21 +82,22 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
     console.print(title)
     tables = make_mean_tables(rows, baseline)
     parts = [f"# {title}\n"]
-    for metric, table in tables.items():
+    for table in tables.values():
         console.print(table)
-        figure = f"figure3_{clean_name(metric)}.png"
-        write_whole(output / figure, draw_noise_figure(values[metric], metric))
-        parts += [render_markdown(table), f"![{metric} by noise]({figure})\n"]
-    curves: list[dict] = []
+        parts.append(render_markdown(table))
+    write_whole(output / "figure3.png", draw_noise_figure(values))
+    parts.append("![metrics by noise](figure3.png)\n")
+    curves: dict[str, list[dict]] = {}
     for metric in metrics:
         rows_of_metric = summarize_curves(tabulate_curves(results, metric, baseline), metric, settings.targets)
         if rows_of_metric:
-            curves += rows_of_metric
+            curves[metric] = rows_of_metric
             table = make_curve_table(rows_of_metric, metric)
             console.print(table)
-            figure = f"curve_{clean_name(metric)}.png"
-            write_whole(output / figure, draw_curves(rows_of_metric, metric))
-            parts += [render_markdown(table), f"![{metric} while training]({figure})\n"]
+            parts.append(render_markdown(table))
+    if curves:
+        write_whole(output / "curves.png", draw_curves(curves))
+        parts.append("![metrics while training](curves.png)\n")
     variance = [row for metric in metrics for row in find_variance_shares(results, metric)]
     if variance:
         table = make_variance_table(variance)
@@ -117,7 +117,7 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
         "baseline": baseline,
         "rows": rows,
         "same_questions": pairs,
-        "curves": curves,
+        "curves": [row for rows_of_metric in curves.values() for row in rows_of_metric],
         "variance": variance,
         "notes": notes,
         "commands": commands,
@@ -127,11 +127,6 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
     write_whole(output / "report.json", json.dumps(document, indent=2) + "\n")
     write_whole(output / "report.md", "\n".join(parts))
     console.print(f"{output}: report.md, report.json and figures")
-
-
-def clean_name(metric: str) -> str:
-    """Return a metric's name with characters that any file system allows."""
-    return re.sub(r"[^0-9A-Za-z_.-]+", "_", metric)
 
 
 def write_notes(rows: list[dict], paired: bool, baseline: str, unevaluated: list[str]) -> list[str]:

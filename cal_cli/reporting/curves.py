@@ -1,15 +1,13 @@
 """Learning curves: the scores of runs while they trained (`evaluate_every`), and the steps to a given score."""
 
-from collections.abc import Sequence
-from io import BytesIO
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import pandas as pd
-from matplotlib.figure import Figure
 from rich.table import Table
 
 from cal_cli.reporting.collect import Result, sort_results
+from cal_cli.reporting.figures import choose_style, make_panels, save
 from cal_cli.runtime.console import make_table
 from cal_cli.runtime.files import read_lines
 from cal_cli.statistics.seeds import mean_over_seeds
@@ -64,21 +62,16 @@ def make_curve_table(rows: Sequence[dict], metric: str) -> Table:
     return table
 
 
-def draw_curves(rows: Sequence[dict], metric: str) -> bytes:
-    """Draw the mean over seeds by step as a PNG: a colour for each objective, a kind of line for each condition."""
-    figure = Figure(figsize=(7.5, 4), layout="constrained")
-    axes = figure.subplots()
-    colours = matplotlib.color_sequences["tab10"]
-    objectives = list(dict.fromkeys(row["objective"] for row in rows))
-    conditions = list(dict.fromkeys(row["condition"] for row in rows))
-    for row in rows:
-        style = ("-", "--", ":", "-.")[conditions.index(row["condition"]) % 4]
-        steps, means = zip(*((point["step"], point["value"]) for point in row["curve"]), strict=True)
-        label = row["objective"] if len(conditions) == 1 else f"{row['objective']}, {row['condition']}"
-        axes.plot(steps, means, style, color=colours[objectives.index(row["objective"]) % 10], label=label)
-    axes.set(xlabel="optimizer steps", ylabel=metric.replace("_", " "))
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
+def draw_curves(rows: Mapping[str, Sequence[dict]]) -> bytes:
+    """Draw the means over seeds by step as a PNG with a panel for each metric, from rows of `summarize_curves`."""
+    figure, panels = make_panels(len(rows))
+    for panel, (metric, curves) in zip(panels, rows.items(), strict=True):
+        objectives = list(dict.fromkeys(row["objective"] for row in curves))
+        conditions = list(dict.fromkeys(row["condition"] for row in curves))
+        for row in curves:
+            steps, means = zip(*((point["step"], point["value"]) for point in row["curve"]), strict=True)
+            label = row["objective"] if len(conditions) == 1 else f"{row['objective']}, {row['condition']}"
+            style = choose_style(objectives.index(row["objective"]), conditions.index(row["condition"]))
+            panel.plot(steps, means, label=label, **style)
+        panel.set(xlabel="optimizer steps", ylabel=metric.replace("_", " "))
+    return save(figure)

@@ -1,10 +1,12 @@
 """Figure 3 of the paper: a metric by noise ratio, or by another number that varies, with a line for each objective."""
 
+from collections.abc import Mapping, Sequence
 from io import BytesIO
+from typing import Any
 
 import matplotlib
 import pandas as pd
-from cycler import cycler
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cal_cli.data.noise import SWAP
@@ -12,39 +14,77 @@ from cal_cli.reporting.collect import Condition, is_number, write_setting
 from cal_cli.statistics.seeds import mean_over_seeds
 
 NOISE = "noise"
+LINES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (6, 1, 1, 1, 1, 1)))
 
 
-def draw_noise_figure(table: pd.DataFrame, metric: str) -> bytes:
-    """Draw a metric, as `tabulate_metric` returns it, as a PNG; bars are 95 % intervals over several seeds.
+def draw_noise_figure(tables: Mapping[str, pd.DataFrame]) -> bytes:
+    """Draw a panel for each metric as a PNG, from tables of `tabulate_metric`; bars are 95 % intervals over seeds.
 
-    The horizontal axis is the ratio of noise if it varies, or else the first number that does; each combination of what
-    else varies has lines of its own. Clean data begin the line of every kind of noise.
+    The horizontal axis is the ratio of noise if it varies, or else the first number that does. Each objective has a
+    colour, and each combination of what else varies has a style of line. Clean data begin the line of every kind of
+    noise.
     """
-    figure = Figure(figsize=(7.5, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.set_prop_cycle(cycler(marker=["o", "s"]) * cycler(color=matplotlib.color_sequences["tab10"]))
-    axis = choose_axis(list(table["condition"]))
-    kinds = list(dict.fromkeys(c.noise_kind for c in table["condition"] if c.noise_ratio)) or [SWAP]
+    figure, panels = make_panels(len(tables))
+    first = next(iter(tables.values()))
+    axis = choose_axis(list(first["condition"]))
+    kinds = list(dict.fromkeys(c.noise_kind for c in first["condition"] if c.noise_ratio)) or [SWAP]
+    share = "with another's caption" if kinds == [SWAP] else "whose text is wrong"
+    for panel, (metric, table) in zip(panels, tables.items(), strict=True):
+        seeds = draw_lines(panel, table, axis, kinds)
+        panel.set(ylabel=metric.replace("_", " "), ylim=(0, 1.08 * panel.get_ylim()[1]))
+        panel.set_xlabel(f"share of samples {share}" if axis == NOISE else axis)
+    title = "one seed: no interval" if seeds == 1 else f"means of {seeds} seeds, 95 % t intervals"
+    return save(figure, title)
+
+
+def draw_lines(panel: Axes, table: pd.DataFrame, axis: str, kinds: Sequence[str]) -> int:
+    """Draw the lines of one metric; return the largest number of seeds at a point."""
     points: dict[tuple[str, str], dict[float, list[float]]] = {}
     for condition, objective, _, value in table.itertuples(index=False):
         for kind in [condition.noise_kind] if condition.noise_ratio else kinds:
             x, rest = split_condition(condition, axis, kind if kinds != [SWAP] else "")
             points.setdefault((objective, rest), {}).setdefault(x, []).append(value)
+    objectives = list(dict.fromkeys(objective for objective, _ in points))
+    rests = list(dict.fromkeys(rest for _, rest in points))
     for (objective, rest), by_x in points.items():
         means = {x: mean_over_seeds(by_x[x]) for x in sorted(by_x)}
         half = [mean["value"] - mean["ci95"][0] if mean["ci95"] else 0 for mean in means.values()]
         values = [mean["value"] for mean in means.values()]
+        style = choose_style(objectives.index(objective), rests.index(rest))
         label = f"{objective}, {rest}" if rest else objective
-        axes.errorbar(list(means), values, half if any(half) else None, capsize=4, label=label)
-    seeds = max(len(values) for by_x in points.values() for values in by_x.values())
-    share = "with another's caption" if kinds == [SWAP] else "whose text is wrong"
-    axes.set(xlabel=f"share of samples {share}" if axis == NOISE else axis, ylabel=metric.replace("_", " "))
-    axes.set_title("one seed: no interval" if seeds == 1 else f"means of {seeds} seeds, 95 % t intervals", fontsize=10)
-    axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper")
+        panel.errorbar(list(means), values, half if any(half) else None, capsize=3, marker="o", label=label, **style)
+    return max(len(values) for by_x in points.values() for values in by_x.values())
+
+
+def choose_style(objective: int, rest: int) -> dict[str, Any]:
+    """Choose the colour of an objective and the kind of line of a condition, from their positions."""
+    colours = matplotlib.color_sequences["tab20"]
+    return {"color": colours[2 * objective % 20 + objective // 10 % 2], "linestyle": LINES[rest % len(LINES)]}
+
+
+def make_panels(count: int) -> tuple[Figure, list[Axes]]:
+    """Make a figure with at most three panels in a row."""
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(max(3.4 * columns, 5), 2.9 * rows + 0.6), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for panel in grid[count:]:
+        panel.remove()
+    for panel in grid[:count]:
+        panel.grid(alpha=0.3)
+    return figure, grid[:count]
+
+
+def save(figure: Figure, title: str | None = None) -> bytes:
+    """Return a figure as a PNG, with the legend of its first panel below all."""
+    if title:
+        figure.suptitle(title, fontsize=10)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(len(labels), 2 * len(figure.axes), 5), fontsize=8
+    )
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+    figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()
 
 

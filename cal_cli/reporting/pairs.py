@@ -10,7 +10,12 @@ from cal_cli.evaluation.metrics import Metric
 from cal_cli.runtime.config import build
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import read_json, read_lines
-from cal_cli.statistics.bootstrap import estimate_differences, estimate_differences_over_runs, run_group_test
+from cal_cli.statistics.bootstrap import (
+    estimate_differences,
+    estimate_differences_over_runs,
+    run_group_test,
+    sum_by_group,
+)
 
 
 def load_metric(results: dict[str, Any], folder: Path) -> Metric:
@@ -77,7 +82,7 @@ def load_answers(folders: Sequence[Path]) -> tuple[list, list, list[str], Metric
         For each folder the parts, and the scores, of its answers; the picture of each question; the metric. None if a
         folder has no predictions.
 
-    Raises InputError if the folders do not answer the same questions.
+    Raises InputError if the folders do not answer the same questions, or the metric needs other parts than theirs.
     """
     results, answers = [read_json(folder / "results.json") for folder in folders], []
     for folder in folders:
@@ -97,7 +102,13 @@ def load_answers(folders: Sequence[Path]) -> tuple[list, list, list[str], Metric
     parts = [[line["parts"] for line in lines] for lines in answers]
     scores = [[line["score"] for line in lines] for lines in answers]
     pictures = [line["picture"] for line in answers[0]]
-    return parts, scores, pictures, load_metric(results[-1], folders[-1])
+    metric = load_metric(results[-1], folders[-1])
+    for folder, found in zip(folders, parts, strict=True):
+        try:
+            metric.compute({name: column.sum() for name, column in sum_by_group(found, pictures).items()})
+        except KeyError as error:
+            raise InputError(f"{folder}: was scored by another version of cal_cli; run cal eval again") from error
+    return parts, scores, pictures, metric
 
 
 def describe_test(test: dict) -> str:

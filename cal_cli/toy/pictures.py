@@ -43,19 +43,19 @@ def draw_glyphs(
         draw.text(middle, glyph, COLOURS[colour], load_font(font), anchor="mm")
 
 
-def photograph(picture: Image.Image, grain: float, random_state: random.Random) -> Image.Image:
+def photograph(picture: Image.Image, grain: float, deviation: float, random_state: random.Random) -> Image.Image:
     """Return a picture as a poor camera sees it: faded towards the paper, with normal noise in each channel.
 
-    The contrast is drawn from 1 - 0.8 x `grain` to 1, and the deviation of the noise from 0 to 40 x `grain` of 255
-    levels; with a `grain` of 0 the picture stays as it is.
+    The contrast is drawn from 1 - 0.8 x `grain` to 1, and the standard deviation of the noise from 0 to `grain` x
+    `deviation` (of 255 levels); with a `grain` of 0 the picture stays as it is.
     """
     if grain == 0:
         return picture
     generator = np.random.default_rng(random_state.getrandbits(64))
-    contrast, deviation = random_state.uniform(1 - 0.8 * grain, 1), random_state.uniform(0, 40 * grain)
+    contrast, drawn = random_state.uniform(1 - 0.8 * grain, 1), random_state.uniform(0, grain * deviation)
     pixels = np.asarray(picture, dtype=np.float64)
     paper = pixels.max()
-    pixels = paper + contrast * (pixels - paper) + deviation * generator.standard_normal(pixels.shape)
+    pixels = paper + contrast * (pixels - paper) + drawn * generator.standard_normal(pixels.shape)
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
 
 

@@ -107,7 +107,8 @@ def check_grain(grain: float, key: str) -> None:
 def paint(family: str, content: Any, grain: float, identity: str) -> Image.Image:
     """Paint a picture of a family; `identity` fixes what the content leaves open, such as the shade of the paper."""
     random_state = random.Random(identity)
-    return photograph(FAMILIES[family].paint(content, random_state), grain, random_state)
+    painted = FAMILIES[family].paint(content, random_state)
+    return photograph(painted, grain, FAMILIES[family].deviation, random_state)
 
 
 def _paint(shown: dict[str, tuple[str, Any]], grain: float, name: str) -> Image.Image:

@@ -54,6 +54,14 @@ def test_what_is_not_the_same_questions_is_refused(tmp_path):
     assert compare(first, shorter) is None
 
 
+def test_results_of_another_version_are_refused(tmp_path):
+    first, second = write(tmp_path / "a", [1.0, 0.0]), write(tmp_path / "b", [1.0, 0.0])
+    for folder in (first, second):
+        (folder / "parts.jsonl").write_text((folder / "parts.jsonl").read_text().replace('"score"', '"points"'))
+    with pytest.raises(InputError, match="scored by another version"):
+        compare(first, second)
+
+
 def test_the_command_compares_two_folders(tmp_path):
     write(tmp_path / "a", [1.0] * 10 + [0.0] * 10)
     write(tmp_path / "b", [1.0] * 9 + [0.0] * 5 + [1.0] * 6)

@@ -64,7 +64,7 @@ def test_kinds_of_noise_are_told_apart_and_share_the_clean_runs(tmp_path):
     names = [(row["condition"], row["objective"]) for row in rows]
     assert names == [(n, o) for n in ("0", "0.5", "attribute 0.5") for o in ("ce", "cal")]
     assert [row["mean"]["value"] for row in rows] == pytest.approx([0.5, 0.6, 0.2, 0.3, 0.4, 0.5])
-    assert draw_noise_figure(table, "scene_accuracy").startswith(b"\x89PNG")
+    assert draw_noise_figure({"scene_accuracy": table}).startswith(b"\x89PNG")
 
 
 def test_variants_of_an_objective_are_told_apart(tmp_path):
@@ -141,7 +141,7 @@ def test_runs_are_compared_under_the_same_settings_only(tmp_path):
     assert found == [None, pytest.approx(0.02), None, pytest.approx(0.1), None]
     assert rows[0]["settings"] == {"learning_rate": 2.0}
     assert choose_axis(list(table["condition"])) == "learning_rate"
-    assert draw_noise_figure(table, "scene_accuracy").startswith(b"\x89PNG")
+    assert draw_noise_figure({"scene_accuracy": table}).startswith(b"\x89PNG")
 
 
 def test_seeds_of_data_and_noise_are_settings_if_they_are_not_the_run_s(tmp_path):
@@ -171,7 +171,7 @@ def test_learning_curves_by_hand(tmp_path):
     assert ce["targets"]["0.5"] == {"steps": 250.0, "reached": 2, "seeds": 2}
     assert ce["targets"]["0.9"] == {"steps": 300.0, "reached": 1, "seeds": 2}
     assert cal["targets"]["0.9"] == {"steps": 200.0, "reached": 1, "seeds": 1}
-    assert draw_curves([ce, cal], "scene_accuracy").startswith(b"\x89PNG")
+    assert draw_curves({"scene_accuracy": [ce, cal]}).startswith(b"\x89PNG")
     assert summarize_curves(tabulate_curves(results, "other", "ce"), "other", [0.5]) == []
 
 

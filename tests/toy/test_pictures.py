@@ -18,14 +18,14 @@ def drawing():
 
 
 def test_without_grain_nothing_changes(drawing):
-    assert photograph(drawing, 0.0, random.Random(0)) is drawing
+    assert photograph(drawing, 0.0, 40.0, random.Random(0)) is drawing
 
 
 @pytest.mark.parametrize("grain", [0.25, 0.5, 1.0])
 def test_contrast_and_noise_keep_to_their_range_and_use_it(drawing, grain):
     contrasts, deviations = [], []
     for seed in range(60):
-        pixels = np.asarray(photograph(drawing, grain, random.Random(seed)), dtype=float)
+        pixels = np.asarray(photograph(drawing, grain, 40.0, random.Random(seed)), dtype=float)
         paper, ink = pixels[: PICTURE // 2], pixels[PICTURE // 2 :]
         contrasts.append((paper.mean() - ink.mean()) / 72)
         deviations.append(ink.std())

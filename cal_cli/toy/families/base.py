@@ -38,11 +38,13 @@ class Family(ABC):
         name: of the family.
         share: of the samples, relative to the other families.
         metric: name of its headline number.
+        deviation: of the noise in its pictures, at most, in levels of 255, at a grain of 1.
     """
 
     name: ClassVar[str]
     share: ClassVar[float]
     metric: ClassVar[str]
+    deviation: ClassVar[float] = 40.0
 
     @abstractmethod
     def draw(self, random_state: random.Random) -> Any:

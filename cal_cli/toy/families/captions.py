@@ -55,22 +55,23 @@ class Captions(Family):
         return Asked("caption", PROMPTS[number % len(PROMPTS)], [truth])
 
     def rate(self, question: Question, prediction: str) -> Parts:
-        named, shown = find_things(prediction), find_things(question.answers[0])
-        right = sum(min(named.count(thing), shown.count(thing)) for thing in set(shown))
+        mentions, shown = find_things(prediction), set(find_things(question.answers[0]))
+        named = set(mentions)
         return {
             "score": float(named == shown),
-            "right": float(right),
+            "right": float(len(named & shown)),
             "named": float(len(named)),
             "shown": float(len(shown)),
+            "mentions": float(len(mentions)),
         }
 
     def compute(self, sums: Mapping[str, Any]) -> dict[str, Any]:
-        precision = np.nan_to_num(divide(sums["right"], sums["named"]))
-        recall = divide(sums["right"], sums["shown"])
+        named, mentions = np.asarray(sums["named"]), np.asarray(sums["mentions"])
         return super().compute(sums) | {
-            "object_f1": divide(2 * np.asarray(sums["right"]), np.add(sums["named"], sums["shown"])),
-            "object_precision": precision,
-            "object_recall": recall,
+            "object_f1": divide(2 * np.asarray(sums["right"]), np.add(named, sums["shown"])),
+            "object_precision": np.nan_to_num(divide(sums["right"], named)),
+            "object_recall": divide(sums["right"], sums["shown"]),
+            "object_repetition": np.nan_to_num(divide(mentions - named, mentions)),
         }
 
 
