@@ -3,6 +3,7 @@
 import itertools
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -141,19 +142,29 @@ def train_runs(runs: list[Run], known: list[float], jobs: int, console: Console)
     """Train runs in processes of their own, several at a time; return those that failed, and why.
 
     Each process has an equal share of the cores. `known` are the seconds of runs that are completed already. A run that
-    another process is training is waited for.
+    another process is training is waited for. On SIGTERM the processes save and end, and so does this one.
     """
     threads = max((os.cpu_count() or 1) // jobs, 1)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     failed: list[tuple[Run, str]] = []
     seconds = list(known)
+    running: set[subprocess.Popen] = set()
+    stopped = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal stopped
+        stopped = True
+        for process in list(running):
+            process.terminate()
+
+    before = signal.signal(signal.SIGTERM, stop)
     with ThreadPoolExecutor(jobs) as pool:
         waiting: dict[Future, tuple[Run, float]] = {}
         remaining = iter(runs)
 
         def start_next() -> None:
             for run in itertools.islice(remaining, jobs - len(waiting)):
-                waiting[pool.submit(train_run, run, environment)] = run, time.perf_counter()
+                waiting[pool.submit(train_run, run, environment, running)] = run, time.perf_counter()
 
         start_next()
         done = 0
@@ -163,7 +174,7 @@ def train_runs(runs: list[Run], known: list[float], jobs: int, console: Console)
                 run, start = waiting.pop(future)
                 code, message = future.result()
                 done += 1
-                if code == 130:  # Ctrl-C reached all processes, which have saved
+                if stopped or code == 130:  # the signal or Ctrl-C reached all processes, which have saved
                     raise SystemExit(130)
                 if code:
                     failed.append((run, message))
@@ -173,15 +184,24 @@ def train_runs(runs: list[Run], known: list[float], jobs: int, console: Console)
                 state = "failed" if code else "completed"
                 console.print(f"{done}/{len(runs)}  {run.folder.name}: {state}; time left: {left}", soft_wrap=True)
             start_next()
+    signal.signal(signal.SIGTERM, before)
     return failed
 
 
-def train_run(run: Run, environment: dict[str, str]) -> tuple[int, str]:
-    """Train one run; return its exit code and the last line that it wrote to the standard error or output."""
+def train_run(run: Run, environment: dict[str, str], running: set[subprocess.Popen]) -> tuple[int, str]:
+    """Train one run; return its exit code and the last line that it wrote to the standard error or output.
+
+    Its process is in `running` until it ends.
+    """
     command = [sys.executable, "-m", "cal_cli", "train", *run.words]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    lines = (result.stderr.strip() or result.stdout.strip() or f"exit code {result.returncode}").splitlines()
-    return result.returncode, lines[-1]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        running.add(process)
+        output, errors = process.communicate()
+        running.discard(process)
+    lines = (errors.strip() or output.strip() or f"exit code {process.returncode}").splitlines()
+    return process.returncode, lines[-1]
 
 
 def call(*words: str) -> None:

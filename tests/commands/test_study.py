@@ -75,6 +75,20 @@ def test_wrong_words_are_named(mine, tmp_path):
         assert result.returncode == 2 and said in result.stderr, result.stderr
 
 
+@pytest.mark.slow
+def test_sigterm_ends_the_runs_too(mine, tmp_path):
+    study = started(*mine, "jobs=2", "data.n=4000", "batch_size=4", folder=tmp_path)
+    while len(list(tmp_path.glob("runs/train/tried/*/metrics.jsonl"))) < 2:
+        assert study.poll() is None, study.stdout.read()
+        time.sleep(0.05)
+    study.terminate()
+    assert study.wait() == 130
+    sizes = {path: path.stat().st_size for path in tmp_path.glob("runs/train/tried/*/metrics.jsonl")}
+    time.sleep(2)  # a run that went on would write every second
+    assert sizes == {path: path.stat().st_size for path in tmp_path.glob("runs/train/tried/*/metrics.jsonl")}
+    assert len(sizes) == 2 and not list(tmp_path.glob("runs/train/tried/*/checkpoint"))
+
+
 def test_a_run_that_another_process_trains_is_waited_for(tmp_path):
     words = ["train", "data.n=240", "batch_size=8", "name=t", "save_steps=4"]
     one = started(*words, folder=tmp_path)
