@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from cal_cli.commands.hydra_app import get_config_dirs
-from cal_cli.runtime.config import check_types, name_folder
+from cal_cli.runtime.config import build, check_types, name_folder
 from cal_cli.runtime.console import make_console
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.runs import find_completed_runs, is_completed, read_summary
@@ -59,6 +59,7 @@ def study(config: DictConfig) -> None:
     if settings.jobs < 1:
         raise InputError(f"jobs={settings.jobs}: must be at least 1")
     console = make_console()
+    benchmark_words = [word for word in settings.words if word.startswith("benchmark.")]
     name, runs = list_runs(settings)
     missing = [run for run in runs if not run.completed]
     console.print(
@@ -72,19 +73,34 @@ def study(config: DictConfig) -> None:
         for run in missing:
             console.print(run.command, markup=False, soft_wrap=True)
         return
+    if missing:
+        check_benchmark(settings.benchmark_name, benchmark_words)
     failed = train_runs(missing, known, settings.jobs, console)
     folder = f"runs/train/{name}"
     completed = find_completed_runs(Path(folder))
     if completed and not any((run / "checkpoint").is_dir() for run in completed):
         console.print(f"{folder}: these runs train a projector only, which cannot be evaluated alone")
     elif completed:
-        asked = [word for word in settings.words if word.startswith("benchmark.")]
-        call("eval", f"benchmark={settings.benchmark_name}", *asked, f"checkpoint={folder}")
+        call("eval", f"benchmark={settings.benchmark_name}", *benchmark_words, f"checkpoint={folder}")
         call("report", f"runs={folder}", f"results={settings.benchmark_name}", f"output=runs/report/{name}")
     for run, message in failed:
         console.print(f"failed: {message}\n  {run.command}", markup=False, soft_wrap=True)
     if failed:
         raise SystemExit(1)
+
+
+def check_benchmark(name: str, words: list[str]) -> None:
+    """Build a benchmark as `cal eval` will, so that nothing is trained in vain.
+
+    Raises InputError if it cannot be built.
+    """
+    try:
+        config = compose("eval", overrides=[f"benchmark={name}", *words])
+        OmegaConf.resolve(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(f"benchmark={name}: {str(error).splitlines()[0]}") from error
+    if "benchmarks" not in config.benchmark:  # a group of benchmarks, such as paper
+        build(config, "benchmark")
 
 
 def list_runs(settings: StudyConfig) -> tuple[str, list[Run]]:

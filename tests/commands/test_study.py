@@ -69,6 +69,7 @@ def test_wrong_words_are_named(mine, tmp_path):
         (["study", "experiment=none"], "experiment=none: allowed are base, demo, epochs"),
         ([*mine, "jobs=0"], "jobs=0: must be at least 1"),
         ([*mine, "objective=none"], "objective/none"),
+        ([*mine, "benchmark.n=0"], "benchmark.n=0: must be at least 1"),
         (["study", "experiment=tiny_base"], "experiment=tiny_base: has no axes"),
     ):
         result = cal(*words, folder=tmp_path, check=False)
