@@ -16,8 +16,10 @@ from cal_cli.data.noise import NoiseConfig, describe_changes, inject_noise
 from cal_cli.data.sample import Conversations, get_image_names
 from cal_cli.inspection.detection import compute_auc, describe_kinds, estimate_auc_interval
 from cal_cli.inspection.heatmap import HeatmapSample, render_heatmap
+from cal_cli.inspection.heatmap_figure import FORMATS, draw_heatmap
 from cal_cli.inspection.histogram import draw_histogram
 from cal_cli.inspection.tokens import make_token_table
+from cal_cli.inspection.words import rank_words
 from cal_cli.models.load import load_checkpoint
 from cal_cli.objective import RuleLoss
 from cal_cli.runtime.config import build, check_types
@@ -42,6 +44,7 @@ class TokenWeightDumpConfig:
     manifest: str | None
     batch_size: int
     heatmap_samples: int
+    format: str | None
     output: str | None
 
 
@@ -56,11 +59,13 @@ def token_weight_dump(config: DictConfig) -> None:
         names = ", ".join(str(checkpoint.parent) for checkpoint in checkpoints)
         raise InputError(f"checkpoint={settings.checkpoint} holds several runs: give one of {names}")
     objective = build(config, "objective")
-    if not isinstance(objective, RuleLoss) or objective.contrast != "no_image":
+    if not isinstance(objective, RuleLoss) or objective.rule.once or objective.contrast in ("cached", "reference"):
         raise InputError(
-            "cal token-weight-dump needs an objective that contrasts with no image: give objective=cal, with "
-            "objective.contrast=no_image"
+            "cal token-weight-dump shows weights that a checkpoint alone gives: choose an objective with a weight rule "
+            "that needs neither another model nor scores from before training, such as cal, posterior, ratio or gce"
         )
+    if settings.format is not None and settings.format not in FORMATS:
+        raise InputError(f"format={settings.format}: allowed are null, {', '.join(FORMATS)}")
     data: Conversations = build(config, "data")
     noisy = None
     if settings.manifest is not None:
@@ -92,7 +97,10 @@ def token_weight_dump(config: DictConfig) -> None:
         is_noise = None if noisy is None else index in noisy
         shown.append(HeatmapSample(data.entries[index]["id"], images, pieces[index], is_noise))
     title = f"Which tokens look at the image? {get_run_name(checkpoints[0])}"
-    write_whole(folder / "heatmap.html", render_heatmap(shown, title, objective.score))
+    seen_pieces = [text for text, entry in zip(pieces, data.entries, strict=True) if "image" in entry]
+    write_whole(folder / "heatmap.html", render_heatmap(shown, title, rank_words(seen_pieces)))
+    if settings.format is not None:
+        write_whole(folder / f"heatmap.{settings.format}", draw_heatmap(shown, settings.format))
 
     with_image = {entry["id"] for entry in data.entries if "image" in entry}
     ids = table["sample_id"].to_pylist()

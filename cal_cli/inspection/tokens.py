@@ -1,7 +1,6 @@
 """The token table: one row for each supervised token, with both scores, delta, weight and the kind of its word."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
@@ -11,6 +10,7 @@ from cal_cli.data.collator import Collator
 from cal_cli.data.sample import Conversations, Entry
 from cal_cli.inspection.word_kinds import Truth, find_truth
 from cal_cli.objective import RuleLoss
+from cal_cli.objective.contrast import contrast
 from cal_cli.objective.forward import Positions, run_with_image
 
 SCHEMA = pa.schema(
@@ -25,18 +25,40 @@ SCHEMA = pa.schema(
         ("weight", pa.float32()),
         ("is_noise", pa.bool_()),
         ("kind", pa.string()),
+        ("logprob_with_image", pa.float32()),
+        ("logprob_without_image", pa.float32()),
     ]
 )
 
 
-@dataclass
-class Piece:
-    """One token of a sample as text; `delta`, `weight` and `kind` are None if it is not supervised."""
+class Token(NamedTuple):
+    """What is known of a supervised token; `logit` and `logprob` are scores with the image, and without it.
+
+    `special` marks tokens that are no text, such as the end token.
+    """
+
+    logit: tuple[float, float]
+    logprob: tuple[float, float]
+    weight: float
+    kind: str | None = None
+    special: bool = False
+
+    @property
+    def logit_delta(self) -> float:
+        """The raw logit with the image minus the raw logit without it."""
+        return self.logit[0] - self.logit[1]
+
+    @property
+    def logprob_delta(self) -> float:
+        """The log-probability with the image minus that without it, in nats."""
+        return self.logprob[0] - self.logprob[1]
+
+
+class Piece(NamedTuple):
+    """One token of a sample as text; `token` is None if it is not supervised."""
 
     text: str
-    delta: float | None
-    weight: float | None
-    kind: str | None = None
+    token: Token | None
 
 
 @torch.no_grad()
@@ -54,15 +76,16 @@ def make_token_table(
         model: in evaluation mode.
         processor: of the model.
         data: the samples.
-        objective: defines the score that is contrasted, and the weights.
+        objective: defines the weights, and the score of `delta`; one whose weights the model alone gives.
         noisy: what was changed, by the index of a sample, see `inject_noise`; None if that is unknown.
         batch_size: samples in a batch.
 
     Returns:
         A table with the columns of `SCHEMA`, and the text of each sample in pieces. The table's metadata names the
-        score: with `logprob` the two logit columns hold log-probabilities.
+        `score` of delta, `logit` or `logprob`.
     """
     collate, tokenizer = Collator(processor), processor.tokenizer
+    special = set(tokenizer.all_special_ids)
     rows: dict[str, list] = {field.name: [] for field in SCHEMA}
     pieces: list[list[Piece]] = []
     for start in range(0, len(data), batch_size):
@@ -70,31 +93,31 @@ def make_token_table(
         samples = [data[index] for index in indices]
         batch = collate(samples).to(model.device)
         forward = run_with_image(model, batch, objective.reach)
-        scores, positions = objective.score_tokens(forward), forward.positions
-        without_image = torch.where(positions.has_image, scores.without_image, scores.with_image)
+        positions = forward.positions
+        contrasts = [contrast(forward, score=score) for score in ("logit", "logprob")]
         columns = (
             positions.rows,
             positions.columns + 1,
             positions.labels,
-            scores.with_image,
-            without_image,
-            scores.with_image - without_image,
-            objective.weigh_positions(scores, forward),
+            *(scores for found in contrasts for scores in (found.with_image, found.without_image)),
+            objective.weigh_positions(objective.score_tokens(forward), forward),
         )
         values = zip(*(column[positions.supervised].tolist() for column in columns), strict=True)
-        supervised: dict[tuple[int, int], tuple[float, float, str | None]] = {}
+        supervised: dict[tuple[int, int], Token] = {}
         entries = [data.entries[index] for index in indices]
         truths = find_truths(entries, start, noisy, positions, batch["input_ids"].tolist(), tokenizer)
-        for sample, position, token_id, with_image, without_image, delta, weight in values:
-            token, truth = tokenizer.decode([token_id]), truths[sample, position]
-            supervised[sample, position] = (delta, weight, truth.kind)
-            identity, numbers = samples[sample]["id"], (with_image, without_image, delta, weight)
-            row = (identity, position, token_id, token, *numbers, *truth)
+        for sample, position, token_id, *numbers, weight in values:
+            truth = truths[sample, position]
+            token = Token(tuple(numbers[:2]), tuple(numbers[2:]), weight, truth.kind, token_id in special)
+            supervised[sample, position] = token
+            delta = token.logit_delta if objective.score == "logit" else token.logprob_delta
+            named = (samples[sample]["id"], position, token_id, tokenizer.decode([token_id]))
+            row = (*named, *token.logit, delta, weight, *truth, *token.logprob)
             for column, value in zip(rows.values(), row, strict=True):
                 column.append(value)
         for sample, ids in enumerate(batch["input_ids"].tolist()):
             text = [
-                Piece(decode_token(tokenizer, ids, position), *supervised.get((sample, position), (None, None, None)))
+                Piece(decode_token(tokenizer, ids, position), supervised.get((sample, position)))
                 for position in range(len(ids))
                 if batch["attention_mask"][sample, position] and ids[position] != model.config.image_token_id
             ]

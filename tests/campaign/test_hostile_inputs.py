@@ -28,7 +28,8 @@ from cal_cli.data.noise import NoiseConfig, inject_noise
 from cal_cli.evaluation.benchmark import make_benchmark
 from cal_cli.evaluation.results import score_answers
 from cal_cli.inspection.heatmap import HeatmapSample, render_heatmap
-from cal_cli.inspection.tokens import Piece
+from cal_cli.inspection.tokens import Piece, Token
+from cal_cli.inspection.words import RankedWord
 from cal_cli.runtime.errors import InputError
 from cal_cli.toy.model import load_tiny
 
@@ -366,8 +367,9 @@ def find_tags(page):
 @given(texts=st.lists(TEXTS, min_size=2, max_size=2), name=TEXTS)
 def test_pages(texts, name):
     def render(first, second, identity, title):
-        pieces = [Piece(first, None, None), Piece(second, 1.5, 2.0)]
-        return render_heatmap([HeatmapSample(identity, [Image.new("RGB", (4, 4))], pieces, True)], title, "logit")
+        pieces = [Piece(first, None), Piece(second, Token((2.0, 0.5), (-0.5, -2.0), 2.0))]
+        words = [[RankedWord(second, None, 3, 1.5)], [RankedWord(first, "contradicted", 3, -1.5)]]
+        return render_heatmap([HeatmapSample(identity, [Image.new("RGB", (4, 4))], pieces, True)], title, words)
 
     plain, hostile = render("a", "b", "c", "d"), render(texts[0], texts[1], name, name)
     assert find_tags(hostile) == find_tags(plain)

@@ -81,6 +81,8 @@ def test_every_word_reaches_hydra(tmp_path):
         ("noise-inject ratio=2 output=x", "allowed is a number from 0 to 1"),
         ("noise-inject data.n=1 data.text_only_share=0 ratio=1 output=x", "at least 2"),
         ("token-weight-dump manifest=nowhere", "there is no such file"),
+        ("token-weight-dump objective=vig", "needs neither another model nor scores from before training"),
+        ("token-weight-dump format=gif", "format=gif: allowed are null, pdf, png, svg"),
         ("report runs=nowhere", "there is no such folder"),
         ("report runs=.", "no completed run"),
     ],

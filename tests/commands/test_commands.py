@@ -71,6 +71,8 @@ def test_token_weights_know_noise_from_a_manifest_and_from_a_ratio_alike(tmp_pat
         "weight",
         "is_noise",
         "kind",
+        "logprob_with_image",
+        "logprob_without_image",
     ]
     assert 0 < sum(one["is_noise"].to_pylist()) < len(one)
     assert (tmp_path / "a/delta_histogram.png").read_bytes().startswith(b"\x89PNG")

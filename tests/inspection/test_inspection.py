@@ -1,5 +1,6 @@
 """The token table, the page and the histogram, read back."""
 
+import math
 import re
 
 import numpy as np
@@ -11,9 +12,12 @@ from PIL import Image
 from cal_cli.data.collator import Collator
 from cal_cli.inspection.detection import compute_auc, estimate_auc_interval
 from cal_cli.inspection.heatmap import HeatmapSample, render_heatmap
+from cal_cli.inspection.heatmap_figure import break_lines, draw_heatmap
 from cal_cli.inspection.histogram import draw_histogram
-from cal_cli.inspection.tokens import Piece, make_token_table
-from cal_cli.objective import ContrastiveAlignmentLoss, contrast_logits
+from cal_cli.inspection.tokens import Piece, Token, make_token_table
+from cal_cli.inspection.words import RankedWord
+from cal_cli.objective import ContrastiveAlignmentLoss, RuleLoss, contrast_logits
+from cal_cli.objective.rules import ProbabilityPower
 
 
 def test_the_table_holds_the_contrast_of_every_supervised_token(model, processor, world):
@@ -43,20 +47,58 @@ def test_is_noise_is_null_where_it_is_not_known(model, processor, world):
     assert table["is_noise"].null_count == len(table)
 
 
+def test_any_rule_gives_the_weights(model, processor, world):
+    model.eval()
+    objective = RuleLoss(ProbabilityPower())
+    table, _ = make_token_table(model, processor, world, objective, noisy=None, batch_size=5)
+    assert table.schema.metadata == {b"score": b"logprob"}
+    expected = np.exp(table["logprob_with_image"].to_numpy()) ** 0.7
+    assert np.allclose(table["weight"].to_numpy(), expected, atol=1e-5)
+    difference = table["logprob_with_image"].to_numpy() - table["logprob_without_image"].to_numpy()
+    assert np.allclose(difference, table["delta"].to_numpy(), atol=1e-5)
+    batch = Collator(processor)([world[index] for index in range(len(world))])
+    assert np.allclose(difference, contrast_logits(model, batch, "logprob").delta.numpy(), atol=1e-4)
+
+
+def make_token(delta, weight=1.75, kind=None):
+    return Token((1.0 + delta, 1.0), (math.log(0.5), math.log(0.5) - delta), weight, kind)
+
+
 def test_the_page_escapes_text_and_needs_no_network():
-    pieces = [Piece("<script>alert(1)</script>", None, None), Piece('"><img src=x onerror=1>', 2.5, 1.75)]
+    hostile = "<script>alert(1)</script>"
+    pieces = [Piece(hostile, None), Piece('"><img src=x onerror=1>', make_token(2.5))]
     sample = HeatmapSample("<b>id</b>", [Image.new("RGB", (4, 4))], pieces, True)
-    page = render_heatmap([sample, HeatmapSample("two", [], [Piece("x", -9.0, 1.0)], False)], "a & b", "logit")
-    assert "<script" not in page
+    words = [[RankedWord(hostile, "correlated", 3, 1.0)], []]
+    other = HeatmapSample("two", [], [Piece("x", make_token(-9.0, 0.25, "contradicted"))], False)
+    page = render_heatmap([sample, other], "a & b", words)
+    assert page.count("<script") == 1 and hostile not in page
     assert "<img src=x" not in page
     assert "<b>id</b>" not in page
     assert "a &amp; b" in page
     assert not re.search(r"https?://|@import|<link", page)
     assert "data:image/png;base64," in page
-    assert "delta +2.50, weight 1.75" in page
+    assert "probability 0.5 with the image, 0.041 without: log-probability +2.50, raw logit +2.50, weight 1.75" in page
     assert "not all about this picture" in page
-    assert "rgba(230, 97, 1, 0.500)" in page  # half of the scale of 5
-    assert "rgba(50, 100, 220, 1.000)" in page  # beyond it, against the token
+    assert "--logprob: rgba(230, 97, 1, 0.500)" in page  # half of the scale of 5
+    assert "--logprob: rgba(50, 100, 220, 1.000)" in page  # beyond it, against the token
+    assert "--weight: rgba(50, 100, 220, 0.750)" in page  # three quarters of the way from 1 to 0
+
+
+@pytest.mark.parametrize(("file_format", "start"), [("pdf", b"%PDF"), ("png", b"\x89PNG"), ("svg", b"<?xml")])
+def test_the_figure_has_every_format_and_the_same_bytes_again(file_format, start):
+    pieces = [Piece("what?\n", None), Piece("a $x_1$ & <b>", make_token(3.0)), Piece(" long" * 60, make_token(-3.0))]
+    samples = [HeatmapSample("one", [Image.new("L", (4, 4))], pieces, None), HeatmapSample("two", [], pieces, None)]
+    drawn = draw_heatmap(samples, file_format)
+    assert drawn.startswith(start) and draw_heatmap(samples, file_format) == drawn
+
+
+@given(st.lists(st.tuples(st.text("ab \n", min_size=1, max_size=9), st.booleans()), max_size=12), st.integers(1, 8))
+def test_lines_hold_every_character_once(texts, columns):
+    pieces = [Piece(text, make_token(number) if seen else None) for number, (text, seen) in enumerate(texts)]
+    lines = break_lines(pieces, columns)
+    assert all(sum(len(piece.text) for piece in line) <= columns for line in lines)
+    characters = [(c, piece.token) for piece in pieces for c in piece.text if c != "\n"]
+    assert [(c, piece.token) for line in lines for piece in line for c in piece.text] == characters
 
 
 @given(

@@ -73,7 +73,7 @@ def test_the_table_spells_the_marked_words(model, processor, kind):
             wrong = texts[change["turn"]][slice(*change["spans"][0])]
             said = "".join(row["token"] for row in visual if row["kind"] == "contradicted")
             assert said.replace(" ", "") == wrong.replace(" ", "")
-    shown = {piece.kind for sample in pieces for piece in sample if piece.delta is not None}
+    shown = {piece.token.kind for sample in pieces for piece in sample if piece.token}
     assert shown == set(table["kind"].to_pylist())
 
 
@@ -89,7 +89,7 @@ def test_delta_is_a_detector_of_each_kind():
 
 
 def test_the_command_writes_and_shows_the_kinds(tmp_path):
-    words = ("data.n=30", "noise.ratio=0.5", "output=a")
+    words = ("data.n=30", "noise.ratio=0.5", "output=a", "objective=posterior", "format=svg")
     said = cal("token-weight-dump", *words, folder=tmp_path).stdout
     kinds = json.loads((tmp_path / "a/kinds.json").read_text())
     table = pq.read_table(tmp_path / "a/tokens.parquet").to_pylist()
@@ -99,4 +99,5 @@ def test_the_command_writes_and_shows_the_kinds(tmp_path):
         low, high = found["ci95"]
         assert 0 <= low <= found["auc"] <= high <= 1 and name in said
     page = (tmp_path / "a/heatmap.html").read_text()
-    assert 'class="token correlated"' in page and 'class="token contradicted"' in page
+    assert 'class="token correlated"' in page and 'class="token contradicted"' in page and "<table>" in page
+    assert "<svg" in (tmp_path / "a/heatmap.svg").read_text()
