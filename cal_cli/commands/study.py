@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from statistics import median
 
+import torch
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -81,7 +82,9 @@ def study(config: DictConfig) -> None:
     if completed and not any((run / "checkpoint").is_dir() for run in completed):
         console.print(f"{folder}: these runs train a projector only, which cannot be evaluated alone")
     elif completed:
-        call("eval", f"benchmark={settings.benchmark_name}", *benchmark_words, f"checkpoint={folder}")
+        several = settings.jobs > 1 and not torch.cuda.is_available()
+        launch = ["launch=ddp", f"launch.processes={settings.jobs}"] if several else []
+        call("eval", f"benchmark={settings.benchmark_name}", *benchmark_words, f"checkpoint={folder}", *launch)
         call("report", f"runs={folder}", f"results={settings.benchmark_name}", f"output=runs/report/{name}")
     for run, message in failed:
         console.print(f"failed: {message}\n  {run.command}", markup=False, soft_wrap=True)
