@@ -63,6 +63,7 @@ class Captions(Family):
             "named": float(len(named)),
             "shown": float(len(shown)),
             "mentions": float(len(mentions)),
+            "once": float(named == shown and len(mentions) == len(named)),
         }
 
     def compute(self, sums: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,6 +72,7 @@ class Captions(Family):
             "object_f1": divide(2 * np.asarray(sums["right"]), np.add(named, sums["shown"])),
             "object_precision": np.nan_to_num(divide(sums["right"], named)),
             "object_recall": divide(sums["right"], sums["shown"]),
+            "scene_once_accuracy": divide(sums["once"], sums["n"]),
             "object_repetition": np.nan_to_num(divide(mentions - named, mentions)),
         }
 

@@ -122,7 +122,7 @@ def test_captions_are_scored_by_things_and_as_a_whole():
     truth = ["a red ring at the top left. a blue disc at the lower right"]
     said = "at the top left there is a red hoop. a blue disc at the bottom right. a green block"
     parts = rate("captions", truth, said)
-    assert parts == {"score": 0.0, "right": 1.0, "named": 3.0, "shown": 2.0, "mentions": 3.0}
+    assert parts == {"score": 0.0, "right": 1.0, "named": 3.0, "shown": 2.0, "mentions": 3.0, "once": 0.0}
     values = FAMILIES["captions"].compute({"n": 1.0, **parts})
     assert values["object_precision"] == pytest.approx(1 / 3) and values["object_recall"] == pytest.approx(1 / 2)
     assert values["object_f1"] == pytest.approx(2 * (1 / 3) * (1 / 2) / (1 / 3 + 1 / 2))
@@ -134,9 +134,10 @@ def test_a_thing_named_again_is_no_error_and_is_counted_apart(seed):
     state = random.Random(seed)
     text, _ = unmark(write_caption(FAMILIES["captions"].draw(state), state, 0.0))
     once, twice = rate("captions", [text], text), rate("captions", [text], f"{text} {text}")
-    assert twice == once | {"mentions": 2 * once["mentions"]} and once["score"] == 1
+    assert twice == once | {"mentions": 2 * once["mentions"], "once": 0.0} and once["score"] == once["once"] == 1
     values = FAMILIES["captions"].compute({"n": 1.0, **twice})
     assert values["object_precision"] == values["object_recall"] == 1 and values["object_repetition"] == 1 / 2
+    assert values["scene_accuracy"] == 1 and values["scene_once_accuracy"] == 0
 
 
 def test_find_answer_ignores_other_words():
