@@ -164,7 +164,7 @@ def test_what_is_typed_wins_over_the_recipe(tmp_path):
     assert config["data"]["n"] == 19200 and config["learning_rate"] == 1e-4
     assert config["model"]["template"] == "plain" and config["parts"]["vision_tower"] == 0.5
     assert composed(tmp_path, "model=hf", "stage=pretrain")["learning_rate"] == 1e-3  # for any other model too
-    assert composed(tmp_path)["learning_rate"] == 1e-3 and composed(tmp_path)["stage"] is None
+    assert composed(tmp_path)["learning_rate"] == 3e-4 and composed(tmp_path)["stage"] is None
 
 
 def test_the_second_stage_finds_the_projector_of_the_first_by_default(place):

@@ -165,7 +165,7 @@ def test_another_config_in_the_same_folder_is_refused(uninterrupted, tmp_path):
     cal("train", *SMALL, folder=tmp_path)
     run = run_folder(tmp_path)
     config = run / "config.yaml"
-    config.write_text(config.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002"))
+    config.write_text(config.read_text().replace("learning_rate: 0.0003", "learning_rate: 0.002"))
     result = cal("train", *SMALL, folder=tmp_path, check=False)
     assert result.returncode == 2
     assert "learning_rate" in result.stderr
