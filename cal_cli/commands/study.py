@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from hydra import compose
@@ -54,6 +55,35 @@ class Run:
         return shlex.join(["cal", "train", *self.words])
 
 
+class Children:
+    """The processes that a study starts; on SIGTERM they are sent it too, and `stopped` is true."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._running: set[subprocess.Popen] = set()
+
+    def __enter__(self) -> "Children":
+        self._before = signal.signal(signal.SIGTERM, self._stop)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
+
+    def _stop(self, number: int, frame: object) -> None:
+        self.stopped = True
+        for process in list(self._running):
+            process.terminate()
+
+    def run(self, words: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run `cal` with these words, as `subprocess.run` does."""
+        command = [sys.executable, "-m", "cal_cli", *words]
+        with subprocess.Popen(command, text=True, **options) as process:
+            self._running.add(process)
+            output, errors = process.communicate()
+            self._running.discard(process)
+        return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
 def study(config: DictConfig) -> None:
     """Train what is missing, evaluate and report; exit with 1 if a run failed, and name its command."""
     settings = check_types(config, StudyConfig)
@@ -76,16 +106,19 @@ def study(config: DictConfig) -> None:
         return
     if missing:
         check_benchmark(settings.benchmark_name, benchmark_words)
-    failed = train_runs(missing, known, settings.jobs, console)
-    folder = f"runs/train/{name}"
-    completed = find_completed_runs(Path(folder))
-    if completed and not any((run / "checkpoint").is_dir() for run in completed):
-        console.print(f"{folder}: these runs train a projector only, which cannot be evaluated alone")
-    elif completed:
-        several = settings.jobs > 1 and not torch.cuda.is_available()
-        launch = ["launch=ddp", f"launch.processes={settings.jobs}"] if several else []
-        call("eval", f"benchmark={settings.benchmark_name}", *benchmark_words, f"checkpoint={folder}", *launch)
-        call("report", f"runs={folder}", f"results={settings.benchmark_name}", f"output=runs/report/{name}")
+    with Children() as children:
+        failed = train_runs(missing, known, settings.jobs, children, console)
+        folder = f"runs/train/{name}"
+        completed = find_completed_runs(Path(folder))
+        if completed and not any((run / "checkpoint").is_dir() for run in completed):
+            console.print(f"{folder}: these runs train a projector only, which cannot be evaluated alone")
+        elif completed:
+            several = settings.jobs > 1 and not torch.cuda.is_available()
+            launch = ["launch=ddp", f"launch.processes={settings.jobs}"] if several else []
+            benchmark = [f"benchmark={settings.benchmark_name}", *benchmark_words]
+            report = [f"runs={folder}", f"results={settings.benchmark_name}", f"output=runs/report/{name}"]
+            call(children, "eval", *benchmark, f"checkpoint={folder}", *launch)
+            call(children, "report", *report)
     for run, message in failed:
         console.print(f"failed: {message}\n  {run.command}", markup=False, soft_wrap=True)
     if failed:
@@ -157,7 +190,9 @@ def list_runs(settings: StudyConfig) -> tuple[str, list[Run]]:
     return str(base.name), runs
 
 
-def train_runs(runs: list[Run], known: list[float], jobs: int, console: Console) -> list[tuple[Run, str]]:
+def train_runs(
+    runs: list[Run], known: list[float], jobs: int, children: Children, console: Console
+) -> list[tuple[Run, str]]:
     """Train runs in processes of their own, several at a time; return those that failed, and why.
 
     Each process has an equal share of the cores. `known` are the seconds of runs that are completed already. A run that
@@ -167,23 +202,13 @@ def train_runs(runs: list[Run], known: list[float], jobs: int, console: Console)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
     failed: list[tuple[Run, str]] = []
     seconds = list(known)
-    running: set[subprocess.Popen] = set()
-    stopped = False
-
-    def stop(number: int, frame: object) -> None:
-        nonlocal stopped
-        stopped = True
-        for process in list(running):
-            process.terminate()
-
-    before = signal.signal(signal.SIGTERM, stop)
     with ThreadPoolExecutor(jobs) as pool:
         waiting: dict[Future, tuple[Run, float]] = {}
         remaining = iter(runs)
 
         def start_next() -> None:
             for run in itertools.islice(remaining, jobs - len(waiting)):
-                waiting[pool.submit(train_run, run, environment, running)] = run, time.perf_counter()
+                waiting[pool.submit(train_run, run, environment, children)] = run, time.perf_counter()
 
         start_next()
         done = 0
@@ -193,7 +218,7 @@ def train_runs(runs: list[Run], known: list[float], jobs: int, console: Console)
                 run, start = waiting.pop(future)
                 code, message = future.result()
                 done += 1
-                if stopped or code == 130:  # the signal or Ctrl-C reached all processes, which have saved
+                if children.stopped or code == 130:  # the signal or Ctrl-C reached all processes, which have saved
                     raise SystemExit(130)
                 if code:
                     failed.append((run, message))
@@ -203,30 +228,23 @@ def train_runs(runs: list[Run], known: list[float], jobs: int, console: Console)
                 state = "failed" if code else "completed"
                 console.print(f"{done}/{len(runs)}  {run.folder.name}: {state}; time left: {left}", soft_wrap=True)
             start_next()
-    signal.signal(signal.SIGTERM, before)
     return failed
 
 
-def train_run(run: Run, environment: dict[str, str], running: set[subprocess.Popen]) -> tuple[int, str]:
-    """Train one run; return its exit code and the last line that it wrote to the standard error or output.
-
-    Its process is in `running` until it ends.
-    """
-    command = [sys.executable, "-m", "cal_cli", "train", *run.words]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        running.add(process)
-        output, errors = process.communicate()
-        running.discard(process)
-    lines = (errors.strip() or output.strip() or f"exit code {process.returncode}").splitlines()
-    return process.returncode, lines[-1]
+def train_run(run: Run, environment: dict[str, str], children: Children) -> tuple[int, str]:
+    """Train one run; return its exit code and the last line that it wrote to the standard error or output."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    ended = children.run(["train", *run.words], env=environment, **streams)
+    lines = (ended.stderr.strip() or ended.stdout.strip() or f"exit code {ended.returncode}").splitlines()
+    return ended.returncode, lines[-1]
 
 
-def call(*words: str) -> None:
-    """Call another subcommand, which prints for itself. Exits with its code if it fails."""
+def call(children: Children, command: str, *words: str) -> None:
+    """Call another subcommand, which prints for itself. Exits with its code if it fails, with 130 after SIGTERM."""
     sys.stdout.flush()
-    code = subprocess.run([sys.executable, "-m", "cal_cli", words[0], *get_config_dirs(), *words[1:]]).returncode
+    code = children.run([command, *get_config_dirs(), *words]).returncode
+    if children.stopped:
+        raise SystemExit(130)
     if code:
         raise SystemExit(code)
 

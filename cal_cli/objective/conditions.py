@@ -81,7 +81,9 @@ def score_without_image(
     if condition == "reference":
         return score_with_reference(forward, reference, score)
     if condition == "no_image":
-        return score_labels(forward.head, run_without_image(forward), labels, score)
+        if forward.hidden_without_image is None:  # logits and log-probabilities share one pass
+            forward.hidden_without_image = run_without_image(forward)
+        return score_labels(forward.head, forward.hidden_without_image, labels, score)
     if not shown.any():
         return labels.new_empty(0, dtype=torch.float32)
     inputs = select_model_inputs(forward.batch)

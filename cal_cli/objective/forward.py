@@ -51,6 +51,7 @@ class ForwardPass:
     positions: Positions
     hidden: Tensor  # [positions, hidden], last hidden states, with gradient where enabled
     decoder_inputs: dict[str, Any]  # keyword arguments of the decoder; its embeddings include the image features
+    hidden_without_image: Tensor | None = None  # of the positions with an image, once they have been computed
 
 
 def run_with_image(model: PreTrainedModel, batch: Mapping[str, Any], reach: int = 0) -> ForwardPass:

@@ -29,16 +29,16 @@ def draw_noise_figure(tables: Mapping[str, pd.DataFrame]) -> bytes:
     axis = choose_axis(list(first["condition"]))
     kinds = list(dict.fromkeys(c.noise_kind for c in first["condition"] if c.noise_ratio)) or [SWAP]
     share = "with another's caption" if kinds == [SWAP] else "whose text is wrong"
+    seeds: set[int] = set()
     for panel, (metric, table) in zip(panels, tables.items(), strict=True):
-        seeds = draw_lines(panel, table, axis, kinds)
+        seeds |= draw_lines(panel, table, axis, kinds)
         panel.set(ylabel=metric.replace("_", " "), ylim=(0, 1.08 * panel.get_ylim()[1]))
         panel.set_xlabel(f"share of samples {share}" if axis == NOISE else axis)
-    title = "one seed: no interval" if seeds == 1 else f"means of {seeds} seeds, 95 % t intervals"
-    return save(figure, title)
+    return save(figure, describe_seeds(seeds))
 
 
-def draw_lines(panel: Axes, table: pd.DataFrame, axis: str, kinds: Sequence[str]) -> int:
-    """Draw the lines of one metric; return the largest number of seeds at a point."""
+def draw_lines(panel: Axes, table: pd.DataFrame, axis: str, kinds: Sequence[str]) -> set[int]:
+    """Draw the lines of one metric; return the numbers of seeds of its points."""
     points: dict[tuple[str, str], dict[float, list[float]]] = {}
     for condition, objective, _, value in table.itertuples(index=False):
         for kind in [condition.noise_kind] if condition.noise_ratio else kinds:
@@ -53,7 +53,15 @@ def draw_lines(panel: Axes, table: pd.DataFrame, axis: str, kinds: Sequence[str]
         style = choose_style(objectives.index(objective), rests.index(rest))
         label = f"{objective}, {rest}" if rest else objective
         panel.errorbar(list(means), values, half if any(half) else None, capsize=3, marker="o", label=label, **style)
-    return max(len(values) for by_x in points.values() for values in by_x.values())
+    return {len(values) for by_x in points.values() for values in by_x.values()}
+
+
+def describe_seeds(counts: set[int]) -> str:
+    """Describe the intervals of points that have these numbers of seeds."""
+    if counts == {1}:
+        return "one seed: no interval"
+    several = str(max(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+    return f"means of {several} seeds, 95 % t intervals"
 
 
 def choose_style(objective: int, rest: int) -> dict[str, Any]:

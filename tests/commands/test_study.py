@@ -90,6 +90,21 @@ def test_sigterm_ends_the_runs_too(mine, tmp_path):
     assert len(sizes) == 2 and not list(tmp_path.glob("runs/train/tried/*/checkpoint"))
 
 
+@pytest.mark.slow
+def test_sigterm_ends_the_evaluation_too(mine, tmp_path):
+    words = [*mine, "objective=ce", "noise.ratio=0", "seed=0", "benchmark.n=20000"]
+    study = started(*words, folder=tmp_path)
+    while not list(tmp_path.glob("runs/train/tried/*/eval/**/*")):
+        assert study.poll() is None, study.stdout.read()
+        time.sleep(0.05)
+    study.terminate()
+    assert study.wait() == 130
+    files = {path: path.stat().st_mtime for path in tmp_path.glob("runs/train/tried/*/eval/**/*")}
+    time.sleep(3)
+    assert files == {path: path.stat().st_mtime for path in tmp_path.glob("runs/train/tried/*/eval/**/*")}
+    assert not list(tmp_path.glob("runs/train/tried/*/eval/*/results.json"))
+
+
 def test_a_run_that_another_process_trains_is_waited_for(tmp_path):
     words = ["train", "data.n=240", "batch_size=8", "name=t", "save_steps=4"]
     one = started(*words, folder=tmp_path)

@@ -17,7 +17,7 @@ from cal_cli.inspection.histogram import draw_histogram
 from cal_cli.inspection.tokens import Piece, Token, make_token_table
 from cal_cli.inspection.words import RankedWord
 from cal_cli.objective import ContrastiveAlignmentLoss, RuleLoss, contrast_logits
-from cal_cli.objective.rules import ProbabilityPower
+from cal_cli.objective.rules import ProbabilityPower, ProbabilityRatio
 
 
 def test_the_table_holds_the_contrast_of_every_supervised_token(model, processor, world):
@@ -58,6 +58,17 @@ def test_any_rule_gives_the_weights(model, processor, world):
     assert np.allclose(difference, table["delta"].to_numpy(), atol=1e-5)
     batch = Collator(processor)([world[index] for index in range(len(world))])
     assert np.allclose(difference, contrast_logits(model, batch, "logprob").delta.numpy(), atol=1e-4)
+
+
+def test_all_scores_come_from_one_pass_over_the_text(model, processor, world):
+    model.eval()
+    lengths = []
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda module, args, given: lengths.append(given["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    make_token_table(model, processor, world, RuleLoss(ProbabilityRatio()), noisy=None, batch_size=len(world))
+    hook.remove()
+    assert len(lengths) == 2 and lengths[1] < lengths[0]
 
 
 def make_token(delta, weight=1.75, kind=None):

@@ -7,7 +7,7 @@ import yaml
 
 from cal_cli.reporting.collect import collect_results, tabulate_metric
 from cal_cli.reporting.curves import draw_curves, summarize_curves, tabulate_curves
-from cal_cli.reporting.figures import choose_axis, draw_noise_figure
+from cal_cli.reporting.figures import choose_axis, describe_seeds, draw_noise_figure
 from cal_cli.reporting.tables import summarize_metric
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.runs import find_unfinished_runs
@@ -51,6 +51,13 @@ def test_rows_pair_by_noise_and_seed(tmp_path):
     assert rows[0.0, "ce"]["difference"] is None
     assert rows[0.5, "cal"]["difference"]["value"] == pytest.approx((0.1 + 0.2) / 2)
     assert [row["difference"]["p_holm"] for row in rows.values() if row["difference"]] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"), [({1}, "one seed: no"), ({5}, "means of 5 seeds"), ({10, 3, 5}, "means of 3 to 10 seeds")]
+)
+def test_the_figure_says_how_many_seeds_its_points_have(counts, said):
+    assert describe_seeds(counts).startswith(said)
 
 
 def test_kinds_of_noise_are_told_apart_and_share_the_clean_runs(tmp_path):
