@@ -3,14 +3,16 @@
 Reading order: `forward.py` (the pass with the image), `text_pass.py` (the pass without it), `conditions.py` (what the
 image is compared with), `contrast.py` (both scores of each token), `weights.py` (clamp and pool), `rules` (from scores
 to weights), `normalization.py` (shares of the loss), `head.py` (the vocabulary, in chunks), `loss.py` (the weighted
-mean), `rule_loss.py` (the composition of these, and CAL as one).
+mean), `rule_loss.py` (the composition of these), `published_losses.py` (CAL as one).
 """
 
+from cal_cli.objective.before_training import scores_without_image
 from cal_cli.objective.contrast import Contrast, contrast_logits
 from cal_cli.objective.distributed import accept_objective
 from cal_cli.objective.forward import IGNORED
 from cal_cli.objective.loss import CrossEntropyLoss, LossOutput, NonFiniteLoss, WeightedLoss
-from cal_cli.objective.rule_loss import ContrastiveAlignmentLoss, PriorLoss, RuleLoss, scores_without_image
+from cal_cli.objective.published_losses import ContrastiveAlignmentLoss, PriorLoss
+from cal_cli.objective.rule_loss import RuleLoss
 from cal_cli.objective.sentences import find_sentence_ends
 from cal_cli.objective.weights import token_weights
 

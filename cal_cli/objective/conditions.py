@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cal_cli.objective.find_head import find_head
 from cal_cli.objective.forward import (
     CACHED_SCORES,
     ForwardPass,
@@ -25,7 +26,6 @@ from cal_cli.objective.forward import (
     score_labels,
     select_model_inputs,
 )
-from cal_cli.objective.head import find_head
 from cal_cli.objective.text_pass import run_without_image
 
 CONTRASTS = ("no_image", "masked_patches", "blur", "cached", "reference")

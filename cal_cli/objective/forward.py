@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cal_cli.objective.head import LanguageHead, find_head
+from cal_cli.objective.find_head import find_head
+from cal_cli.objective.head import LanguageHead
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

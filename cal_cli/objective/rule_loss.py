@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cal_cli.objective.conditions import CONTRASTS, check_contrast_options, score_without_image
-from cal_cli.objective.contrast import Contrast, contrast
-from cal_cli.objective.forward import GIVEN_WEIGHTS, ForwardPass, Positions, run_with_image, score_labels
+from cal_cli.objective.forward import GIVEN_WEIGHTS, ForwardPass, Positions, score_labels
 from cal_cli.objective.loss import LossOutput, Weighing, WeightedLoss, check_choices
 from cal_cli.objective.normalization import NORMALIZATIONS, compute_divisor, normalize_within_samples
-from cal_cli.objective.rules import ClampedDifference, TextImprobability, TokenScores, WeightRule
+from cal_cli.objective.rules import TokenScores, WeightRule
 from cal_cli.objective.sentences import split_sentences
 from cal_cli.objective.weights import check_window, pool_answers, pool_flat
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 POOLINGS = ("answer", "flat")
 
@@ -210,97 +205,6 @@ class RuleLoss(WeightedLoss):
             delta = torch.where(positions.has_image, scores.delta, 0.0)
         shown = scores[positions.has_image.nonzero()[:, 0]] if self.rule.contrasts else scores
         return delta, self.rule.measure(shown)
-
-
-class ContrastiveAlignmentLoss(RuleLoss):
-    """Contrastive alignment (CAL) for any training loop: `out = loss(model, batch); out.loss.backward()`.
-
-    Args:
-        score: what is contrasted: `logit` (the paper) or `logprob` (pointwise mutual information).
-        alpha: lower bound of a weight, at least 0.
-        beta: upper bound of a weight.
-        window: width in tokens of the average over neighbouring weights, odd; 1 pools nothing.
-        normalization: see `WeightedLoss`.
-        pooling, contrast, ratio, sigma, reference: see `RuleLoss`; the paper contrasts with `no_image`.
-
-    Raises:
-        ValueError: an option outside its range, or one that the chosen contrast does not use.
-
-    Source: arXiv 2405.17871, Algorithm 1; `flat` and `batch` from its released code; contrasts from its tables 8, 9.
-    """
-
-    def __init__(
-        self,
-        score: str = "logit",
-        alpha: float = 1.0,
-        beta: float = 5.0,
-        window: int = 3,
-        normalization: str = "batch",
-        pooling: str = "answer",
-        contrast: str = "no_image",
-        ratio: float | None = None,
-        sigma: float | None = None,
-        reference: Any = None,
-        shuffled: bool = False,
-    ) -> None:
-        rule = ClampedDifference(score, alpha, beta)
-        super().__init__(rule, contrast, window, pooling, shuffled, normalization, ratio, sigma, reference)
-
-
-class PriorLoss(RuleLoss):
-    """PRIOR: tokens that the text alone predicts well count little; `w = 1 - P_reference(token | text before)`.
-
-    Its authors train the reference model on the captions alone. The model's own frozen copy from before training,
-    which reads the text alone, can replace it.
-
-    Args:
-        contrast: `reference`, or `cached`: the reference model's log-probabilities, computed once.
-        reference: the frozen text-only model, with the tokenizer of the model in training.
-        normalization: `length`, as published: each sample by its own weights, times its number of tokens.
-
-    Raises:
-        ValueError: an option outside its range.
-
-    Source: Chen et al., "Prioritizing Image-Related Tokens Enhances Vision-Language Pre-Training", arXiv 2505.08971.
-    """
-
-    def __init__(self, contrast: str = "reference", normalization: str = "length", reference: Any = None) -> None:
-        if contrast not in ("reference", "cached"):
-            raise ValueError(f"contrast={contrast}: allowed are reference and cached")
-        super().__init__(TextImprobability(), contrast, normalization=normalization, reference=reference)
-
-
-def score_before_training(objective: RuleLoss, model: PreTrainedModel, batch: Mapping[str, Any]) -> Contrast:
-    """Compute once the scores that an objective reads in every step, see `RuleLoss.condition_before_training`.
-
-    Args:
-        objective: one whose `contrast` is `cached`, or whose rule is computed once.
-        model: the model before training.
-        batch: as the objective takes it.
-    """
-    condition = objective.condition_before_training or objective.rule.contrast
-    with torch.no_grad():
-        forward = run_with_image(model, batch)
-        return contrast(forward, condition, objective.score, objective.ratio, objective.sigma, objective.reference)
-
-
-def scores_without_image(objective: RuleLoss, model: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:
-    """Compute once the scores that `contrast="cached"` later reads from its batches.
-
-    Args:
-        objective: its `score`, and what is cached: the scores of its `reference` if it has one, those of the blurred
-            image if it has a `sigma`, else those of the rule's own contrast, which for CAL is the model itself without
-            the image.
-        model: the model before training.
-        batch: as the objective takes it.
-
-    Returns:
-        float32 [batch, length], at the labels' positions; nan where none is supervised.
-    """
-    found = score_before_training(objective, model, batch)
-    scores = found.without_image.new_full(found.batch_shape, torch.nan)
-    scores[found.sample_index, found.position] = found.without_image
-    return scores
 
 
 def read_given_weights(forward: ForwardPass) -> Tensor:

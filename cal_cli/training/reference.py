@@ -29,7 +29,7 @@ from cal_cli.data.collator import Collator, UnusableSamples
 from cal_cli.data.sample import Conversations
 from cal_cli.models.load import get_device
 from cal_cli.objective import RuleLoss, WeightedLoss, find_sentence_ends
-from cal_cli.objective.rule_loss import score_before_training
+from cal_cli.objective.before_training import score_before_training
 from cal_cli.objective.rules import TokenScores, WeightRule
 from cal_cli.runtime.console import track_items
 from cal_cli.runtime.errors import InputError
