@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cal_cli.runtime.files import read_json, write_whole
+from cal_cli.runtime.identity import begin_work
 
 
 class AnswerLog:
@@ -16,7 +16,7 @@ class AnswerLog:
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], process: int) -> None:
-        self.folder, self.identity = folder / "answers", json.loads(json.dumps(identity))
+        self.folder, self.identity = folder / "answers", identity
         self.path = self.folder / f"{process}.jsonl"
 
     def begin(self, anew: bool) -> list[str]:
@@ -25,15 +25,7 @@ class AnswerLog:
         Returns:
             The keys in which the discarded evaluation differs.
         """
-        path = self.folder / "of.json"
-        before = read_json(path, {})
-        differing = sorted(
-            key for key in before.keys() | self.identity.keys() if before.get(key) != self.identity.get(key)
-        )
-        if anew or differing:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            write_whole(path, json.dumps(self.identity))
-        return differing if before else []
+        return begin_work(self.folder, self.identity, anew)
 
     def read(self) -> dict[str, str]:
         """Read all answers so far, of all processes, by the ids of their questions; ignore incomplete lines."""

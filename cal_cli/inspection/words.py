@@ -27,24 +27,34 @@ class RankedWord(NamedTuple):
     delta: float  # mean
 
 
+def number_words(texts: Sequence[str | None]) -> list[int]:
+    """Number the words that tokens belong to, from 0; -1 for a token that belongs to none.
+
+    A word begins where a token begins with white space, after one that ends with it, and after a token of no word.
+    `texts` are those of the tokens; None for one of no word, such as one of the prompt or a special one.
+    """
+    numbers: list[int] = []
+    count, before = 0, None
+    for text in texts:
+        count += text is not None and (before is None or before[-1:].isspace() or text[:1].isspace())
+        numbers.append(-1 if text is None else count - 1)
+        before = text
+    return numbers
+
+
 def join_words(pieces: Sequence[Piece]) -> list[Word]:
     """Join the supervised tokens of a sample to words, in lower case and without punctuation at their ends.
 
-    By the chain rule the differences of a word's tokens in log-probability add up to that of the word. A word begins
-    where a token begins with white space, after one that ends with it, and with each answer; special tokens belong to
-    none.
+    By the chain rule the differences of a word's tokens in log-probability add up to that of the word. Special tokens
+    belong to none; see `number_words`.
     """
-    words: list[list[Piece]] = []
-    before: Piece | None = None
-    for piece in pieces:
-        inside = piece.token is not None and not piece.token.special
-        if inside:
-            begins = before is None or before.text[-1:].isspace() or piece.text[:1].isspace()
-            words += [[]] if begins else []
-            words[-1].append(piece)
-        before = piece if inside else None
+    words: dict[int, list[Piece]] = {}
+    inside = [None if piece.token is None or piece.token.special else piece.text for piece in pieces]
+    for number, piece in zip(number_words(inside), pieces, strict=True):
+        if number >= 0:
+            words.setdefault(number, []).append(piece)
     found = []
-    for word in words:
+    for word in words.values():
         text = "".join(piece.text for piece in word).strip().strip(EDGES).lower()
         tokens = [piece.token for piece in word if piece.token is not None]
         kind = next((token.kind for token in tokens if token.kind), None)

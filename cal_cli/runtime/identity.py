@@ -3,10 +3,12 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from cal_cli.runtime.files import write_whole
+from cal_cli.runtime.files import read_json, write_whole
 
 HASHES = Path("runs/hashes.json")  # of files that were read before, by path, size and time
 LARGE = 2**30  # bytes; a larger file counts by its size and time, without being read
@@ -51,3 +53,23 @@ def fingerprint_states(files: Iterable[Path]) -> str:
             state = file.stat()
             digest.update(f"{state.st_size}\0{state.st_mtime_ns}\0".encode())
     return digest.hexdigest()[:16]
+
+
+def begin_work(folder: Path, identity: Mapping[str, Any], anew: bool = False) -> list[str]:
+    """Prepare a folder for work that may be interrupted; discard what is there if its identity, in `of.json`, differs.
+
+    Args:
+        folder: of the unfinished work.
+        identity: what the work depends on, as JSON.
+        anew: discard what is there in any case.
+
+    Returns:
+        The keys in which discarded work differs.
+    """
+    path, now = folder / "of.json", json.loads(json.dumps(identity))
+    before = read_json(path, {})
+    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if anew or differing:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_whole(path, json.dumps(now))
+    return differing if before else []

@@ -1,7 +1,6 @@
 """What an objective reads besides the model in training: a frozen reference model, and scores computed beforehand."""
 
 import copy
-import dataclasses
 import hashlib
 import io
 import json
@@ -15,17 +14,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from rich.console import Console
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
-    BatchFeature,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from cal_cli.data.collator import Collator, UnusableSamples
+from cal_cli.data.collator import Collator
+from cal_cli.data.placed import PlacedSamples, collate_good
 from cal_cli.data.sample import Conversations
 from cal_cli.models.load import get_device
 from cal_cli.objective import RuleLoss, WeightedLoss, find_sentence_ends
@@ -142,37 +141,6 @@ def weigh_once(rule: WeightRule, table: pa.Table, has_image: list[bool]) -> list
     weights = torch.ones(len(samples))
     weights[shown] = rule(TokenScores(with_image, without_image, samples)[shown])
     return [row.tolist() for row in weights.split(lengths.tolist())]
-
-
-class PlacedSamples(Dataset):
-    """The samples of a dataset with their places; None for a bad one, which the dataset would replace by another."""
-
-    def __init__(self, data: Conversations) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, place: int) -> tuple[int, dict | None]:
-        sample = self.data[place]
-        return place, None if sample.get("bad") else sample
-
-
-def collate_good(collate: Collator, placed: list[tuple[int, dict | None]]) -> tuple[list[int], BatchFeature]:
-    """Collate the good ones of some samples, and return their places with them.
-
-    Raises UnusableSamples if a sample is bad and `collate` does not leave such samples out.
-    """
-    good = [(place, sample) for place, sample in placed if sample is not None]
-    while good:
-        try:
-            batch = dataclasses.replace(collate, keep_ids=False, leave_out=False)([sample for _, sample in good])
-            return [place for place, _ in good], batch
-        except UnusableSamples as error:
-            if not collate.leave_out:
-                raise
-            good = [one for one, wrong in zip(good, error.wrong, strict=True) if not wrong]
-    return [], BatchFeature()
 
 
 def _compute_fingerprint(objective: RuleLoss, model: Any, collate: Collator, data: Conversations) -> str:
