@@ -79,6 +79,14 @@ def data_check(config: DictConfig) -> None:
     data_check(config)
 
 
+@command("data-audit")
+def data_audit(config: DictConfig) -> None:
+    """Rank samples, sentences and tokens by how much their images contradict them."""
+    from cal_cli.commands.data_audit import data_audit
+
+    data_audit(config)
+
+
 @command("token-weight-dump")
 def token_weight_dump(config: DictConfig) -> None:
     """Show how much each text token looks at the image."""

@@ -12,8 +12,9 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from cal_cli.commands.hydra_app import get_job
-from cal_cli.data.noise import NoiseConfig, describe_changes, inject_noise
-from cal_cli.data.sample import Conversations, get_image_names
+from cal_cli.commands.noisy_data import load_noisy_data
+from cal_cli.data.noise import NoiseConfig
+from cal_cli.data.sample import get_image_names
 from cal_cli.inspection.detection import compute_auc, describe_kinds, estimate_auc_interval
 from cal_cli.inspection.heatmap import HeatmapSample, render_heatmap
 from cal_cli.inspection.heatmap_figure import FORMATS, draw_heatmap
@@ -26,7 +27,7 @@ from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import read_json, write_whole
-from cal_cli.runtime.runs import LEARNT, find_checkpoints, get_result_folder, get_run_name
+from cal_cli.runtime.runs import LEARNT, find_checkpoint, get_result_folder, get_run_name
 from cal_cli.statistics.seeds import format_interval
 from cal_cli.toy.model import BASE
 
@@ -54,10 +55,7 @@ def token_weight_dump(config: DictConfig) -> None:
     for key in ("batch_size", "samples"):
         if (value := getattr(settings, key)) is not None and value < 1:
             raise InputError(f"{key}={value}: must be at least 1")
-    checkpoints = find_checkpoints(settings.checkpoint, {"tiny": BASE})
-    if len(checkpoints) > 1:
-        names = ", ".join(str(checkpoint.parent) for checkpoint in checkpoints)
-        raise InputError(f"checkpoint={settings.checkpoint} holds several runs: give one of {names}")
+    checkpoint = find_checkpoint(settings.checkpoint, {"tiny": BASE})
     objective = build(config, "objective")
     if not isinstance(objective, RuleLoss) or objective.rule.once or objective.contrast in ("cached", "reference"):
         raise InputError(
@@ -66,27 +64,16 @@ def token_weight_dump(config: DictConfig) -> None:
         )
     if settings.format is not None and settings.format not in FORMATS:
         raise InputError(f"format={settings.format}: allowed are null, {', '.join(FORMATS)}")
-    data: Conversations = build(config, "data")
-    noisy = None
-    if settings.manifest is not None:
-        if settings.noise.ratio:
-            raise InputError("manifest and noise.ratio exclude each other: give one of them")
-        noisy = read_changes(Path(settings.manifest), data)
-    data = data.replace(entries=data.entries[: settings.samples])
+    data, noisy = load_noisy_data(config, settings.noise, settings.manifest, make_console(), settings.samples)
     if not any("image" in entry for entry in data.entries):
         raise InputError(f"none of the first {len(data)} samples shows an image: delta needs one; give other data")
-    if settings.noise.ratio:
-        data, changed = inject_noise(data, settings.noise)
-        noisy = {change["index"]: change for change in changed}
-        if shortfall := describe_changes(data.entries, settings.noise, changed):
-            make_console().print(shortfall)
-    learnt = read_json(checkpoints[0] / LEARNT) or read_json(checkpoints[0].parent / LEARNT, {})
+    learnt = read_json(checkpoint / LEARNT) or read_json(checkpoint.parent / LEARNT, {})
     if learnt.keys() == objective.state.keys():  # of a run with the same rule
         objective.restore(learnt)
-    model, processor = load_checkpoint(str(checkpoints[0]), "float32")
+    model, processor = load_checkpoint(str(checkpoint), "float32")
     table, pieces = make_token_table(model, processor, data, objective, noisy, settings.batch_size)
 
-    folder = get_result_folder(checkpoints[0], "tokens", str(get_job().choices["data"]))
+    folder = get_result_folder(checkpoint, "tokens", str(get_job().choices["data"]))
     folder = Path(settings.output) if settings.output else folder
     buffer = BytesIO()
     pq.write_table(table, buffer)
@@ -96,7 +83,7 @@ def token_weight_dump(config: DictConfig) -> None:
         images = [data.open_image(name) for name in get_image_names(data.entries[index])]
         is_noise = None if noisy is None else index in noisy
         shown.append(HeatmapSample(data.entries[index]["id"], images, pieces[index], is_noise))
-    title = f"Which tokens look at the image? {get_run_name(checkpoints[0])}"
+    title = f"Which tokens look at the image? {get_run_name(checkpoint)}"
     seen_pieces = [text for text, entry in zip(pieces, data.entries, strict=True) if "image" in entry]
     write_whole(folder / "heatmap.html", render_heatmap(shown, title, rank_words(seen_pieces)))
     if settings.format is not None:
@@ -132,22 +119,3 @@ def tabulate_kinds(kinds: dict[str, Any]) -> Table:
         auc = format_interval({"value": found["auc"], "ci95": found["ci95"]}) if "auc" in found else ""
         table.add_row(kind, f"{found['tokens']:,}", f"{found['delta']:+.2f}", f"{found['weight']:.2f}", auc)
     return table
-
-
-def read_changes(path: Path, data: Conversations) -> dict[int, dict[str, Any]]:
-    """Read the changes that a manifest lists, by the index of their sample.
-
-    Raises InputError if there is no such manifest, or it is of other data.
-    """
-    if not path.is_file():
-        raise InputError(f"manifest={path}: there is no such file; cal noise-inject writes one next to its data.json")
-    try:
-        changed = json.loads(path.read_text())["changed"]
-        places = {change["index"]: change["id"] for change in changed}
-        found = {change["index"]: change for change in changed}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"manifest={path}: not a manifest of cal noise-inject ({error!r})") from error
-    for index, identity in places.items():
-        if index >= len(data) or data.entries[index]["id"] != identity:
-            raise InputError(f"manifest={path}: its sample {identity!r} is not sample {index} of the data")
-    return found

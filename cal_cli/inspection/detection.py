@@ -1,9 +1,11 @@
 """How well delta separates kinds of tokens: the three kinds of words, and texts that do not describe their picture."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from io import BytesIO
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from scipy import stats
 
 from cal_cli.inspection.word_kinds import CONTRADICTED_WORD, CORRELATED_WORD, IRRELEVANT_WORD
@@ -59,6 +61,46 @@ def estimate_auc_interval(
     drawn = stats.bootstrap(groups, statistic, n_resamples=resamples, vectorized=False, method="percentile", rng=seed)
     interval = [float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)]
     return None if np.isnan(interval).any() else interval
+
+
+def compute_average_precision(evidence: np.ndarray, positive: np.ndarray) -> float:
+    """Compute the average precision: the precision at each threshold, weighted by the recall gained there.
+
+    `evidence` and `positive` are as in `compute_auc`, for samples instead of tokens.
+    """
+    _, recall, precision = trace_detector(evidence, positive)
+    return float((np.diff(recall, prepend=0.0) * precision).sum())
+
+
+def trace_detector(evidence: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return false positive rate, recall and precision at each threshold from the highest, float64 [thresholds]."""
+    order = np.argsort(-evidence, kind="stable")
+    last = np.append(np.diff(evidence[order]) != 0, True)  # of equal values
+    found, true = np.arange(1, len(order) + 1)[last], positive[order].cumsum()[last]
+    return (found - true) / (~positive).sum(), true / positive.sum(), true / found
+
+
+def describe_detector(evidence: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
+    """Describe how well evidence detects positive samples: `auc`, its `ci95` over samples, and `average_precision`."""
+    interval = estimate_auc_interval(evidence, positive, np.arange(len(evidence)))
+    average = compute_average_precision(evidence, positive)
+    return {"auc": compute_auc(evidence, positive), "ci95": interval, "average_precision": average}
+
+
+def draw_detectors(evidence: Mapping[str, np.ndarray], positive: np.ndarray) -> bytes:
+    """Draw the ROC and precision-recall curves of several detectors as a PNG; see `compute_auc` for the arguments."""
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    roc, precision_recall = figure.subplots(1, 2)
+    for name, values in evidence.items():
+        false, recall, precision = trace_detector(values, positive)
+        roc.plot([0, *false], [0, *recall], label=name)
+        precision_recall.plot(recall, precision)
+    roc.set(xlabel="false positive rate", ylabel="recall")
+    precision_recall.set(xlabel="recall", ylabel="precision", ylim=(0, 1.05))
+    figure.legend(loc="outside lower center", ncols=len(evidence), fontsize=8)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
 
 
 def describe_kinds(delta: np.ndarray, weight: np.ndarray, kind: np.ndarray, sample: np.ndarray) -> dict[str, Any]:

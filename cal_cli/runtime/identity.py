@@ -56,7 +56,7 @@ def fingerprint_states(files: Iterable[Path]) -> str:
 
 
 def begin_work(folder: Path, identity: Mapping[str, Any], anew: bool = False) -> list[str]:
-    """Prepare a folder for work that may be interrupted; discard what is there if its identity, in `of.json`, differs.
+    """Prepare a folder for work that may be interrupted; discard what is there if its identity, in `_of.json`, differs.
 
     Args:
         folder: of the unfinished work.
@@ -66,7 +66,8 @@ def begin_work(folder: Path, identity: Mapping[str, Any], anew: bool = False) ->
     Returns:
         The keys in which discarded work differs.
     """
-    path, now = folder / "of.json", json.loads(json.dumps(identity))
+    # readers of a folder of Parquet files ignore names that begin with an underscore
+    path, now = folder / "_of.json", json.loads(json.dumps(identity))
     before = read_json(path, {})
     differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if anew or differing:

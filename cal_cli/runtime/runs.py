@@ -169,6 +169,15 @@ def _select_checkpoints(runs: list[Path], given: str) -> list[Path]:
     return found
 
 
+def find_checkpoint(given: str | None, shipped: Mapping[str, Path] | None = None) -> Path:
+    """Find the only checkpoint that `checkpoint=` names, see `find_checkpoints`; raises InputError for several."""
+    found = find_checkpoints(given, shipped)
+    if len(found) > 1:
+        names = ", ".join(str(checkpoint.parent) for checkpoint in found)
+        raise InputError(f"checkpoint={given} holds several runs: give one of {names}")
+    return found[0]
+
+
 def get_run_name(checkpoint: Path) -> str:
     """Return the name of a checkpoint in tables: that of its run, if it belongs to one."""
     return checkpoint.parent.name if checkpoint.name == "checkpoint" else checkpoint.name

@@ -14,12 +14,22 @@ from cal_cli.runtime.identity import fingerprint
 def identify_inputs(config: DictConfig, data: Conversations) -> dict[str, str]:
     """Return a fingerprint of each file or folder that the config names, by its key, and one of the images."""
     node: Any = OmegaConf.to_container(config)
-    named = {f"data.{key}": value for key, value in node["data"].items() if key in ("path", "rows")}
-    named |= {f"data.sources[{i}].path": source["path"] for i, source in enumerate(node["data"].get("sources", []))}
-    named |= {f"model.{key}": value for key, value in node["model"].items() if key != "_target_"}
+    named = {f"model.{key}": value for key, value in node["model"].items() if key != "_target_"}
     named["objective.reference"] = node["objective"].get("reference")
+    return identify_files(named) | identify_data(node["data"], data)
+
+
+def identify_data(node: dict[str, Any], data: Conversations) -> dict[str, str]:
+    """Return a fingerprint of each file or folder that a config's `data` names, by its key, and one of the images."""
+    named = {f"data.{key}": value for key, value in node.items() if key in ("path", "rows")}
+    named |= {f"data.sources[{i}].path": source["path"] for i, source in enumerate(node.get("sources", []))}
+    return identify_files(named) | {"images": data.fingerprint_images()}
+
+
+def identify_files(named: dict[str, Any]) -> dict[str, str]:
+    """Return a fingerprint of each value that is the path of a file or folder, by its key."""
     found = {key: value for key, value in named.items() if isinstance(value, str) and Path(value).exists()}
-    return {key: fingerprint(value) for key, value in found.items()} | {"images": data.fingerprint_images()}
+    return {key: fingerprint(value) for key, value in found.items()}
 
 
 def write_inputs(folder: Path, inputs: dict[str, str], step_samples: int) -> None:

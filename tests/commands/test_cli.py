@@ -7,7 +7,17 @@ import yaml
 
 from tests.cal import cal
 
-COMMANDS = ("train", "eval", "noise-inject", "token-weight-dump", "report", "bench", "data-check", "study")
+COMMANDS = (
+    "train",
+    "eval",
+    "noise-inject",
+    "token-weight-dump",
+    "report",
+    "bench",
+    "data-check",
+    "data-audit",
+    "study",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -80,6 +90,13 @@ def test_every_word_reaches_hydra(tmp_path):
         ("noise-inject ratio=-0.1", "noise ratio -0.1: allowed is a number from 0 to 1"),
         ("noise-inject ratio=2 output=x", "allowed is a number from 0 to 1"),
         ("noise-inject data.n=1 data.text_only_share=0 ratio=1 output=x", "at least 2"),
+        ("data-audit rank=x", "rank=x: allowed are contradiction and evidence"),
+        ("data-audit clean=x", "clean=x: allowed are drop and weigh"),
+        ("data-audit drop=1", "drop=1.0: allowed is a share from 0 to below 1"),
+        ("data-audit clean=weigh drop=0.1", "leave drop and max_length out"),
+        ("data-audit batch_size=0", "batch_size=0: must be at least 1"),
+        ("data-audit launch=fsdp launch.processes=2", "give single or ddp"),
+        ("data-audit data.n=6 data.text_only_share=1", "no sample shows an image"),
         ("token-weight-dump manifest=nowhere", "there is no such file"),
         ("token-weight-dump objective=vig", "needs neither another model nor scores from before training"),
         ("token-weight-dump format=gif", "format=gif: allowed are null, pdf, png, svg"),
@@ -116,6 +133,7 @@ GROUPS = {
     "report": set(),
     "bench": {"shape"},
     "data-check": {"data", "model", "stage"},
+    "data-audit": {"data", "launch"},
     "study": {"experiment"},
 }
 

@@ -141,7 +141,7 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(tmp_path):
 def test_answers_of_another_evaluation_are_not_taken(tmp_path):
     folder = tmp_path / "runs/eval/scenes/tiny/answers"
     folder.mkdir(parents=True)
-    (folder / "of.json").write_text('{"prompts": "others"}')
+    (folder / "_of.json").write_text('{"prompts": "others"}')
     (folder / "0.jsonl").write_text('["test-0-000000-caption", "another\'s"]\n')
     told = cal("eval", "checkpoint=tiny", "benchmark.n=2", folder=tmp_path).stdout
     assert "continuing" not in told and "starting again; the earlier answers differ in" in told

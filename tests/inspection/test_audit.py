@@ -1,0 +1,148 @@
+"""The audit's numbers against those of single samples, brute force and definitions; its page read back."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from cal_cli.data.collator import Collator
+from cal_cli.inspection.audit import Auditor, find_part, list_parts, read_parts
+from cal_cli.inspection.audit_page import PAGE_BYTES, AuditedSample, Run, make_turns, render_audit
+from cal_cli.inspection.audit_summary import (
+    add_delta,
+    find_stretch,
+    summarize_audit,
+    summarize_samples,
+    summarize_sentences,
+)
+from cal_cli.inspection.detection import compute_auc, compute_average_precision, draw_detectors, trace_detector
+from cal_cli.objective import contrast_logits
+
+
+@pytest.fixture(scope="module")
+def tokens(random_model, world, tmp_path_factory):
+    """The tokens of the world, audited in batches of three."""
+    model, processor = random_model
+    folder, parts = tmp_path_factory.mktemp("parts"), list_parts(world)
+    auditor = Auditor(model.eval(), Collator(processor), batch_size=3, workers=0)
+    for number, places in enumerate(parts):
+        auditor.write_part(world, places, find_part(folder, number))
+    return pd.concat([add_delta(part) for part in read_parts(folder, len(parts))])
+
+
+def test_every_sample_with_an_image_has_its_own_contrast(tokens, random_model, world):
+    model, processor = random_model
+    places = [place for place, entry in enumerate(world.entries) if "image" in entry]
+    assert tokens["index"].drop_duplicates().tolist() == places and 0 < len(places) < len(world)
+    for place, rows in tokens.groupby("index"):
+        alone = contrast_logits(model, Collator(processor)([world[place]]), "logprob")
+        assert rows["position"].tolist() == alone.position.tolist()
+        assert np.allclose(rows["logprob_with_image"], alone.with_image.numpy(), atol=1e-4)
+        assert np.allclose(rows["delta"], alone.delta.numpy(), atol=1e-4)
+        assert set(rows["sample_id"]) == {world.entries[place]["id"]}
+
+
+def test_sentences_spell_the_answers(tokens, world):
+    sentences = summarize_sentences(tokens)
+    assert sentences["evidence"].sum() == pytest.approx(tokens["delta"].sum(), abs=1e-3)
+    for place, rows in sentences.groupby("index"):
+        answers = [turn["value"] for turn in world.entries[place]["conversations"] if turn["from"] == "gpt"]
+        for number, answer in enumerate(answers):
+            texts = rows["text"][rows["turn"] == number]
+            assert "".join(" ".join(texts).split()).startswith("".join(answer.split()))
+            assert len(texts) == max(len(re.findall(r"\.(?= |$)", answer)), 1)
+
+
+def test_a_sample_is_the_sum_of_its_tokens(tokens):
+    samples = summarize_samples(tokens).set_index("index")
+    by_sample = tokens.groupby("index")
+    assert np.allclose(samples["evidence"], by_sample["delta"].sum(), atol=1e-4)
+    assert np.allclose(samples["loss"], -by_sample["logprob_with_image"].mean(), atol=1e-4)
+    assert samples["tokens"].tolist() == by_sample.size().tolist()
+    assert (samples["contradiction"] >= -samples["evidence"].clip(upper=0) - 1e-4).all()
+
+
+def test_an_audit_estimates_shares_and_ranks(tokens):
+    import pyarrow as pa
+
+    summary = summarize_audit([pa.Table.from_pandas(tokens.drop(columns="delta"), preserve_index=False)])
+    assert 0 <= summary.shares["samples"]["value"] <= 1
+    assert summary.shares["sentences"]["n"] == len(summarize_sentences(tokens))
+    assert summary.rank("contradiction")["contradiction"].is_monotonic_decreasing
+    assert summary.rank("evidence")["evidence"].is_monotonic_increasing
+    assert summary.rank("evidence")["p_mismatch"].is_monotonic_decreasing
+
+
+@given(st.lists(st.floats(-5, 5), max_size=12).map(np.array))
+def test_the_stretch_is_the_smallest_sum(delta):
+    smallest, begin, end = find_stretch(delta)
+    sums = [delta[i:j].sum() for i in range(len(delta) + 1) for j in range(i, len(delta) + 1)]
+    assert smallest == pytest.approx(min(sums), abs=1e-9)
+    assert delta[begin:end].sum() == pytest.approx(smallest, abs=1e-9)
+
+
+VALUES = st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=20).filter(
+    lambda rows: len({positive for _, positive in rows}) == 2
+)
+
+
+@given(VALUES)
+def test_the_curves_are_those_of_every_threshold(rows):
+    evidence, positive = np.array([row[0] for row in rows], float), np.array([row[1] for row in rows])
+    false, recall, precision = trace_detector(evidence, positive)
+    expected, average, before = [], 0.0, 0.0
+    for threshold in sorted(set(evidence), reverse=True):
+        chosen = evidence >= threshold
+        expected.append((chosen[~positive].mean(), chosen[positive].mean(), positive[chosen].mean()))
+        average += (expected[-1][1] - before) * expected[-1][2]
+        before = expected[-1][1]
+    assert np.allclose(np.transpose([false, recall, precision]), expected)
+    assert compute_average_precision(evidence, positive) == pytest.approx(average)
+    assert np.trapezoid([0, *recall], [0, *false]) == pytest.approx(compute_auc(evidence, positive))
+
+
+def test_the_curves_are_a_png():
+    drawn = draw_detectors({"one": np.arange(6.0), "two": -np.arange(6.0)}, np.arange(6) % 2 == 0)
+    assert drawn.startswith(b"\x89PNG")
+
+
+def test_the_page_has_the_whole_text_and_marks_what_is_contradicted(tokens, world):
+    for place, rows in tokens.groupby("index"):
+        smallest, begin, end = find_stretch(rows["delta"].to_numpy())
+        turns = make_turns(world.entries[place], rows, begin, end)
+        spoken = world.entries[place]["conversations"]
+        assert [question for question, _ in turns] == [
+            turn["value"].replace("<image>\n", "") for turn in spoken if turn["from"] == "human"
+        ]
+        for (_, runs), turn in zip(turns, [turn for turn in spoken if turn["from"] == "gpt"], strict=True):
+            assert "".join(run.text for run in runs).strip() == turn["value"]
+        assert any(run.in_stretch for _, runs in turns for run in runs) == (smallest < 0)
+
+
+def make_sample(text, images=1):
+    turns = [(text, [Run(text, 0, False), Run(text, 3, True)])]
+    return AuditedSample(text, [Image.new("RGBA", (999, 20))] * images, turns, -1.0, 5.0, 0.7, 2.0, True)
+
+
+def test_the_page_escapes_text_and_needs_no_network():
+    hostile = '</span><script>alert(1)</script><img src=x onerror="alert(1)">'
+    page = render_audit([make_sample(hostile)], hostile, [hostile])
+    assert page.count("<script") == 1 and "<img src=x" not in page and hostile not in page
+    assert not re.search(r"https?://|@import|<link", page)
+    assert "data:image/jpeg;base64," in page and 'data-mismatch="0.7000"' in page and "l3 stretch" in page
+
+
+def test_the_page_ends_at_its_size():
+    read = []
+
+    def many():
+        while True:
+            read.append(make_sample("x" * 100_000))
+            yield read[-1]
+
+    assert PAGE_BYTES < len(render_audit(many(), "t", [])) < 1.2 * PAGE_BYTES
+    assert len(read) < 20
