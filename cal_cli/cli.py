@@ -95,6 +95,14 @@ def token_weight_dump(config: DictConfig) -> None:
     token_weight_dump(config)
 
 
+@command("inspect")
+def inspect(config: DictConfig) -> None:
+    """Show where words look in the picture, and what image tokens say."""
+    from cal_cli.commands.inspect import inspect
+
+    inspect(config)
+
+
 @command("report")
 def report(config: DictConfig) -> None:
     """Compare finished runs in tables and figures with intervals."""

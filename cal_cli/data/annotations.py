@@ -4,14 +4,18 @@ import math
 from itertools import takewhile
 from typing import Any
 
-from cal_cli.data.sample import CORRELATED, LOSS_WEIGHTS, Entry
+from cal_cli.data.sample import CORRELATED, LOSS_WEIGHTS, REGIONS, Entry
 
 
 def find_annotation_problem(entry: Entry) -> str | None:
     """Describe what is wrong with the annotations of an entry whose turns are valid; None if nothing is."""
     answers = [turn["value"] if turn["from"] == "gpt" else "" for turn in entry["conversations"]]
     count = sum(turn["from"] == "gpt" for turn in entry["conversations"])
-    return find_weights_problem(entry.get(LOSS_WEIGHTS), count) or find_marks_problem(entry.get(CORRELATED), answers)
+    return (
+        find_weights_problem(entry.get(LOSS_WEIGHTS), count)
+        or find_marks_problem(entry.get(CORRELATED), answers)
+        or find_regions_problem(entry.get(REGIONS), answers)
+    )
 
 
 def find_weights_problem(weights: Any, answers: int) -> str | None:
@@ -43,16 +47,36 @@ def find_marks_problem(marks: Any, answers: list[str]) -> str | None:
     return None
 
 
+def find_regions_problem(regions: Any, answers: list[str]) -> str | None:
+    """Describe what is wrong with the regions of words; None if nothing is, or there are none; see `sample.py`."""
+    if regions is None:
+        return None
+    if not isinstance(regions, list):
+        return f"'regions' must be a list of [turn, begin, end, left, upper, right, lower], not {regions!r:.80}"
+    for region in regions:
+        if not isinstance(region, list) or len(region) != 7 or find_marks_problem([region[:3]], answers):
+            return (
+                f"'regions' must hold a turn of gpt, two places in it, and the four edges of a box, not {region!r:.80}"
+            )
+        if not all(type(edge) in (int, float) and math.isfinite(edge) for edge in region[3:]):
+            return f"'regions' must hold boxes of finite numbers, not {region!r:.80}"
+        left, upper, right, lower = region[3:]
+        if not (left < right and upper < lower):
+            return f"'regions' must hold boxes whose left edge is before the right, the upper above the lower: {region}"
+    return None
+
+
 def drop_turn(entry: Entry, place: int) -> Entry:
     """Return an entry without its first turn of `gpt`, which only system turns precede, and without its annotations."""
     turns = entry["conversations"]
     entry = {**entry, "conversations": turns[:place] + turns[place + 1 :]}
     if isinstance(entry.get(LOSS_WEIGHTS), list):
         entry[LOSS_WEIGHTS] = entry[LOSS_WEIGHTS][1:]
-    marks = entry.get(CORRELATED)
-    # malformed marks stay as they are, and are reported when the entry is checked
-    if isinstance(marks, list) and all(isinstance(mark, list) and mark and type(mark[0]) is int for mark in marks):
-        entry[CORRELATED] = [[mark[0] - 1, *mark[1:]] for mark in marks if mark[0] != place]
+    for key in (CORRELATED, REGIONS):
+        marks = entry.get(key)
+        # malformed marks stay as they are, and are reported when the entry is checked
+        if isinstance(marks, list) and all(isinstance(mark, list) and mark and type(mark[0]) is int for mark in marks):
+            entry[key] = [[mark[0] - 1, *mark[1:]] for mark in marks if mark[0] != place]
     return entry
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from cal_cli.data.annotations import move_marks
 from cal_cli.data.exchange import exchange
 from cal_cli.data.noise_kinds import KINDS, Edit, WordLists, edit_answers, load_words
-from cal_cli.data.sample import CORRELATED, FAMILY, LOSS_WEIGHTS, Conversations, Entry, get_image_names
+from cal_cli.data.sample import CORRELATED, FAMILY, LOSS_WEIGHTS, REGIONS, Conversations, Entry, get_image_names
 from cal_cli.runtime.errors import InputError
 
 SWAP = "swap"
@@ -62,7 +62,7 @@ class Swapped(ChangedEntries):
             return entry
         donor = self.entries[self.donors[index]]
         text = {key: donor[key] for key in TEXT if key in donor}
-        return {key: value for key, value in (entry | text).items() if key in text or key not in TEXT}
+        return {key: value for key, value in (entry | text).items() if key in text or key not in (*TEXT, REGIONS)}
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class Edited(ChangedEntries):
         before, turns[place] = turns[place]["value"], {**turns[place], "value": edit.text}
         marks = entry.get(CORRELATED)
         moved = {} if marks is None else {CORRELATED: move_marks(marks, place, before, edit.text)}
-        return {**entry, "conversations": turns, **moved}
+        kept = {key: value for key, value in entry.items() if key != REGIONS}
+        return {**kept, "conversations": turns, **moved}
 
 
 def inject_noise(data: Conversations, noise: NoiseConfig) -> tuple[Conversations, list[dict]]:

@@ -3,8 +3,9 @@
 An entry is `{"id": str, "image": str, "conversations": [{"from": "human" | "gpt", "value": str}, ...]}`. An entry
 without `image` is text only; one with several images has a list of names; `<image>` in a human turn marks their places.
 It may have `loss_weights`, for `objective=column`: for each answer a number, or a list of numbers, one for each of its
-tokens, the end token included; `family`, of which it is; and `correlated`, a list of [turn, begin, end], the characters
-of words that can only be known by looking.
+tokens, the end token included; `family`, of which it is; `correlated`, a list of [turn, begin, end], the characters
+of words that can only be known by looking; and `regions`, a list of [turn, begin, end, left, upper, right, lower], the
+characters of words and the box in the picture, in pixels, of what they name.
 Format: LLaVA's `docs/Finetune_Custom_Data.md`.
 """
 
@@ -24,7 +25,8 @@ Entry = dict
 LOSS_WEIGHTS = "loss_weights"  # key of an entry: the weights of its answers or of their tokens
 FAMILY = "family"  # key of an entry: only samples of the same family exchange their conversations
 CORRELATED = "correlated"  # key of an entry: turn, begin and end of each word that can only be known by looking
-ANNOTATIONS = (LOSS_WEIGHTS, FAMILY, CORRELATED)
+REGIONS = "regions"  # key of an entry: turn, begin and end of words, and the edges of the box of what they name
+ANNOTATIONS = (LOSS_WEIGHTS, FAMILY, CORRELATED, REGIONS)
 NEIGHBOURS = 100  # samples to try in place of one whose image cannot be read
 
 

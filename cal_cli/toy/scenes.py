@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from cal_cli.data.sample import CORRELATED, FAMILY, Conversations
+from cal_cli.data.sample import CORRELATED, FAMILY, REGIONS, Conversations
 from cal_cli.runtime.errors import InputError
 from cal_cli.toy.families import FAMILIES
 from cal_cli.toy.families.base import SPLITS, Turn
@@ -31,7 +31,8 @@ def make_scenes(
     """Make the first `n` samples of a split of the world.
 
     Sample `i` depends only on the arguments other than `n`, and on `i`: a larger `n` does not change the first samples.
-    An entry has its `family`, and the places of its `correlated` words, those that can only be known by looking.
+    An entry has its `family`, the places of its `correlated` words, those that can only be known by looking, and in
+    captions the `regions` that these words name.
 
     Args:
         n: number of samples.
@@ -63,10 +64,10 @@ def make_scenes(
         (family,) = random_state.choices(chosen, [family.share for family in chosen])
         content = family.draw_of_split(random_state, split)
         turns = family.converse(content, random_state, irrelevant)
-        conversation, correlated = write_conversation(turns, with_image)
+        conversation, correlated, regions = write_conversation(turns, with_image)
         entry: dict = {"id": identity, "conversations": conversation, FAMILY: family.name, CORRELATED: correlated}
         if with_image:
-            entry["image"] = f"{identity}.png"
+            entry |= {"image": f"{identity}.png", **({REGIONS: regions} if regions else {})}
             shown[entry["image"]] = family.name, content
         entries.append(entry)
     return Conversations(entries, partial(_paint, shown, grain))
@@ -84,18 +85,23 @@ def find_families(names: Sequence[str] | None, key: str) -> list[str]:
     return found
 
 
-def write_conversation(turns: Sequence[Turn], with_image: bool) -> tuple[list[dict[str, str]], list[list[int]]]:
+def write_conversation(
+    turns: Sequence[Turn], with_image: bool
+) -> tuple[list[dict[str, str]], list[list[int]], list[list[int]]]:
     """Write turns in LLaVA's form, with the image before the first question.
 
-    Also returns turn, begin and end of each correlated word, in characters of the turn.
+    Also returns turn, begin and end of each correlated word, in characters of the turn; and the same with the box of
+    what it names, if that is known.
     """
-    entries, correlated = [], []
-    for number, (question, marked) in enumerate(turns):
+    entries, correlated, regions = [], [], []
+    for number, (question, marked, boxes) in enumerate(turns):
         answer, spans = unmark(marked)
         marker = "<image>\n" if with_image and number == 0 else ""
         entries += [{"from": "human", "value": marker + question}, {"from": "gpt", "value": answer}]
-        correlated += [[len(entries) - 1, *span] for span in spans]
-    return entries, correlated
+        marks = [[len(entries) - 1, *span] for span in spans]
+        correlated += marks
+        regions += [[*mark, *box] for mark, box in zip(marks, boxes, strict=bool(boxes))]
+    return entries, correlated, regions
 
 
 def check_grain(grain: float, key: str) -> None:

@@ -16,6 +16,7 @@ COMMANDS = (
     "bench",
     "data-check",
     "data-audit",
+    "inspect",
     "study",
 )
 
@@ -90,6 +91,12 @@ def test_every_word_reaches_hydra(tmp_path):
         ("noise-inject ratio=-0.1", "noise ratio -0.1: allowed is a number from 0 to 1"),
         ("noise-inject ratio=2 output=x", "allowed is a number from 0 to 1"),
         ("noise-inject data.n=1 data.text_only_share=0 ratio=1 output=x", "at least 2"),
+        ("inspect view=x", "view=x: allowed are attention, patches, objects"),
+        ("inspect sinks=x", "sinks=x: allowed are keep and remove"),
+        ("inspect samples=0", "samples=0: must be at least 1"),
+        ("inspect checkpoint=[tiny,tiny,tiny]", "a page shows one, or two as checkpoint=[a,b]"),
+        ("inspect data.n=6 data.text_only_share=1", "none of the 6 samples shows an image"),
+        ("inspect view=objects data.families=[charts] data.n=6", "none of the 6 samples has one image and regions"),
         ("data-audit rank=x", "rank=x: allowed are contradiction and evidence"),
         ("data-audit clean=x", "clean=x: allowed are drop and weigh"),
         ("data-audit drop=1", "drop=1.0: allowed is a share from 0 to below 1"),
@@ -134,6 +141,7 @@ GROUPS = {
     "bench": {"shape"},
     "data-check": {"data", "model", "stage"},
     "data-audit": {"data", "launch"},
+    "inspect": {"data"},
     "study": {"experiment"},
 }
 

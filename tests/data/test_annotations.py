@@ -74,3 +74,34 @@ def test_exchanges_stay_within_a_family():
     shown = sum("image" in one for one in clean.entries)
     assert len(changed) == round(0.5 * shown)
     assert all(by_id[change["id"]]["family"] == by_id[change["donor_id"]]["family"] for change in changed)
+
+
+@pytest.mark.parametrize("regions", [None, [], [[1, 2, 5, 0, 0, 3, 4.5]]])
+def test_valid_regions_pass(regions):
+    assert find_problem(entry(regions=regions)) is None
+
+
+@pytest.mark.parametrize(
+    "regions",
+    [
+        "red",
+        [[1, 2, 5]],
+        [[0, 2, 5, 0, 0, 1, 1]],
+        [[1, 2, 11, 0, 0, 1, 1]],
+        [[1, 2, 5, 3, 0, 3, 1]],
+        [[1, 2, 5, 0, "0", 3, 1]],
+        [[1, 2, 5, 0, 0, float("inf"), 1]],
+    ],
+)
+def test_invalid_regions_are_named(regions):
+    assert "'regions'" in find_problem(entry(regions=regions))
+
+
+@pytest.mark.parametrize("kind", ["swap", *KINDS])
+def test_a_changed_text_has_no_regions(kind):
+    clean = make_scenes(n=60, seed=1, families=["captions"])
+    noisy, changed = inject_noise(clean, NoiseConfig(0.5, 0, kind))
+    of_changed = {change["index"] for change in changed}
+    assert of_changed
+    for index, (before, after) in enumerate(zip(clean.entries, noisy.entries, strict=True)):
+        assert after.get("regions") == (None if index in of_changed else before.get("regions"))

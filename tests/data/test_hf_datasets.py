@@ -22,6 +22,7 @@ WITH_IMAGE = datasets.Features(
         "conversations": [{"from": datasets.Value("string"), "value": datasets.Value("string")}],
         "family": datasets.Value("string"),
         "correlated": [[datasets.Value("int64")]],
+        "regions": [[datasets.Value("int64")]],
     }
 )
 
@@ -49,7 +50,11 @@ def content(world, entry):
 def write_parquet(world, entries, folder):
     folder.mkdir()
     rows = [
-        {**entry, "image": {"bytes": content(world, entry), "path": None} if "image" in entry else None}
+        {
+            **dict.fromkeys(WITH_IMAGE),
+            **entry,
+            "image": {"bytes": content(world, entry), "path": None} if "image" in entry else None,
+        }
         for entry in entries
     ]
     for shard in range(2):
@@ -61,7 +66,7 @@ def assert_same(found, expected):
     """The same conversations and pictures; `expected` in the order of `found`."""
     assert len(found) == len(expected) > 0
     for index, entry in enumerate(expected.entries):
-        for key in ("conversations", "family", "correlated"):
+        for key in ("conversations", "family", "correlated", "regions"):
             assert found.entries[index].get(key) == entry.get(key)
         assert ("image" in found.entries[index]) == ("image" in entry)
         pictures = [data[index]["image"] for data in (found, expected)]
@@ -106,7 +111,7 @@ def test_tar_shards_hold_pictures_beside_json_or_captions(world, entries, tmp_pa
     assert_same(load_conversations(str(tmp_path / "json")), in_order(world, ordered, tmp_path))
     captions = [
         {
-            **{key: value for key, value in entry.items() if key not in ("family", "correlated")},
+            **{key: value for key, value in entry.items() if key not in ("family", "correlated", "regions")},
             "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": e[1]["value"]}],
         }
         for entry in ordered

@@ -3,7 +3,7 @@
 import random
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from PIL import Image
@@ -16,11 +16,15 @@ TEST_SHARE = 8  # one content in eight belongs to the test split
 BRIEFLY = "answer briefly."
 
 
+Box = tuple[int, int, int, int]  # left, upper, right and lower edge in pixels; the last two are outside
+
+
 class Turn(NamedTuple):
     """A question and its answer, with the answer's visually correlated words in braces."""
 
     question: str
     answer: str
+    boxes: Sequence[Box] = ()  # of what each of these words names; empty if that is not known
 
 
 class Asked(NamedTuple):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from cal_cli.evaluation.metrics import Parts, divide
 from cal_cli.evaluation.questions import Question
-from cal_cli.toy.families.base import Asked, Family, Turn
+from cal_cli.toy.families.base import Asked, Box, Family, Turn
 from cal_cli.toy.families.objects import (
     SYNONYMS,
     Scene,
@@ -48,7 +48,7 @@ class Captions(Family):
         return paint_things(content, random_state)
 
     def converse(self, content: Scene, random_state: random.Random, irrelevant: float) -> list[Turn]:
-        return [Turn(random_state.choice(PROMPTS), write_caption(content, random_state, irrelevant))]
+        return [Turn(random_state.choice(PROMPTS), *write_caption(content, random_state, irrelevant))]
 
     def ask(self, content: Scene, random_state: random.Random, number: int) -> Asked:
         truth = ". ".join(f"a {thing.colour} {thing.shape} at the {thing.place}" for thing in content)
@@ -77,8 +77,8 @@ class Captions(Family):
         }
 
 
-def write_caption(scene: Scene, random_state: random.Random, irrelevant: float) -> str:
-    """Write a caption that names every thing of a scene, with correlated words in braces.
+def write_caption(scene: Scene, random_state: random.Random, irrelevant: float) -> tuple[str, list[Box]]:
+    """Write a caption that names every thing of a scene, with correlated words in braces, and return their boxes.
 
     It has `irrelevant` times as many words of irrelevant phrases as correlated ones, rounded.
     """
@@ -86,11 +86,12 @@ def write_caption(scene: Scene, random_state: random.Random, irrelevant: float) 
     if random_state.random() < 0.5:
         random_state.shuffle(things)
     sentences = [write_thing(thing, random_state) for thing in things]
-    visual = sum(map(count_words, sentences))
+    boxes = [thing.box for thing, text in zip(things, sentences, strict=True) for _ in range(count_words(text))]
+    visual = len(boxes)
     phrases = write_irrelevant(round(irrelevant * visual), random_state)
     for phrase in phrases:
         sentences.insert(random_state.randint(0, len(sentences)), phrase)
-    return ". ".join(sentences) + "."
+    return ". ".join(sentences) + ".", boxes
 
 
 def write_thing(thing: Thing, random_state: random.Random) -> str:

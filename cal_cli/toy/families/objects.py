@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from cal_cli.toy.families.base import Box
 from cal_cli.toy.pictures import CELL, COLOURS, COLUMNS, GRID, ROWS, make_canvas
 
 SHAPES = ("square", "disc", "ring", "triangle", "cross")
@@ -33,8 +34,8 @@ class Thing(NamedTuple):
     y: int
 
     @property
-    def box(self) -> tuple[int, int, int, int]:
-        """Left, upper, right and lower edge in pixels; the last two are outside."""
+    def box(self) -> Box:
+        """The box around it."""
         side = SIDES[self.size]
         return self.x, self.y, self.x + side, self.y + side
 

@@ -132,7 +132,7 @@ def test_captions_are_scored_by_things_and_as_a_whole():
 @given(SEED)
 def test_a_thing_named_again_is_no_error_and_is_counted_apart(seed):
     state = random.Random(seed)
-    text, _ = unmark(write_caption(FAMILIES["captions"].draw(state), state, 0.0))
+    text, _ = unmark(write_caption(FAMILIES["captions"].draw(state), state, 0.0)[0])
     once, twice = rate("captions", [text], text), rate("captions", [text], f"{text} {text}")
     assert twice == once | {"mentions": 2 * once["mentions"], "once": 0.0} and once["score"] == once["once"] == 1
     values = FAMILIES["captions"].compute({"n": 1.0, **twice})

@@ -27,7 +27,7 @@ def objects_painted(image):
 def test_captions_tell_what_the_pixels_show(seed, irrelevant):
     state = random.Random(seed)
     scene = Captions().draw(state)
-    text, _ = unmark(write_caption(scene, state, irrelevant))
+    text, _ = unmark(write_caption(scene, state, irrelevant)[0])
     named = find_things(text)
     assert {(colour, row, column) for colour, _, row, column in named} == objects_painted(paint_things(scene, state))
     assert named == sorted(tuple(thing[:4]) for thing in scene)

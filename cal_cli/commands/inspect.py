@@ -1,0 +1,237 @@
+"""`cal inspect`: where words look in the picture, and which words image tokens are nearest to."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from cal_cli.commands.hydra_app import get_job
+from cal_cli.data.collator import Collator
+from cal_cli.data.sample import REGIONS, Conversations, get_image_names
+from cal_cli.evaluation.benchmark import Benchmark
+from cal_cli.evaluation.questions import Question
+from cal_cli.evaluation.region_looks import RegionLooks
+from cal_cli.evaluation.results import load_results, score_answers
+from cal_cli.inspection.attention import compute_relevancy, record_attention
+from cal_cli.inspection.attention_page import AttentionSample, PictureMaps, list_kinds, render_attention
+from cal_cli.inspection.image_grid import find_image_grids
+from cal_cli.inspection.objects import measure_regions
+from cal_cli.inspection.patch_page import PatchPicture, PatchSample, render_patch_words
+from cal_cli.inspection.patch_words import find_patch_words
+from cal_cli.inspection.pictures import get_seen_pictures
+from cal_cli.inspection.tokens import decode_token
+from cal_cli.models.load import load_checkpoint
+from cal_cli.runtime.config import build, check_types
+from cal_cli.runtime.console import make_console, make_table, show_progress
+from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.files import write_whole
+from cal_cli.runtime.identity import fingerprint
+from cal_cli.runtime.provenance import get_device_name
+from cal_cli.runtime.runs import find_checkpoint, find_checkpoints, get_result_folder, get_run_name
+from cal_cli.statistics.seeds import format_interval
+from cal_cli.toy.model import BASE
+
+SHIPPED = {"tiny": BASE}
+SINKS = ("keep", "remove")
+
+
+@dataclass
+class InspectConfig:
+    """The types of `conf/inspect.yaml`, which documents each key."""
+
+    view: str
+    seed: int
+    checkpoint: Any
+    data: Any
+    samples: int | None
+    sinks: str
+    words: int
+    layers: int
+    dtype: str | None
+    output: str | None
+    force: bool
+
+
+def inspect(config: DictConfig) -> None:
+    """Look into checkpoints: write a page for one or two, or numbers for each of many."""
+    settings = check_types(config, InspectConfig)
+    if settings.view not in VIEWS:
+        raise InputError(f"view={settings.view}: allowed are {', '.join(VIEWS)}")
+    if settings.sinks not in SINKS:
+        raise InputError(f"sinks={settings.sinks}: allowed are {' and '.join(SINKS)}")
+    for name in ("words", "layers", "samples"):
+        if (value := getattr(settings, name)) is not None and value < 1:
+            raise InputError(f"{name}={value}: must be at least 1")
+    data: Conversations = build(config, "data")
+    try:
+        VIEWS[settings.view](settings, data, OmegaConf.to_container(config.data), make_console())
+    except ValueError as error:  # a model that a view does not support
+        raise InputError(str(error)) from error
+
+
+def get_names(checkpoint: Any) -> list[str | None]:
+    """Return the checkpoints of `checkpoint=`, one or a list."""
+    return list(checkpoint) if OmegaConf.is_list(checkpoint) else [checkpoint]
+
+
+def load_pair(settings: InspectConfig) -> list[tuple[str, Any, Any]]:
+    """Load one or two checkpoints: the name, the model and the processor of each.
+
+    Raises InputError for another number of them, or two with different tokenizers.
+    """
+    names = get_names(settings.checkpoint)
+    if not 1 <= len(names) <= 2:
+        raise InputError(f"checkpoint names {len(names)} checkpoints: a page shows one, or two as checkpoint=[a,b]")
+    found = [find_checkpoint(name, SHIPPED) for name in names]
+    pair = [(get_run_name(path), *load_checkpoint(str(path), settings.dtype)) for path in found]
+    words = [processor.tokenizer.get_vocab() for _, _, processor in pair]
+    if words[0] != words[-1]:
+        raise InputError(f"{found[0]} and {found[-1]} have different tokenizers, so their tokens cannot be compared")
+    return pair
+
+
+def choose_samples(data: Conversations, samples: int, key: str | None = None) -> list[int]:
+    """Return the places of the first samples that show an image, and have the annotation `key`.
+
+    Raises InputError if there is none.
+    """
+    shown = [
+        place
+        for place, entry in enumerate(data.entries)
+        if "image" in entry and (key is None or (entry.get(key) and len(get_image_names(entry)) == 1))
+    ]
+    if not shown:
+        wanted = f"has one image and {key}" if key else "shows an image"
+        raise InputError(f"none of the {len(data)} samples {wanted}: give other data")
+    return shown[:samples]
+
+
+def get_page(settings: InspectConfig, name: str) -> Path:
+    """Return the file of a page."""
+    return Path(settings.output or "runs/inspect") / f"{name}.html"
+
+
+def show_attention(settings: InspectConfig, data: Conversations, node: Any, console: Console) -> None:
+    """Write the page of attention and relevancy."""
+    pair, remove = load_pair(settings), settings.sinks == "remove"
+    samples, layers, sinks = [], 0, 0
+    for place in choose_samples(data, settings.samples or 4):
+        entry, sample = data.entries[place], data[place]
+        opened = [data.open_image(name) for name in get_image_names(entry)]
+        checkpoints = []
+        for name, model, processor in pair:
+            batch = Collator(processor)([sample]).to(model.device)
+            attention, relevancy = record_attention(model, batch), compute_relevancy(model, batch)
+            layers = max(layers, len(attention.weights))
+            pictures = []
+            for grid, picture in zip(
+                find_image_grids(model, batch), get_seen_pictures(model, processor, batch, opened), strict=True
+            ):
+                by_layer = attention.select(grid.columns, remove)
+                sinks += int(attention.sinks[:, grid.columns].any(dim=0).sum())
+                maps = torch.stack([by_layer.sum(dim=0), relevancy[:, grid.columns], *by_layer], dim=1)
+                pictures.append(PictureMaps(picture, grid.draw(maps.cpu()).numpy().astype(np.float32)))
+            checkpoints.append((name, pictures))
+            numbers = {position: number for number, position in enumerate(attention.position.tolist())}
+            ids = batch["input_ids"][0].tolist()
+            pieces = [
+                (decode_token(processor.tokenizer, ids, column), numbers.get(column))
+                for column in range(len(ids))
+                if ids[column] != model.config.image_token_id
+            ]
+        samples.append(AttentionSample(str(entry["id"]), [piece for piece in pieces if piece[0]], checkpoints))
+    note = f"{sinks} attention sinks were found among the image tokens" + (" and removed." if remove else ".")
+    title = f"Where do words look? {' and '.join(name for name, _, _ in pair)}"
+    page = get_page(settings, "attention")
+    write_whole(page, render_attention(samples, list_kinds(layers), title, note if sinks else ""))
+    console.print(f"{page}: {len(samples)} samples, {layers} layers; {note}")
+
+
+def show_patches(settings: InspectConfig, data: Conversations, node: Any, console: Console) -> None:
+    """Write the page of the words of image tokens."""
+    pair = load_pair(settings)
+    samples = []
+    for place in choose_samples(data, settings.samples or 4):
+        entry, sample = data.entries[place], data[place]
+        opened = [data.open_image(name) for name in get_image_names(entry)]
+        checkpoints = []
+        for name, model, processor in pair:
+            batch = Collator(processor)([sample]).to(model.device)
+            words = find_patch_words(model, batch, settings.words, settings.layers)
+            seen, begin, pictures = get_seen_pictures(model, processor, batch, opened), 0, []
+            for grid, picture in zip(find_image_grids(model, batch), seen, strict=True):
+                pictures.append(PatchPicture(picture, grid, words, slice(begin, begin + len(grid.columns))))
+                begin += len(grid.columns)
+            checkpoints.append((name, pictures))
+        samples.append(PatchSample(str(entry["id"]), checkpoints))
+    title = f"What do image tokens say? {' and '.join(name for name, _, _ in pair)}"
+    page = get_page(settings, "patches")
+    write_whole(page, render_patch_words(samples, pair[0][2].tokenizer, title))
+    console.print(f"{page}: {len(samples)} samples")
+
+
+def measure_objects(settings: InspectConfig, data: Conversations, node: Any, console: Console) -> None:
+    """Write, as results of a benchmark, how much words look at the things that they name, for every checkpoint."""
+    places = choose_samples(data, settings.samples or 200, REGIONS)
+    table = make_table("checkpoint", "metric", "value", title="objects")
+    table.columns[0].overflow = "fold"
+    results: dict[str, Any] | None = None
+    for checkpoint in (path for name in get_names(settings.checkpoint) for path in find_checkpoints(name, SHIPPED)):
+        folder = get_result_folder(checkpoint, "eval", "objects")
+        identity = {
+            "data": node,
+            "samples": len(places),
+            "sinks": settings.sinks,
+            "weights": fingerprint(checkpoint),
+            "dtype": settings.dtype,
+        }
+        results, differing = load_results(folder, identity)
+        if not results or differing or settings.force:
+            facts = {"checkpoint": str(checkpoint), "settings": identity, "device": get_device_name()}
+            results = measure_checkpoint(checkpoint, data, places, settings, folder, facts, console)
+        label = get_run_name(checkpoint)
+        for metric, found in results["metrics"].items():
+            table.add_row(label, metric.replace("_", " "), format_interval(found))
+            label = ""
+        table.add_section()
+    table.caption = (
+        f"{results['n'] if results else 0} words of {len(places)} pictures; cal report results=objects compares runs"
+    )
+    console.print(table)
+
+
+def measure_checkpoint(
+    checkpoint: Path,
+    data: Conversations,
+    places: Sequence[int],
+    settings: InspectConfig,
+    folder: Path,
+    facts: dict[str, Any],
+    console: Console,
+) -> dict[str, Any]:
+    """Measure the regions of some samples with a checkpoint, and return the contents of its `results.json`."""
+    model, processor = load_checkpoint(str(checkpoint), settings.dtype)
+    questions, texts = [], []
+    with show_progress(get_run_name(checkpoint), len(places), console) as advance:
+        for place in places:
+            entry = data.entries[place]
+            measured = measure_regions(model, processor, data, place, settings.sinks == "remove")
+            for number, numbers in enumerate(measured):
+                identity = str(entry["id"])
+                questions.append(Question(f"{identity}-{number}", identity, f"region {number}", [identity], list))
+                texts.append(json.dumps(numbers))
+            advance(1)
+    target = f"{RegionLooks.__module__}.{RegionLooks.__qualname__}"
+    split = str(facts["settings"]["data"].get("split", "data"))
+    benchmark = Benchmark(split, questions, RegionLooks(), {"_target_": target}, 0)
+    return score_answers("objects", benchmark, texts, facts | {"command": get_job().command}, folder)
+
+
+View = Callable[[InspectConfig, Conversations, Any, Console], None]
+VIEWS: dict[str, View] = {"attention": show_attention, "patches": show_patches, "objects": measure_objects}

@@ -1,0 +1,71 @@
+"""The words of image tokens against cosines and the model's own logits."""
+
+import pytest
+import torch
+from PIL import Image
+
+from cal_cli.data.collator import Collator
+from cal_cli.inspection.image_grid import find_image_grids
+from cal_cli.inspection.patch_page import PatchPicture, PatchSample, render_patch_words
+from cal_cli.inspection.patch_words import find_patch_words, spell_word
+from tests.inspection.test_image_grid import single
+from tests.objective.families import IMAGE, gemma3, llava, llava_next, make, qwen3_vl
+
+
+@pytest.mark.parametrize("family", [llava, llava_next, qwen3_vl, gemma3])
+def test_the_last_layer_says_what_the_model_says(family):
+    model, batch = make(family)
+    one = single(batch, 0)
+    found = find_patch_words(model, one, words=3, layers=2)
+    with torch.no_grad():
+        logits = model(**{name: value for name, value in one.items() if name != "labels"}).logits
+    expected = logits[0, one["input_ids"][0] == IMAGE].float().softmax(dim=-1).topk(3)
+    assert found.stages[0] == "projected" and found.stages[-1] == "layer 3" and len(found.stages) == 3
+    assert torch.allclose(found.values[-1], expected.values, atol=1e-5)
+    assert torch.equal(found.ids[-1][:, 0], expected.indices[:, 0])
+
+
+def test_projected_features_are_compared_by_their_cosine():
+    model, batch = make(llava)
+    one = single(batch, 0)
+    found = find_patch_words(model, one, words=4)
+    with torch.no_grad():
+        features = model.model.get_image_features(one["pixel_values"]).pooler_output[0]
+        embeddings = model.get_input_embeddings().weight
+    for token, feature in enumerate(features):
+        cosines = torch.cosine_similarity(feature[None], embeddings)
+        assert found.ids[0, token].tolist() == cosines.argsort(descending=True)[:4].tolist()
+        assert torch.allclose(found.values[0, token], cosines.sort(descending=True).values[:4], atol=1e-5)
+
+
+def test_layers_are_the_norm_and_the_head_of_their_states():
+    model, batch = make(llava)
+    one = single(batch, 0)
+    found = find_patch_words(model, one, words=2)
+    with torch.no_grad():
+        inputs = {name: value for name, value in one.items() if name != "labels"}
+        states = model(**inputs, output_hidden_states=True).hidden_states
+        state = states[1][0, one["input_ids"][0] == IMAGE]
+        expected = model.lm_head(model.model.language_model.norm(state)).softmax(dim=-1).topk(2)
+    assert found.stages == ["projected", "layer 1", "layer 2", "layer 3"]
+    assert torch.equal(found.ids[1], expected.indices)
+
+
+def test_pieces_of_words_are_told_from_words(processor):
+    tokenizer = processor.tokenizer
+    (red,) = tokenizer(" red", add_special_tokens=False)["input_ids"]
+    assert spell_word(tokenizer, red) == ("red", True)
+    (dot,) = tokenizer(".", add_special_tokens=False)["input_ids"]
+    assert spell_word(tokenizer, dot) == (".", False)
+
+
+def test_the_page_has_every_token_and_needs_no_network(model, processor, world):
+    place = next(place for place, entry in enumerate(world.entries) if "image" in entry)
+    batch = Collator(processor)([world[place]])
+    (grid,) = find_image_grids(model, batch)
+    words = find_patch_words(model, batch)
+    picture = PatchPicture(Image.new("RGB", (8, 8)), grid, words, slice(0, len(grid.columns)))
+    hostile = '"><script>alert(1)</script>'
+    page = render_patch_words([PatchSample(hostile, [(hostile, [picture])])], processor.tokenizer, hostile)
+    assert page.count("<script") == 1 and hostile not in page
+    assert "http://" not in page and "https://" not in page
