@@ -32,6 +32,6 @@ def test_numbers_of_runs_are_reported_with_intervals(tmp_path):
     cal(*look, folder=tmp_path)
     assert path.stat().st_mtime_ns == before
     cal("report", "runs=runs/train/t", "results=objects", "metrics=[attention_inside]", "output=r", folder=tmp_path)
-    (row,) = [r for r in json.loads((tmp_path / "r/report.json").read_text())["rows"] if r["objective"] == "cal"]
-    low, high = row["over_seeds_and_questions"]["ci95"]
-    assert low <= row["over_seeds_and_questions"]["value"] <= high
+    (pair,) = json.loads((tmp_path / "r/report.json").read_text())["same_questions"]
+    difference = pair["differences"]["attention_inside"]
+    assert difference["ci95"][0] <= difference["value"] <= difference["ci95"][1]
