@@ -27,7 +27,7 @@ from cal_cli.inspection.patch_words import find_patch_words
 from cal_cli.inspection.pictures import get_seen_pictures
 from cal_cli.inspection.tokens import decode_token
 from cal_cli.models.load import load_checkpoint
-from cal_cli.runtime.config import build, check_types
+from cal_cli.runtime.config import build, check_types, list_names
 from cal_cli.runtime.console import make_console, make_table, show_progress
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_whole
@@ -75,17 +75,12 @@ def inspect(config: DictConfig) -> None:
         raise InputError(str(error)) from error
 
 
-def get_names(checkpoint: Any) -> list[str | None]:
-    """Return the checkpoints of `checkpoint=`, one or a list."""
-    return list(checkpoint) if OmegaConf.is_list(checkpoint) else [checkpoint]
-
-
 def load_pair(settings: InspectConfig) -> list[tuple[str, Any, Any]]:
     """Load one or two checkpoints: the name, the model and the processor of each.
 
     Raises InputError for another number of them, or two with different tokenizers.
     """
-    names = get_names(settings.checkpoint)
+    names = list_names(settings.checkpoint)
     if not 1 <= len(names) <= 2:
         raise InputError(f"checkpoint names {len(names)} checkpoints: a page shows one, or two as checkpoint=[a,b]")
     found = [find_checkpoint(name, SHIPPED) for name in names]
@@ -182,7 +177,7 @@ def measure_objects(settings: InspectConfig, data: Conversations, node: Any, con
     table = make_table("checkpoint", "metric", "value", title="objects")
     table.columns[0].overflow = "fold"
     results: dict[str, Any] | None = None
-    for checkpoint in (path for name in get_names(settings.checkpoint) for path in find_checkpoints(name, SHIPPED)):
+    for checkpoint in (path for name in list_names(settings.checkpoint) for path in find_checkpoints(name, SHIPPED)):
         folder = get_result_folder(checkpoint, "eval", "objects")
         identity = {
             "data": node,

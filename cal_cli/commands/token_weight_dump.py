@@ -1,29 +1,31 @@
 """`cal token-weight-dump`: which tokens look at the image, as a table, a page and a histogram."""
 
+import copy
 import json
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 from omegaconf import DictConfig
+from rich.console import Console
 from rich.table import Table
 
 from cal_cli.commands.hydra_app import get_job
 from cal_cli.commands.noisy_data import load_noisy_data
 from cal_cli.data.noise import NoiseConfig
-from cal_cli.data.sample import get_image_names
+from cal_cli.data.sample import Conversations, get_image_names
 from cal_cli.inspection.detection import compute_auc, describe_kinds, estimate_auc_interval
 from cal_cli.inspection.heatmap import HeatmapSample, render_heatmap
 from cal_cli.inspection.heatmap_figure import FORMATS, draw_heatmap
-from cal_cli.inspection.histogram import draw_histogram
-from cal_cli.inspection.tokens import make_token_table
-from cal_cli.inspection.words import rank_words
+from cal_cli.inspection.histogram import compare_histograms, draw_histogram
+from cal_cli.inspection.tokens import Piece, make_token_table
+from cal_cli.inspection.words import RankedWord, rank_words
 from cal_cli.models.load import load_checkpoint
 from cal_cli.objective import RuleLoss
-from cal_cli.runtime.config import build, check_types
+from cal_cli.runtime.config import build, check_types, list_names
 from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import read_json, write_whole
@@ -37,7 +39,7 @@ class TokenWeightDumpConfig:
     """The types of `conf/token_weight_dump.yaml`, which documents each key."""
 
     seed: int
-    checkpoint: str | None
+    checkpoint: Any
     data: Any
     samples: int | None
     objective: Any
@@ -50,12 +52,18 @@ class TokenWeightDumpConfig:
 
 
 def token_weight_dump(config: DictConfig) -> None:
-    """Write the table of tokens, the page, the histogram and `kinds.json`; print how well delta detects kinds."""
+    """Write the table of tokens, the page, the histogram and `kinds.json`; print how well delta detects kinds.
+
+    Several checkpoints are also compared in a page and a histogram of their own.
+    """
     settings = check_types(config, TokenWeightDumpConfig)
     for key in ("batch_size", "samples"):
         if (value := getattr(settings, key)) is not None and value < 1:
             raise InputError(f"{key}={value}: must be at least 1")
-    checkpoint = find_checkpoint(settings.checkpoint, {"tiny": BASE})
+    names = list_names(settings.checkpoint)
+    checkpoints = [find_checkpoint(name, {"tiny": BASE}) for name in names]
+    if len(names) > 1 and settings.output is not None:
+        raise InputError("output is the folder of one checkpoint: leave it out, or give one checkpoint")
     objective = build(config, "objective")
     if not isinstance(objective, RuleLoss) or objective.rule.once or objective.contrast in ("cached", "reference"):
         raise InputError(
@@ -64,30 +72,54 @@ def token_weight_dump(config: DictConfig) -> None:
         )
     if settings.format is not None and settings.format not in FORMATS:
         raise InputError(f"format={settings.format}: allowed are null, {', '.join(FORMATS)}")
-    data, noisy = load_noisy_data(config, settings.noise, settings.manifest, make_console(), settings.samples)
+    console = make_console()
+    data, noisy = load_noisy_data(config, settings.noise, settings.manifest, console, settings.samples)
     if not any("image" in entry for entry in data.entries):
         raise InputError(f"none of the first {len(data)} samples shows an image: delta needs one; give other data")
+    choice = str(get_job().choices["data"])
+    dumps = {}
+    for checkpoint in checkpoints:
+        folder = get_result_folder(checkpoint, "tokens", choice)
+        folder = Path(settings.output) if settings.output else folder
+        name = get_run_name(checkpoint)
+        name = str(checkpoint) if name in dumps else name
+        dumps[name] = dump_checkpoint(checkpoint, copy.deepcopy(objective), data, noisy, settings, folder, console)
+    if len(dumps) > 1:
+        folder = Path("runs/tokens") / choice / "compared"
+        pieces = {name: dumped.pieces for name, dumped in dumps.items()}
+        write_samples(folder, f"Which tokens look at the image? {len(dumps)} models", pieces, data, noisy, settings)
+        deltas = {name: dumped.delta for name, dumped in dumps.items()}
+        write_whole(folder / "delta_histogram.png", compare_histograms(deltas))
+        console.print(f"{folder}: heatmap.html and delta_histogram.png compare them")
+
+
+class Dump(NamedTuple):
+    """What is compared between checkpoints: the text of each sample in pieces, and delta, float [tokens]."""
+
+    pieces: list[list[Piece]]
+    delta: np.ndarray
+
+
+def dump_checkpoint(
+    checkpoint: Path,
+    objective: RuleLoss,
+    data: Conversations,
+    noisy: dict[int, dict[str, Any]] | None,
+    settings: TokenWeightDumpConfig,
+    folder: Path,
+    console: Console,
+) -> Dump:
+    """Write the files of one checkpoint, and print what was found."""
     learnt = read_json(checkpoint / LEARNT) or read_json(checkpoint.parent / LEARNT, {})
     if learnt.keys() == objective.state.keys():  # of a run with the same rule
         objective.restore(learnt)
     model, processor = load_checkpoint(str(checkpoint), "float32")
     table, pieces = make_token_table(model, processor, data, objective, noisy, settings.batch_size)
-
-    folder = get_result_folder(checkpoint, "tokens", str(get_job().choices["data"]))
-    folder = Path(settings.output) if settings.output else folder
     buffer = BytesIO()
     pq.write_table(table, buffer)
     write_whole(folder / "tokens.parquet", buffer.getvalue())
-    shown = []
-    for index in range(min(settings.heatmap_samples, len(data))):
-        images = [data.open_image(name) for name in get_image_names(data.entries[index])]
-        is_noise = None if noisy is None else index in noisy
-        shown.append(HeatmapSample(data.entries[index]["id"], images, pieces[index], is_noise))
-    title = f"Which tokens look at the image? {get_run_name(checkpoint)}"
-    seen_pieces = [text for text, entry in zip(pieces, data.entries, strict=True) if "image" in entry]
-    write_whole(folder / "heatmap.html", render_heatmap(shown, title, rank_words(seen_pieces)))
-    if settings.format is not None:
-        write_whole(folder / f"heatmap.{settings.format}", draw_heatmap(shown, settings.format))
+    name = get_run_name(checkpoint)
+    write_samples(folder, f"Which tokens look at the image? {name}", {name: pieces}, data, noisy, settings)
 
     with_image = {entry["id"] for entry in data.entries if "image" in entry}
     ids = table["sample_id"].to_pylist()
@@ -99,7 +131,6 @@ def token_weight_dump(config: DictConfig) -> None:
     _, sample = np.unique(np.array(ids)[seen], return_inverse=True)
     kinds = describe_kinds(delta, table["weight"].to_numpy()[seen], np.array(table["kind"].to_pylist())[seen], sample)
     write_whole(folder / "kinds.json", json.dumps(kinds, indent=1) + "\n")
-    console = make_console()
     console.print(f"{folder}: {len(ids):,} tokens of {len(data)} samples; mean delta {delta.mean():.2f} with an image")
     if noise is not None and noise.any() and not noise.all():
         interval = estimate_auc_interval(-delta, noise, sample)
@@ -110,6 +141,35 @@ def token_weight_dump(config: DictConfig) -> None:
         )
     if kinds:
         console.print(tabulate_kinds(kinds))
+    return Dump(pieces, delta)
+
+
+def write_samples(
+    folder: Path,
+    title: str,
+    pieces: dict[str, list[list[Piece]]],
+    data: Conversations,
+    noisy: dict[int, dict[str, Any]] | None,
+    settings: TokenWeightDumpConfig,
+) -> None:
+    """Write the page of the first samples, and the figure if one is asked for.
+
+    `pieces` has the text of each sample under each checkpoint, by the checkpoint's name; words are ranked for a single
+    one.
+    """
+    shown = []
+    for index in range(min(settings.heatmap_samples, len(data))):
+        images = [data.open_image(name) for name in get_image_names(data.entries[index])]
+        is_noise = None if noisy is None else index in noisy
+        texts = {name: of_samples[index] for name, of_samples in pieces.items()}
+        shown.append(HeatmapSample(data.entries[index]["id"], images, texts, is_noise))
+    words: list[list[RankedWord]] = [[], []]
+    if len(pieces) == 1:
+        (of_samples,) = pieces.values()
+        words = rank_words([text for text, entry in zip(of_samples, data.entries, strict=True) if "image" in entry])
+    write_whole(folder / "heatmap.html", render_heatmap(shown, title, words))
+    if settings.format is not None:
+        write_whole(folder / f"heatmap.{settings.format}", draw_heatmap(shown, settings.format))
 
 
 def tabulate_kinds(kinds: dict[str, Any]) -> Table:

@@ -22,7 +22,7 @@ class HeatmapSample:
 
     id: str
     images: list[Image.Image]
-    pieces: list[Piece]
+    texts: dict[str, list[Piece]]  # its text under each checkpoint, by the checkpoint's name
     is_noise: bool | None
 
 
@@ -36,7 +36,8 @@ def render_heatmap(samples: list[HeatmapSample], title: str, words: Sequence[Seq
         colour=get_colour, grade=grade, data_uri=encode_image, describe=describe_token, grade_weight=grade_weight
     )
     template = environment.get_template("heatmap.html.jinja")
-    kinds_known = any(piece.token and piece.token.kind for sample in samples for piece in sample.pieces)
+    texts = [pieces for sample in samples for pieces in sample.texts.values()]
+    kinds_known = any(piece.token and piece.token.kind for pieces in texts for piece in pieces)
     return template.render(samples=samples, title=title, words=words, scale=SCALE, kinds_known=kinds_known)
 
 

@@ -1,7 +1,7 @@
 """Figure 2a of the paper as a figure for print: images, and beside each its text with coloured tokens."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 
 import matplotlib
@@ -22,7 +22,7 @@ COLUMNS = int((WIDTH - IMAGE - GAP) / CHARACTER)
 
 def draw_heatmap(samples: Sequence[HeatmapSample], file_format: str) -> bytes:
     """Draw the samples as PDF, PNG or SVG; a token's colour is its difference in log-probability, as on the page."""
-    lines = [break_lines(sample.pieces, COLUMNS) for sample in samples]
+    lines = [break_lines(join_texts(sample.texts), COLUMNS) for sample in samples]
     heights = [
         max(len(text) * LINE, IMAGE * len(sample.images)) + GAP for sample, text in zip(samples, lines, strict=True)
     ]
@@ -57,6 +57,16 @@ def draw_heatmap(samples: Sequence[HeatmapSample], file_format: str) -> bytes:
     with matplotlib.rc_context({"svg.hashsalt": "cal_cli"}):  # the same bytes from the same samples
         figure.savefig(buffer, format=file_format, dpi=200, metadata=metadata)
     return buffer.getvalue()
+
+
+def join_texts(texts: Mapping[str, Sequence[Piece]]) -> list[Piece]:
+    """Join the texts of several checkpoints, each under its name; a single one needs none."""
+    if len(texts) == 1:
+        return list(*texts.values())
+    joined: list[Piece] = []
+    for name, pieces in texts.items():
+        joined += [Piece(f"{name}\n", None), *pieces, Piece("\n", None)]
+    return joined[:-1]
 
 
 def break_lines(pieces: Sequence[Piece], columns: int) -> list[list[Piece]]:

@@ -1,5 +1,6 @@
 """Figure 4 of the paper: the distribution of delta over tokens, with the share at or below 5 marked."""
 
+from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
@@ -26,6 +27,23 @@ def draw_histogram(delta: np.ndarray, is_noise: np.ndarray | None, title: str, b
     axes.axvline(bound, color="black", linestyle="--", label=f"{share:.1%} at or below {bound:g}")
     axes.set(xlabel="delta (with image minus without)", ylabel="tokens", yscale="log", title=title)
     axes.legend()
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def compare_histograms(deltas: Mapping[str, np.ndarray], bound: float = 5.0) -> bytes:
+    """Draw the distributions of delta (float [tokens]) of several models as lines, as a PNG; see `draw_histogram`."""
+    figure = Figure(figsize=(7, 4 + 0.2 * len(deltas)), layout="constrained")
+    axes = figure.subplots()
+    together = np.concatenate(list(deltas.values()))
+    low, high = np.floor(together.min()), np.ceil(together.max())
+    bins: Any = np.linspace(low, max(high, low + 1), 61)
+    for name, delta in deltas.items():
+        axes.hist(delta, bins, histtype="step", label=f"{name}: {(delta <= bound).mean():.1%} at or below {bound:g}")
+    axes.axvline(bound, color="black", linestyle="--")
+    axes.set(xlabel="delta (with image minus without)", ylabel="tokens", yscale="log")
+    figure.legend(loc="outside lower center", fontsize=8)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()

@@ -52,6 +52,11 @@ def _clean(items: Sequence[str]) -> str:
 OmegaConf.register_new_resolver("folder_name", name_folder, replace=True)
 
 
+def list_names(value: Any) -> list[str | None]:
+    """Return the names that a key such as `checkpoint` has, one or a list."""
+    return list(value) if OmegaConf.is_list(value) else [value]
+
+
 def check_types(config: DictConfig, schema: type[T]) -> T:
     """Check a resolved config against a dataclass and return an instance of it; `Any` fields stay configs.
 

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import re
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
 
+from cal_cli.toy.model import BASE
 from tests.cal import cal
 
 
@@ -77,6 +79,21 @@ def test_token_weights_know_noise_from_a_manifest_and_from_a_ratio_alike(tmp_pat
     assert 0 < sum(one["is_noise"].to_pylist()) < len(one)
     assert (tmp_path / "a/delta_histogram.png").read_bytes().startswith(b"\x89PNG")
     assert "</html>" in (tmp_path / "a/heatmap.html").read_text()
+
+
+def test_several_checkpoints_are_compared(tmp_path):
+    shutil.copytree(BASE, tmp_path / "other")
+    words = ["checkpoint=[tiny,other]", "data.n=12", "heatmap_samples=3"]
+    told = cal("token-weight-dump", *words, folder=tmp_path).stdout
+    folder = tmp_path / "runs/tokens/scenes"
+    assert "runs/tokens/scenes/compared: heatmap.html and delta_histogram.png compare them" in told
+    for name in ("tiny", "other", "compared"):
+        assert (folder / name / "delta_histogram.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "compared/heatmap.html").read_text()
+    assert page.count("<article>") == 3 and page.count('<div class="id">other</div>') == 3
+    assert (folder / "tiny/tokens.parquet").read_bytes() == (folder / "other/tokens.parquet").read_bytes()
+    refused = cal("token-weight-dump", *words, "output=a", folder=tmp_path, check=False)
+    assert refused.returncode == 2 and "give one checkpoint" in refused.stderr
 
 
 def test_a_manifest_of_other_data_is_refused(tmp_path):

@@ -78,9 +78,9 @@ def make_token(delta, weight=1.75, kind=None):
 def test_the_page_escapes_text_and_needs_no_network():
     hostile = "<script>alert(1)</script>"
     pieces = [Piece(hostile, None), Piece('"><img src=x onerror=1>', make_token(2.5))]
-    sample = HeatmapSample("<b>id</b>", [Image.new("RGB", (4, 4))], pieces, True)
+    sample = HeatmapSample("<b>id</b>", [Image.new("RGB", (4, 4))], {"m": pieces}, True)
     words = [[RankedWord(hostile, "correlated", 3, 1.0)], []]
-    other = HeatmapSample("two", [], [Piece("x", make_token(-9.0, 0.25, "contradicted"))], False)
+    other = HeatmapSample("two", [], {"m": [Piece("x", make_token(-9.0, 0.25, "contradicted"))]}, False)
     page = render_heatmap([sample, other], "a & b", words)
     assert page.count("<script") == 1 and hostile not in page
     assert "<img src=x" not in page
@@ -98,7 +98,10 @@ def test_the_page_escapes_text_and_needs_no_network():
 @pytest.mark.parametrize(("file_format", "start"), [("pdf", b"%PDF"), ("png", b"\x89PNG"), ("svg", b"<?xml")])
 def test_the_figure_has_every_format_and_the_same_bytes_again(file_format, start):
     pieces = [Piece("what?\n", None), Piece("a $x_1$ & <b>", make_token(3.0)), Piece(" long" * 60, make_token(-3.0))]
-    samples = [HeatmapSample("one", [Image.new("L", (4, 4))], pieces, None), HeatmapSample("two", [], pieces, None)]
+    samples = [
+        HeatmapSample("one", [Image.new("L", (4, 4))], {"m": pieces}, None),
+        HeatmapSample("two", [], {"m": pieces, "<other>": pieces}, None),
+    ]
     drawn = draw_heatmap(samples, file_format)
     assert drawn.startswith(start) and draw_heatmap(samples, file_format) == drawn
 
