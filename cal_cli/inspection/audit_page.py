@@ -17,7 +17,7 @@ from cal_cli.data.sample import Entry
 
 LEVELS = (1.0, 2.0, 4.0)  # nats by which an image must make a token less probable for each stronger mark
 THUMBNAIL = 160  # pixels
-PAGE_BYTES = 3_000_000  # the page ends with the sample that exceeds this
+PAGE_LENGTH = 3_000_000  # characters; the page ends with the sample that exceeds this
 
 
 class Run(NamedTuple):
@@ -67,7 +67,7 @@ def is_human(turn: dict[str, str]) -> bool:
 
 
 def render_audit(samples: Iterable[AuditedSample], title: str, facts: Sequence[str]) -> str:
-    """Render the page as HTML that needs no network, of at most about `PAGE_BYTES`; text from the data is escaped.
+    """Render the page as HTML that needs no network, of about `PAGE_LENGTH` at most; text from the data is escaped.
 
     Args:
         samples: the worst first; those that exceed the size are not read.
@@ -80,8 +80,8 @@ def render_audit(samples: Iterable[AuditedSample], title: str, facts: Sequence[s
     articles, size = [], 0
     for number, sample in enumerate(samples, start=1):
         articles.append(Markup(article.render(sample=sample, number=number)))
-        size += len(articles[-1].encode())
-        if size > PAGE_BYTES:
+        size += len(articles[-1])
+        if size > PAGE_LENGTH:
             break
     return environment.get_template("audit.html.jinja").render(articles=articles, title=title, facts=facts)
 

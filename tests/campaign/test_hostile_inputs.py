@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -27,6 +28,8 @@ from cal_cli.data.llava_json import load_llava_json
 from cal_cli.data.noise import NoiseConfig, inject_noise
 from cal_cli.evaluation.benchmark import make_benchmark
 from cal_cli.evaluation.results import score_answers
+from cal_cli.inspection.attention_page import AttentionSample, PictureMaps, list_kinds, render_attention
+from cal_cli.inspection.audit_page import AuditedSample, Run, render_audit
 from cal_cli.inspection.heatmap import HeatmapSample, render_heatmap
 from cal_cli.inspection.tokens import Piece, Token
 from cal_cli.inspection.words import RankedWord
@@ -362,15 +365,32 @@ def find_tags(page):
     return tags.found
 
 
+def render_tokens(first, second, identity, title):
+    texts = {title: [Piece(first, None), Piece(second, Token((2.0, 0.5), (-0.5, -2.0), 2.0))]}
+    words = [[RankedWord(second, None, 3, 1.5)], [RankedWord(first, "contradicted", 3, -1.5)]]
+    return render_heatmap([HeatmapSample(identity, [Image.new("RGB", (4, 4))], texts, True)], title, words)
+
+
+def render_audited(first, second, identity, title):
+    turns = [(first, [Run(second, 0, False), Run(first, 2, True)])]
+    sample = AuditedSample(identity, [Image.new("RGB", (4, 4))], turns, -1.0, 1.0, 0.5, 2.0, True)
+    return render_audit([sample], title, [title])
+
+
+def render_maps(first, second, identity, title):
+    pictures = [PictureMaps(Image.new("RGB", (4, 4)), np.ones((1, 3, 2, 2)))]
+    sample = AttentionSample(identity, [(first, None), (second, 0)], [(title, pictures)])
+    return render_attention([sample], list_kinds(1), title, title)
+
+
 @seed(SEED + 4)
 @MANY
-@given(texts=st.lists(TEXTS, min_size=2, max_size=2), name=TEXTS)
-def test_pages(texts, name):
-    def render(first, second, identity, title):
-        pieces = [Piece(first, None), Piece(second, Token((2.0, 0.5), (-0.5, -2.0), 2.0))]
-        words = [[RankedWord(second, None, 3, 1.5)], [RankedWord(first, "contradicted", 3, -1.5)]]
-        return render_heatmap([HeatmapSample(identity, [Image.new("RGB", (4, 4))], pieces, True)], title, words)
-
+@given(
+    render=st.sampled_from([render_tokens, render_audited, render_maps]),
+    texts=st.lists(TEXTS, min_size=2, max_size=2),
+    name=TEXTS,
+)
+def test_pages(render, texts, name):
     plain, hostile = render("a", "b", "c", "d"), render(texts[0], texts[1], name, name)
     assert find_tags(hostile) == find_tags(plain)
     hostile.encode("utf-8", "backslashreplace")

@@ -32,6 +32,7 @@ COMMANDS = {
     "eval": ["checkpoint=tiny", "benchmark.n=16", "batch_size=4"],
     "noise_inject": ["data.n=60", "ratio=0.5", "output=noisy"],
     "data_check": ["data.path=data/data.json", "data.image_folder=data/images", "workers=0"],
+    "data_audit": ["data.n=300", "noise.ratio=0.2", "page_samples=4", "batch_size=8"],
     "token_weight_dump": ["checkpoint=tiny", "data.n=60", "samples=40", "noise.ratio=0.5", "heatmap_samples=4"],
 }
 VARYING = ("wall_seconds", "peak_memory_bytes", "tokens_per_second")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cal_cli.data.collator import Collator
 from cal_cli.inspection.audit import Auditor, find_part, list_parts, read_parts
-from cal_cli.inspection.audit_page import PAGE_BYTES, AuditedSample, Run, make_turns, render_audit
+from cal_cli.inspection.audit_page import PAGE_LENGTH, AuditedSample, Run, make_turns, render_audit
 from cal_cli.inspection.audit_summary import (
     add_delta,
     find_stretch,
@@ -144,5 +144,5 @@ def test_the_page_ends_at_its_size():
             read.append(make_sample("x" * 100_000))
             yield read[-1]
 
-    assert PAGE_BYTES < len(render_audit(many(), "t", [])) < 1.2 * PAGE_BYTES
+    assert PAGE_LENGTH < len(render_audit(many(), "t", [])) < 1.2 * PAGE_LENGTH
     assert len(read) < 20
