@@ -11,13 +11,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.table import Table
 
 from cal_cli.commands.hydra_app import Job, get_job
 from cal_cli.commands.noisy_data import load_noisy_data
@@ -25,13 +24,20 @@ from cal_cli.data.collator import Collator
 from cal_cli.data.hf_datasets import Rows
 from cal_cli.data.llava_json import write_llava_json
 from cal_cli.data.noise import ChangedEntries, NoiseConfig
-from cal_cli.data.sample import LOSS_WEIGHTS, Conversations, get_image_names, rename_images
+from cal_cli.data.sample import LOSS_WEIGHTS, Conversations, rename_images
 from cal_cli.inspection.audit import Auditor, find_part, list_parts, read_parts
-from cal_cli.inspection.audit_page import AuditedSample, make_turns, render_audit
-from cal_cli.inspection.audit_summary import RANKS, AuditSummary, add_delta, summarize_audit, summarize_sentences
+from cal_cli.inspection.audit_page import find_audited_samples, render_audit
+from cal_cli.inspection.audit_summary import (
+    RANKS,
+    AuditSummary,
+    add_delta,
+    list_detectors,
+    summarize_audit,
+    summarize_sentences,
+)
+from cal_cli.inspection.audit_weights import weigh_tokens
 from cal_cli.inspection.detection import describe_detector, draw_detectors
 from cal_cli.models.load import load_checkpoint
-from cal_cli.objective.rules import MismatchPosterior, TokenScores
 from cal_cli.runtime.config import check_types
 from cal_cli.runtime.console import make_console, make_table, show_progress
 from cal_cli.runtime.errors import InputError
@@ -168,7 +174,8 @@ def write_results(
     write_sentences(folder / "sentences.parquet", read_parts(folder / "tokens", parts), summary)
     shown = sum("image" in entry for entry in data.entries)
     facts = describe_facts(summary, len(data), shown)
-    page = find_page_samples(data, ranked[: settings.page_samples], folder / "tokens", parts, noisy)
+    tokens = read_parts(folder / "tokens", parts)
+    page = find_audited_samples(data, ranked[: settings.page_samples], tokens, None if noisy is None else noisy.keys())
     title = f"What do the images contradict? {get_run_name(checkpoint)}"
     write_whole(folder / "audit.html", render_audit(page, title, facts))
     report: dict[str, Any] = {
@@ -181,7 +188,9 @@ def write_results(
         "dropped": len(dropped),
     }
     if noisy is not None and 0 < table["is_noise"].sum() < len(table):
-        report["detection"] = detect(table, folder / "detection.png")
+        detectors, positive = list_detectors(table), table["is_noise"].to_numpy()
+        write_whole(folder / "detection.png", draw_detectors(detectors, positive))
+        report["detection"] = {name: describe_detector(found, positive) for name, found in detectors.items()}
     report |= {"device": get_device_name(), "versions": get_versions()}
     write_whole(folder / "audit.json", json.dumps(report, indent=2) + "\n")
     for fact in facts:
@@ -227,45 +236,8 @@ def write_sentences(path: Path, parts: Iterator[pa.Table], summary: AuditSummary
         os.replace(temporary, path)
 
 
-def find_page_samples(
-    data: Conversations, ranked: pd.DataFrame, tokens: Path, parts: int, noisy: dict[int, dict[str, Any]] | None
-) -> Iterator[AuditedSample]:
-    """Yield the samples of the page, in the order of `ranked`."""
-    wanted = set(ranked["index"].tolist())
-    found: dict[int, pd.DataFrame] = {}
-    for part in read_parts(tokens, parts):
-        for index, rows in add_delta(part).groupby("index", sort=False):
-            if index in wanted:
-                found[index] = rows
-    for row in ranked.rename(columns={"index": "place"}).itertuples():
-        entry = data.entries[row.place]
-        yield AuditedSample(
-            id=row.sample_id,
-            images=[data.open_image(name) for name in get_image_names(entry)],
-            turns=make_turns(entry, found[row.place], row.begin, row.end),
-            evidence=row.evidence,
-            contradiction=row.contradiction,
-            p_mismatch=row.p_mismatch,
-            loss=row.loss,
-            is_noise=None if noisy is None else row.place in noisy,
-        )
-
-
-def detect(table: pd.DataFrame, figure: Path) -> dict[str, Any]:
-    """Describe how well each number of a sample detects those that were changed, and draw its curves."""
-    positive = table["is_noise"].to_numpy()
-    evidence = {
-        "contradiction": table["contradiction"].to_numpy(),
-        "evidence against the image": -table["evidence"].to_numpy(),
-        "loss with the image": table["loss"].to_numpy(),
-        "mean difference": -table["mean_delta"].to_numpy(),
-    }
-    write_whole(figure, draw_detectors(evidence, positive))
-    return {name: describe_detector(values, positive) for name, values in evidence.items()}
-
-
-def tabulate_detection(found: dict[str, Any]) -> Any:
-    """Make the table of `detect`."""
+def tabulate_detection(found: dict[str, Any]) -> Table:
+    """Make a table of how well each number of a sample detects those that were changed."""
     table = make_table("changed samples, detected by", "area under the ROC curve", "average precision")
     for name, detector in found.items():
         auc = format_interval({"value": detector["auc"], "ci95": detector["ci95"]})
@@ -307,19 +279,3 @@ def write_clean(
     words = ["cal", "train", "data=llava_json", f"data.path={folder / 'clean.json'}", "data.image_folder=/"]
     words += ["objective=column"] if weights else []
     return f"train on the {len(kept):,} {'weighted samples' if weights else 'others'}: {shlex.join(words)}"
-
-
-def weigh_tokens(parts: Iterator[pa.Table], share: float) -> dict[int, list[list[float]]]:
-    """Compute the weights of the tokens of each answer, by the place of the sample: see `MismatchPosterior`."""
-    rule = MismatchPosterior(rho=min(share, 0.999), estimated=False)
-    weights: dict[int, list[list[float]]] = {}
-    for part in parts:
-        with_image, without_image, index = (
-            torch.from_numpy(part[name].to_numpy().copy())
-            for name in ("logprob_with_image", "logprob_without_image", "index")
-        )
-        values = rule(TokenScores(with_image, without_image, index)).numpy().round(4)
-        turns = part.to_pandas()[["index", "turn"]].assign(weight=values)
-        for (place, _), answer in turns.groupby(["index", "turn"], sort=False)["weight"]:
-            weights.setdefault(place, []).append(np.asarray(answer).astype(float).round(4).tolist())
-    return weights

@@ -1,7 +1,7 @@
 """A page to browse what an audit found: the worst samples first, the contradicted words marked in their text."""
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import groupby
@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from PIL import Image
 
-from cal_cli.data.sample import Entry
+from cal_cli.data.sample import Conversations, Entry, get_image_names
+from cal_cli.inspection.audit_summary import add_delta
 
 LEVELS = (1.0, 2.0, 4.0)  # nats by which an image must make a token less probable for each stronger mark
 THUMBNAIL = 160  # pixels
@@ -64,6 +66,33 @@ def make_turns(entry: Entry, tokens: pd.DataFrame, begin: int, end: int) -> list
 def is_human(turn: dict[str, str]) -> bool:
     """Return whether a turn is a question."""
     return turn["from"] == "human"
+
+
+def find_audited_samples(
+    data: Conversations, ranked: pd.DataFrame, parts: Iterable[pa.Table], changed: Collection[int] | None
+) -> Iterator[AuditedSample]:
+    """Yield the samples of the page, in the order of `ranked`, rows of `AuditSummary.samples`.
+
+    `parts` are the tokens of the audit, and `changed` the places of samples known to be wrong; None if that is unknown.
+    """
+    wanted = set(ranked["index"].tolist())
+    found: dict[int, pd.DataFrame] = {}
+    for part in parts:
+        for index, rows in add_delta(part).groupby("index", sort=False):
+            if index in wanted:
+                found[index] = rows
+    for row in ranked.rename(columns={"index": "place"}).itertuples():
+        entry = data.entries[row.place]
+        yield AuditedSample(
+            id=row.sample_id,
+            images=[data.open_image(name) for name in get_image_names(entry)],
+            turns=make_turns(entry, found[row.place], row.begin, row.end),
+            evidence=row.evidence,
+            contradiction=row.contradiction,
+            p_mismatch=row.p_mismatch,
+            loss=row.loss,
+            is_noise=None if changed is None else row.place in changed,
+        )
 
 
 def render_audit(samples: Iterable[AuditedSample], title: str, facts: Sequence[str]) -> str:

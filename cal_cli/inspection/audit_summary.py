@@ -113,3 +113,13 @@ def find_stretch(delta: np.ndarray) -> tuple[float, int, int]:
     end = int((sums - highest).argmin())
     begin = int(sums[: end + 1].argmax())
     return float(sums[end] - sums[begin]), begin, end
+
+
+def list_detectors(samples: pd.DataFrame) -> dict[str, np.ndarray]:
+    """List what may detect samples with a wrong text: numbers that are high for them, float [samples], by name."""
+    return {
+        "contradiction": samples["contradiction"].to_numpy(),
+        "evidence against the image": -samples["evidence"].to_numpy(),
+        "loss with the image": samples["loss"].to_numpy(),
+        "mean difference": -samples["mean_delta"].to_numpy(),
+    }
