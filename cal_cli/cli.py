@@ -119,6 +119,14 @@ def study(config: DictConfig) -> None:
     study(config)
 
 
+@command("convert")
+def convert(config: DictConfig) -> None:
+    """Write a published MGM checkpoint as a model of this package."""
+    from cal_cli.commands.convert import convert
+
+    convert(config)
+
+
 @command("bench")
 def bench(config: DictConfig) -> None:
     """Measure the cost of a training step with CE and with CAL."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig
+from transformers import AutoConfig, CLIPVisionConfig, GemmaConfig, LlamaConfig
 
 from cal_cli.models.hub import fetch
 from cal_cli.models.llava import ROWS_MULTIPLE, make_llava_config
@@ -15,8 +15,20 @@ NEW_TOKENS = 2  # <image> and <pad>, which assembling adds
 def get_published_config(name: str) -> Any:
     """Return the config of a part of the paper's models, as on the hub; None for any other name.
 
-    Sources: config.json of lmsys/vicuna-7b-v1.5, lmsys/vicuna-13b-v1.5 and openai/clip-vit-large-patch14-336.
+    Sources: config.json of lmsys/vicuna-7b-v1.5, lmsys/vicuna-13b-v1.5, google/gemma-2b-it and
+    openai/clip-vit-large-patch14-336.
     """
+    if name == "google/gemma-2b-it":
+        return GemmaConfig(
+            vocab_size=256000,
+            hidden_size=2048,
+            intermediate_size=16384,
+            num_hidden_layers=18,
+            num_attention_heads=8,
+            num_key_value_heads=1,
+            head_dim=256,
+            max_position_embeddings=8192,
+        )
     if name == "openai/clip-vit-large-patch14-336":
         return CLIPVisionConfig(
             hidden_size=1024,

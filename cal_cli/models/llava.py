@@ -197,8 +197,8 @@ def make_llava_processor(config: Any, tokenizer: Any, vision_tower: str, image_a
 
 
 def get_projector(model: Any) -> dict[str, torch.Tensor]:
-    """Return the weights between vision tower and language model, by their names in the model."""
-    between = ("multi_modal_projector.", "image_newline")
+    """Return the weights between vision tower and language model, by their names in the model; MGM's mining too."""
+    between = ("multi_modal_projector.", "image_newline", "mining.")
     return {name: value for name, value in model.model.state_dict().items() if name.startswith(between)}
 
 

@@ -1,7 +1,8 @@
 """LLaVA's conversation templates, as chat templates that mark the assistant's text.
 
 `v1` (fine-tuning): the system sentence, then `USER: ... ASSISTANT: ...</s>`; a single image comes first in its turn,
-several keep their places. `plain` (pre-training of the projector): the image and its caption only. Formats: LLaVA's
+several keep their places. `plain` (pre-training of the projector): the image and its caption only. `gemma`: Gemma's own
+turns, as MGM-2B uses them in both stages. Formats: LLaVA's
 `llava/conversation.py` and `preprocess_multimodal`, `preprocess_v1`, `preprocess_plain` of its `llava/train/train.py`;
 several images as in LLaVA-NeXT's.
 """
@@ -66,7 +67,28 @@ PLAIN = (
 {%- endfor -%}
 """
 )
-TEMPLATES = {"v1": V1, "plain": PLAIN}
+GEMMA = (
+    """\
+{{- bos_token -}}
+{%- for message in messages -%}
+"""
+    + READ_MESSAGE
+    + """\
+  {%- if message.role == "user" -%}
+    {%- set one = "<image>\n" + found.text | trim -%}
+    {{- "<start_of_turn>user\n" + (found.placed if found.images > 1 else one if found.images else found.text) -}}
+    {{- "<end_of_turn>\n" -}}
+  {%- elif message.role == "assistant" -%}
+    {{- "<start_of_turn>model\n" -}}
+    {%- generation -%}
+      {{- found.text + "<end_of_turn>\n" + (eos_token if loop.last else "") -}}
+    {%- endgeneration -%}
+  {%- else -%}{{- raise_exception("Gemma's template has no system turn") -}}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- "<start_of_turn>model\n" -}}{%- endif -%}
+"""
+)
+TEMPLATES = {"v1": V1, "plain": PLAIN, "gemma": GEMMA}
 
 
 def make_chat_template(name: str, tokenizer: Any, image_token: str = "<image>") -> str:
@@ -76,7 +98,7 @@ def make_chat_template(name: str, tokenizer: Any, image_token: str = "<image>") 
     an image begin with the space that this tokenizer adds before any text. If the tokenizer does not add that space
     after a special token, the template writes it.
 
-    `name` is `v1`, `plain`, or a file that ends in `.jinja`, which is used unchanged. The tokenizer must know
+    `name` is `v1`, `plain`, `gemma`, or a file that ends in `.jinja`, which is used unchanged. The tokenizer must know
     `image_token` as one token.
 
     Raises InputError for another name, no such file, or a tokenizer without an end token.
@@ -87,7 +109,7 @@ def make_chat_template(name: str, tokenizer: Any, image_token: str = "<image>") 
         return Path(name).read_text(encoding="utf-8")
     if name not in TEMPLATES:
         raise InputError(
-            f"model.template={name}: allowed are {' and '.join(TEMPLATES)}, a .jinja file, or null for the model's own"
+            f"model.template={name}: allowed are {', '.join(TEMPLATES)}, a .jinja file, or null for the model's own"
         )
     if tokenizer.eos_token is None:
         raise InputError(f"model.template={name}: the tokenizer has no end token to close each answer")

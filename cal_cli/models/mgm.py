@@ -6,7 +6,7 @@ Source: Li et al., "Mini-Gemini: Mining the Potential of Multi-modality Vision L
 the repository dvlab-research/MGM.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ class MGMConfig(LlavaConfig):
     """
 
     model_type = "mgm"
-    sub_configs_defaults = {
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
         **LlavaConfig.sub_configs_defaults,
         "aux_vision_config": SubConfigSpec(config_class=AutoConfig, model_type="convnext", init_kwargs=CONVNEXT_LARGE),
     }
@@ -77,12 +77,12 @@ class PatchInfoMining(nn.Module):
 class MGMModel(LlavaModel):
     """LLaVA's model with a high-resolution tower and patch-info mining before the projector."""
 
-    config: Any
+    config: MGMConfig  # type: ignore[assignment]
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.aux_vision_tower = AutoModel.from_config(config.aux_vision_config)
-        self.aux_vision_tower.layernorm = nn.Identity()  # its pooled output is not used
+        self.aux_vision_tower.layernorm = nn.Identity()  # of the pooled output, which is not used
         self.mining = PatchInfoMining(config.vision_config.hidden_size, sum(config.aux_vision_config.hidden_sizes))
         self.post_init()
 
@@ -92,16 +92,18 @@ class MGMModel(LlavaModel):
         Returns an output whose `pooler_output` has [tokens, hidden] for each picture: the whole picture's tokens first,
         then, with several crops, those of each crop, row by row.
         """
-        size, crops, count = self.config.vision_config.image_size, self.config.crops, len(pixel_values)
+        config: Any = self.config
+        size, crops, count = config.vision_config.image_size, config.crops, len(pixel_values)
         dtype = self.vision_tower.dtype
         small = resize(pixel_values, crops * size)
         large = self._compute_details(pixel_values.to(dtype))
         if crops > 1:
             small = torch.cat([resize(small, size), cut(small, crops)])
             large = torch.cat([resize(large, large.shape[-1] // crops), cut(large, crops)])
-        layer = self.config.vision_feature_layer
-        states = self.vision_tower(small.to(dtype), output_hidden_states=True).hidden_states[layer]
-        places = states[:, 1:] if self.config.vision_feature_select_strategy == "default" else states
+        states = self.vision_tower(small.to(dtype), output_hidden_states=True).hidden_states[
+            config.vision_feature_layer
+        ]
+        places = states[:, 1:] if config.vision_feature_select_strategy == "default" else states
         mined = self.mining(places, group_by_place(large, round(places.shape[1] ** 0.5)))
         features = self.multi_modal_projector(mined)  # [pictures, and crops x crops for each, places, hidden]
         whole, parts = features[:count], features[count:].unflatten(0, (count, -1)) if crops > 1 else None
@@ -119,7 +121,7 @@ class MGMModel(LlavaModel):
 class MGMForConditionalGeneration(LlavaForConditionalGeneration):
     """MGM with its language head."""
 
-    config: Any
+    config: MGMConfig  # type: ignore[assignment]
 
     def __init__(self, config: MGMConfig) -> None:
         super().__init__(config)

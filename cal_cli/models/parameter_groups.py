@@ -14,13 +14,18 @@ PARTS = ("language_model", "projector", "image_newline", "vision_tower")
 def group_parameters(model: Any) -> dict[str, list[nn.Parameter]]:
     """Group a model's parameters by part; each belongs to one.
 
-    The language model is the decoder with its embeddings and head, the vision tower is the image encoder, and
-    `image_newline` is LLaVA-NeXT's embedding between rows of tiles; all other parameters belong to the projector.
+    The language model is the decoder with its embeddings and head, the vision tower is the image encoder, with MGM's
+    second one, and `image_newline` is LLaVA-NeXT's embedding between rows of tiles; all other parameters belong to the
+    projector.
     """
     vision = model.get_encoder(modality="image")
+    second = getattr(model.base_model, "aux_vision_tower", None)
     head = model.get_output_embeddings()
     owners = {
-        "vision_tower": list(vision.parameters()) if vision is not model else [],
+        "vision_tower": [
+            *(vision.parameters() if vision is not model else ()),
+            *(second.parameters() if second is not None else ()),
+        ],
         "language_model": [
             *model.get_decoder().parameters(),
             *model.get_input_embeddings().parameters(),

@@ -18,6 +18,7 @@ COMMANDS = (
     "data-audit",
     "inspect",
     "study",
+    "convert",
 )
 
 
@@ -91,6 +92,9 @@ def test_every_word_reaches_hydra(tmp_path):
         ("noise-inject ratio=-0.1", "noise ratio -0.1: allowed is a number from 0 to 1"),
         ("noise-inject ratio=2 output=x", "allowed is a number from 0 to 1"),
         ("noise-inject data.n=1 data.text_only_share=0 ratio=1 output=x", "at least 2"),
+        ("convert checkpoint=nowhere output=x", "there is no such folder; download the published checkpoint"),
+        ("convert checkpoint=. output=.", "exists already; give another folder"),
+        ("convert model=tiny checkpoint=. output=x", "cal convert reads published MGM checkpoints"),
         ("inspect view=x", "view=x: allowed are attention, patches, objects"),
         ("inspect sinks=x", "sinks=x: allowed are keep and remove"),
         ("inspect samples=0", "samples=0: must be at least 1"),
@@ -142,6 +146,7 @@ GROUPS = {
     "data-check": {"data", "model", "stage"},
     "data-audit": {"data", "launch"},
     "inspect": {"data"},
+    "convert": {"data", "model", "stage"},
     "study": {"experiment"},
 }
 

@@ -123,6 +123,17 @@ PAPER = {  # the paper's hyperparameters, by model and stage
     ("llava_next13b", "pretrain"): ("vicuna-13b-v1.5", "anyres", "plain", 256, 1e-3, 4096, False, (0, 1, 0)),
     ("llava_next13b", "finetune"): ("vicuna-13b-v1.5", "anyres", "v1", 128, 2e-5, 4096, True, (1, 1, 0.1)),
 }
+MGM = {  # MGM's and LLaVA-Gemma's
+    ("mgm2b", "pretrain"): ("google/gemma-2b-it", "square", "gemma", 256, 1e-3, 2048, False, (0, 1, 0)),
+    ("mgm2b", "finetune"): ("google/gemma-2b-it", "pad", "gemma", 128, 2e-5, 2048, True, (1, 1, 0)),
+    ("mgm7b", "pretrain"): ("lmsys/vicuna-7b-v1.5", "square", "plain", 256, 1e-3, 2048, False, (0, 1, 0)),
+    ("mgm7b", "finetune"): ("lmsys/vicuna-7b-v1.5", "pad", "v1", 128, 2e-5, 2048, True, (1, 1, 0)),
+    ("mgm13b", "finetune"): ("lmsys/vicuna-13b-v1.5", "pad", "v1", 128, 2e-5, 2048, True, (1, 1, 0)),
+    ("mgm7b_hd", "finetune"): ("lmsys/vicuna-7b-v1.5", "pad", "v1", 128, 2e-5, 4096, True, (1, 1, 0)),
+    ("mgm13b_hd", "finetune"): ("lmsys/vicuna-13b-v1.5", "pad", "v1", 128, 2e-5, 4096, True, (1, 1, 0)),
+    ("llava_gemma2b", "pretrain"): ("google/gemma-2b-it", "square", "plain", 256, 1e-3, 2048, False, (0, 1, 0)),
+    ("llava_gemma2b", "finetune"): ("google/gemma-2b-it", "pad", "gemma", 128, 2e-5, 2048, True, (1, 1, 0)),
+}
 DATA = {
     "pretrain": ("data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json", "data/LLaVA-Pretrain/images"),
     "finetune": ("data/LLaVA-Instruct-150K/llava_v1_5_mix665k.json", "data"),
@@ -156,6 +167,29 @@ def test_a_model_composes_the_paper_s_recipe_of_its_stage(name, stage, tmp_path)
     assert (sources[0]["path"], sources[0]["image_folder"]) == DATA[stage]
     assert len(sources) == (4 if (name[:10], stage) == ("llava_next", "finetune") else 1)
     assert bool(model["projector"]) == (stage == "finetune")
+
+
+@pytest.mark.parametrize(("name", "stage"), MGM)
+def test_mgm_and_llava_with_gemma_compose_their_recipes(name, stage, tmp_path):
+    config = composed(tmp_path, f"model={name}", f"stage={stage}")
+    model = config["model"]
+    assert (
+        model["language_model"],
+        model["image_aspect_ratio"],
+        model["template"],
+        config["global_batch_size"],
+        config["learning_rate"],
+        config["max_length"],
+        config["group_by_modality_length"],
+        tuple(config["parts"][part] for part in ("language_model", "projector", "vision_tower")),
+    ) == MGM[name, stage]
+    assert config["name"] == name and config["max_grad_norm"] == 0.0
+    normal = name.removesuffix("_hd")
+    projector = f"runs/train/{normal}/model-{normal}__stage-pretrain/projector" if stage == "finetune" else None
+    assert model["projector"] == projector
+    assert model.get("crops") == (None if name == "llava_gemma2b" else 2 if name.endswith("_hd") else 1)
+    file = {"pretrain": "mgm_pretrain.json", "finetune": "mgm_instruction.json"}[stage]
+    assert config["data"]["path"].endswith(file) == (name != "llava_gemma2b")
 
 
 def test_what_is_typed_wins_over_the_recipe(tmp_path):

@@ -8,6 +8,7 @@ from cal_cli.models.llava import add_image_token, load_tokenizer_with_image
 from cal_cli.models.llava_templates import SYSTEM, make_chat_template
 from cal_cli.runtime.errors import InputError
 from tests.models.parts import llama_tokenizer, save_like_vicuna
+from tests.models.published_kinds import byte_tokenizer
 
 IMAGE = "an image"
 CONVERSATIONS = {
@@ -137,6 +138,42 @@ def test_plain_token_by_token(tokenizer):
     assert [label != IGNORED for label in labels] == [False, False, *[True] * (len(ids) - 2)]
 
 
+@pytest.fixture(scope="module")
+def gemma():
+    """A tokenizer with Gemma's special tokens, which writes no space before a text."""
+    marks = {"sot_token": "<start_of_turn>", "eot_token": "<end_of_turn>"}
+    tokenizer = byte_tokenizer(marks, eos_token="<eos>", bos_token="<bos>", pad_token="<pad>")
+    add_image_token(tokenizer)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("questions", "answers", "expected"),
+    [
+        (
+            ["<image>\nred?", "two?"],
+            ["the ring", "no"],
+            "<bos><start_of_turn>user\n<image>\nred?<end_of_turn>\n<start_of_turn>model\n[the ring<end_of_turn>\n]"
+            "<start_of_turn>user\ntwo?<end_of_turn>\n<start_of_turn>model\n[no<end_of_turn>\n<eos>]",
+        ),
+        (
+            ["red?\n<image>"],
+            ["yes"],
+            "<bos><start_of_turn>user\n<image>\nred?<end_of_turn>\n<start_of_turn>model\n[yes<end_of_turn>\n<eos>]",
+        ),
+        (["hi"], ["yes"], "<bos><start_of_turn>user\nhi<end_of_turn>\n<start_of_turn>model\n[yes<end_of_turn>\n<eos>]"),
+    ],
+)
+def test_gemma_turns_are_supervised_behind_model(gemma, questions, answers, expected):
+    ids, labels = ours(gemma, "gemma", turns_of(questions, answers))
+    written, before = "", False
+    for token, label in zip(ids, labels, strict=True):
+        inside = label != IGNORED
+        written += ("[" if inside and not before else "]" if before and not inside else "") + gemma.decode([token])
+        before = inside
+    assert written + "]" * before == expected
+
+
 def test_a_system_turn_takes_the_place_of_the_template_s_own(tokenizer):
     turns = [{"from": "system", "value": "Be brief."}, *turns_of(["hi"], ["hello"])]
     ids, _ = ours(tokenizer, "v1", turns)
@@ -155,7 +192,7 @@ def test_a_generation_prompt_ends_where_the_answer_begins(tokenizer):
 
 
 def test_wrong_names_and_tokenizers_are_refused(tokenizer):
-    with pytest.raises(InputError, match="allowed are v1 and plain"):
+    with pytest.raises(InputError, match="allowed are v1, plain, gemma"):
         make_chat_template("v2", tokenizer)
     endless = llama_tokenizer()
     endless.eos_token = None
