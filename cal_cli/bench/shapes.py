@@ -14,9 +14,11 @@ from transformers import (
 )
 
 from cal_cli.models.load import checkpoint_activations
+from cal_cli.models.parameter_groups import freeze_parts
 from cal_cli.toy.model import TinyModel
 
 PATCH, PICTURE = 14, 336  # of CLIP ViT-L/14-336
+IMAGE = 3  # the image token
 FIRST_WORD = 1000  # the random texts hold no special token
 CPU_DEPTH, CPU_WIDTH = 4, 8  # by default LLaVA-7B becomes 8 layers of width 512 on a CPU
 
@@ -57,7 +59,7 @@ class Shape:
         return replace(self, **changed)
 
     def make_model(self, dtype: torch.dtype, checkpointing: bool) -> Any:
-        """Make a LLaVA or LLaVA-NeXT of this shape in training mode, with a frozen vision tower."""
+        """Make a model of this shape in training mode, with frozen vision towers."""
         vision = CLIPVisionConfig(
             image_size=PICTURE,
             patch_size=PATCH,
@@ -74,20 +76,26 @@ class Shape:
             num_attention_heads=self.heads,
             max_position_embeddings=4096,
         )
-        config: Any
-        if self.tiles == 1:
-            config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=3)
-        else:
-            sizes = [[PICTURE, 2 * PICTURE], [2 * PICTURE, PICTURE], [2 * PICTURE, 2 * PICTURE]]
-            config = LlavaNextConfig(
-                vision_config=vision, text_config=text, image_token_index=3, image_grid_pinpoints=sizes
-            )
         torch.manual_seed(0)
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
-        model.model.vision_tower.requires_grad_(False)
+        model = AutoModelForImageTextToText.from_config(self.make_config(vision, text), dtype=dtype)
+        freeze_parts(model, {"vision_tower": 0.0})
         if checkpointing:
             checkpoint_activations(model)
         return model.train()
+
+    def make_config(self, vision: CLIPVisionConfig, text: LlamaConfig) -> Any:
+        """Make the config of a LLaVA, or of a LLaVA-NeXT if there are several tiles."""
+        options: dict[str, Any] = {"vision_config": vision, "text_config": text, "image_token_index": IMAGE}
+        if self.tiles == 1:
+            return LlavaConfig(**options)
+        sizes = [[PICTURE, 2 * PICTURE], [2 * PICTURE, PICTURE], [2 * PICTURE, 2 * PICTURE]]
+        return LlavaNextConfig(**options, image_grid_pinpoints=sizes)
+
+    @property
+    def pixel_shape(self) -> tuple[int, ...]:
+        """Shape of the pixels of a sample."""
+        picture = (3, PICTURE, PICTURE)
+        return picture if self.tiles == 1 else (self.tiles, *picture)
 
     @property
     def image_tokens(self) -> int:
@@ -102,13 +110,12 @@ class Shape:
         generator = torch.Generator().manual_seed(0)
         texts = (self.batch_size, self.text_tokens)
         words = torch.randint(min(FIRST_WORD, self.vocabulary // 2), self.vocabulary, texts, generator=generator)
-        image = torch.full((self.batch_size, self.image_tokens), 3)
+        image = torch.full((self.batch_size, self.image_tokens), IMAGE)
         before = min(10, self.text_tokens - self.supervised_tokens)
         input_ids = torch.cat([words[:, :before], image, words[:, before:]], dim=1)
         labels = input_ids.clone()
         labels[:, : -self.supervised_tokens] = -100
-        images = (self.batch_size,) if self.tiles == 1 else (self.batch_size, self.tiles)
-        pixels = torch.randn(*images, 3, PICTURE, PICTURE, generator=generator).to(dtype)
+        pixels = torch.randn(self.batch_size, *self.pixel_shape, generator=generator).to(dtype)
         batch = {
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from cal_cli.bench.mgm_shape import MGMShape
 from cal_cli.bench.released import compute_released_loss
 from cal_cli.bench.shapes import Checkpoint, Shape
 from cal_cli.bench.steps import WAYS, count_operations, make_loss, measure_peak_memory
@@ -44,6 +45,20 @@ def test_a_shape_has_the_tokens_that_its_model_makes(tiles, image_tokens):
     losses = {way: make_loss(way, model, batch, OURS.get(way))().item() for way in NAMES}
     assert abs(losses["ce"] - losses["ce_library"]) < 1e-4
     assert abs(losses["cal"] - losses["cal_cached"]) < 1e-5
+
+
+@pytest.mark.parametrize(("crops", "image_tokens"), [(1, 576), pytest.param(2, 2880, marks=pytest.mark.slow)])
+def test_mgm_s_shape_is_that_of_its_model(crops, image_tokens):
+    shape = MGMShape(tiles=1, crops=crops, aux_hidden_sizes=[8, 8, 16, 16], aux_depths=[1, 1, 1, 1], **TINY)
+    model, batch = shape.make_model(torch.float32, False), shape.make_batch("cpu", torch.float32)
+    assert shape.image_tokens == image_tokens == (batch["input_ids"][0] == 3).sum()
+    assert not any(parameter.requires_grad for parameter in model.model.aux_vision_tower.parameters())
+    losses = {way: make_loss(way, model.eval(), batch, OURS.get(way))().item() for way in ("ce", "ce_library", "cal")}
+    assert abs(losses["ce"] - losses["ce_library"]) < 1e-4
+    whole = {**TINY, "layers": 8, "hidden_size": 512, "heads": 8, "vision_hidden_size": 512}
+    wide = MGMShape(tiles=1, crops=crops, aux_hidden_sizes=[192, 384, 768, 1536], aux_depths=[3, 3, 27, 3], **whole)
+    small = wide.scale(depth=4, width=8)
+    assert (small.aux_hidden_sizes, small.aux_depths) == ([24, 48, 96, 192], [1, 1, 6, 1])
 
 
 def test_scaling_divides_depth_and_width_alone():
