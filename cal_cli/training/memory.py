@@ -170,13 +170,21 @@ def count_activations(
 
 
 def make_passes(model: Any, rates: dict[str, float], batch_size: int, tokens: int) -> Iterator[Callable[[], Any]]:
-    """Yield the forward passes that keep activations: the decoder's, and the vision tower's if it is trained."""
+    """Yield the forward passes that keep activations: the decoder's, and the vision tower's if it is trained.
+
+    MGM's mining is trained in both stages, over maps that are much larger than the image tokens.
+    """
     decoder, width = model.get_decoder(), model.config.get_text_config().hidden_size
     dtype = next(model.parameters()).dtype
     trained = any(parameter.requires_grad for parameter in model.parameters())
     embeddings = torch.empty(batch_size, tokens, width, dtype=dtype, requires_grad=trained)
     mask = torch.ones(batch_size, tokens, dtype=torch.int64)
     yield lambda: decoder(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).last_hidden_state
+    if hasattr(model.base_model, "mining"):
+        size = model.config.aux_image_size
+        large = torch.empty(batch_size, 3, size, size, dtype=dtype)
+        yield lambda: torch.cat(model.base_model.get_image_features(large).pooler_output)
+        return
     vision = model.get_encoder(modality="image")
     side = getattr(getattr(model.config, "vision_config", None), "image_size", None)
     if vision is model or not isinstance(side, int) or rates.get("vision_tower", 1.0) == 0:

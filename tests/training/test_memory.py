@@ -3,10 +3,12 @@
 import pytest
 import torch
 from torch.multiprocessing import start_processes
+from transformers import ConvNextConfig, ConvNextModel
 
 from cal_cli.bench.steps import measure_tensor_bytes
 from cal_cli.models.load import ModelSource, checkpoint_activations
 from cal_cli.models.lora import AdapterConfig, add_adapters
+from cal_cli.models.mgm_source import MGMSource
 from cal_cli.models.parameter_groups import freeze_parts
 from cal_cli.objective import ContrastiveAlignmentLoss
 from cal_cli.runtime.processes import find_free_port
@@ -77,6 +79,39 @@ def test_a_plan_is_within_15_percent_of_a_real_step(node, rates, checkpointing, 
     assert planned.weights == pytest.approx(weights, rel=0.01)
     measured = weights + states + measure_tensor_bytes(step)
     assert planned.peak == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("crops", [1, 2])
+@pytest.mark.parametrize("rates", [FROZEN_TOWER, PROJECTOR], ids=["frozen towers", "projector"])
+def test_a_plan_of_mgm_counts_its_mining(node, crops, rates, tmp_path):
+    torch.manual_seed(0)
+    aux = {"hidden_sizes": [64, 96, 128, 192], "depths": [1, 1, 1, 1]}
+    ConvNextModel(ConvNextConfig(**aux)).save_pretrained(tmp_path / "convnext")
+    more = {"aux_vision_tower": str(tmp_path / "convnext"), "crops": crops, "aux_image_size": 256 * crops}
+    source, tokens = MGMSource(**node, **more), 256
+    planned = plan_memory(source.load_config(), torch.float32, rates, 4, tokens, False, 1, False, "cpu")
+    model, processor = source.load()
+    freeze_parts(model.train(), rates)
+    assert sum(planned.parameters.values()) == counted(model)
+    ids = torch.randint(300, 700, (4, tokens))
+    ids[:, 1 : 1 + (16 if crops == 1 else 80)] = processor.image_token_id
+    batch = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": torch.randn(4, 3, *[256 * crops] * 2),
+    }
+    batch["labels"] = ids.masked_fill(torch.arange(tokens) < 128, -100)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], foreach=False)
+
+    def step():
+        ContrastiveAlignmentLoss()(model, batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    states = sum(t.nbytes for state in optimizer.state.values() for t in state.values())
+    weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    assert planned.peak == pytest.approx(weights + states + measure_tensor_bytes(step), rel=0.15)
 
 
 def counted(model):
