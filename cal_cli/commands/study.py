@@ -162,13 +162,14 @@ def list_runs(settings: StudyConfig) -> tuple[str, list[Run]]:
         base = compose("train", overrides=[f"experiment={settings.experiment_name}", *fixed], return_hydra_config=True)
         if base.evaluate_every is not None and settings.benchmark_name != "scenes":
             fixed.append(f"benchmark={settings.benchmark_name}")
-        for key, value in (base.hydra.sweeper.get("params") or {}).items():
+        params = base.hydra.sweeper.get("params") or {}
+        for key, value in params.items():
             if key in given:
                 continue
             override = parser.parse_override(f"{key}={value}")
             several = override.is_sweep_override()
             axes.setdefault(key, list(override.sweep_string_iterator()) if several else [str(value)])
-        if not axes:
+        if not axes and not params:
             raise InputError(
                 f"experiment={settings.experiment_name}: has no axes; give them in its hydra.sweeper.params, or as "
                 "words such as seed=0,1,2"

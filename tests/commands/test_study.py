@@ -92,7 +92,7 @@ def test_sigterm_ends_the_runs_too(mine, tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_ends_the_evaluation_too(mine, tmp_path):
-    words = [*mine, "objective=ce", "noise.ratio=0", "seed=0", "benchmark.n=20000"]
+    words = [*mine, "objective=ce", "noise.ratio=0", "seed=0", "benchmark.n=1500"]
     study = started(*words, folder=tmp_path)
     while not list(tmp_path.glob("runs/train/tried/*/eval/**/*")):
         assert study.poll() is None, study.stdout.read()
