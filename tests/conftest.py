@@ -31,8 +31,8 @@ def random_model():
 
 @pytest.fixture
 def model(random_model):
-    """The random model with clean gradients."""
-    random_model[0].zero_grad()
+    """The random model with clean gradients, all of it trained."""
+    random_model[0].requires_grad_(True).zero_grad()
     return random_model[0]
 
 

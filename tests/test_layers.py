@@ -15,7 +15,7 @@ LAYERS = [
     {"models", "data"},
     {"objective", "runtime", "statistics"},
 ]
-LEVEL = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+LEVEL = {name: number for number, layer in enumerate(LAYERS) for name in sorted(layer)}
 
 
 def imports_of(path):

@@ -1,6 +1,7 @@
 """`cal study`: the runs of an experiment, trained where they are missing, evaluated and reported."""
 
 import itertools
+import json
 import os
 import shlex
 import signal
@@ -90,8 +91,8 @@ def study(config: DictConfig) -> None:
     if settings.jobs < 1:
         raise InputError(f"jobs={settings.jobs}: must be at least 1")
     console = make_console()
-    benchmark_words = [word for word in settings.words if word.startswith("benchmark.")]
     name, runs = list_runs(settings)
+    benchmark_words = list_benchmark_words(settings)
     missing = [run for run in runs if not run.completed]
     console.print(
         f"{settings.experiment_name}: {len(runs)} runs, {len(runs) - len(missing)} completed"
@@ -123,6 +124,19 @@ def study(config: DictConfig) -> None:
         console.print(f"failed: {message}\n  {run.command}", markup=False, soft_wrap=True)
     if failed:
         raise SystemExit(1)
+
+
+def list_benchmark_words(settings: StudyConfig) -> list[str]:
+    """List the words for the evaluation: what the experiment changes in the default benchmark, then what was typed."""
+    typed = [word for word in settings.words if word.startswith("benchmark.")]
+    if settings.benchmark_name != "scenes":
+        return typed
+    nodes: list[Any] = [
+        OmegaConf.to_container(compose("train", overrides=words).benchmark)
+        for words in ([], [f"experiment={settings.experiment_name}"])
+    ]
+    own = {key: value for key, value in nodes[1].items() if nodes[0].get(key) != value}
+    return [*(f"benchmark.{key}={json.dumps(value)}" for key, value in own.items()), *typed]
 
 
 def check_benchmark(name: str, words: list[str]) -> None:

@@ -69,6 +69,7 @@ def test_the_trackers_have_the_scores(scored):
     assert [event.step for event in events.Scalars(tag)] == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_has_each_evaluation_once(tmp_path):
     words = [*SCORED, "max_steps=60", "save_steps=4"]
     process = started(*words, folder=tmp_path)

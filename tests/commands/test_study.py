@@ -63,6 +63,17 @@ def test_runs_that_fail_are_named_with_their_commands(mine, tmp_path):
     assert "2/2" in told and (tmp_path / "runs/report/tried/report.md").is_file()  # the others are reported
 
 
+@pytest.mark.slow
+def test_the_evaluation_is_on_the_benchmark_of_the_experiment(mine, tmp_path):
+    path = tmp_path / "mine/experiment/tried.yaml"
+    path.write_text(path.read_text() + "benchmark:\n  families: [captions, charts]\n  n: 300\n")
+    words = [word for word in mine if word != "benchmark=few"]
+    cal(*words, "objective=ce", "noise.ratio=0", "seed=0", "benchmark.n=4", folder=tmp_path)
+    (results,) = tmp_path.glob("runs/train/tried/*/eval/scenes/results.json")
+    found = json.loads(results.read_text())
+    assert found["n"] == 8 and {"scene_accuracy", "charts_accuracy"} <= set(found["metrics"])
+
+
 def test_wrong_words_are_named(mine, tmp_path):
     for words, said in (
         (["study"], "experiment_name has no value"),

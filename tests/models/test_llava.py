@@ -182,7 +182,7 @@ def test_wrong_choices_and_projectors_are_told(parts, tmp_path):
 
     for options, said in (
         ({"image_aspect_ratio": "wide"}, "allowed are square, pad, anyres"),
-        ({"template": "v0"}, "allowed are v1 and plain"),
+        ({"template": "v0"}, "allowed are v1, plain, gemma"),
         ({"projector": str(tmp_path)}, "give the projector/ of a run"),
     ):
         with pytest.raises(InputError, match=said):

@@ -85,6 +85,7 @@ def test_two_processes_have_the_losses_and_weights_of_one(one, two):
     assert summaries[0]["tokens_seen"] == summaries[1]["tokens_seen"]
 
 
+@pytest.mark.slow
 def test_a_run_continues_with_the_samples_per_step_it_began_with(one, tmp_path):
     words = [word for word in RUN if not word.startswith("global")] + ["batch_size=8"]
     cal("train", *words, folder=tmp_path)
