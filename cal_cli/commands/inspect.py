@@ -1,7 +1,7 @@
 """`cal inspect`: where words look in the picture, and which words image tokens are nearest to."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from rich.console import Console
 
 from cal_cli.commands.hydra_app import get_job
@@ -107,6 +108,13 @@ def choose_samples(data: Conversations, samples: int, key: str | None = None) ->
     return shown[:samples]
 
 
+def read_samples(data: Conversations, samples: int) -> Iterator[tuple[dict[str, Any], list[Image.Image]]]:
+    """Yield the first samples that show an image, each with a list of its images."""
+    for place in choose_samples(data, samples):
+        sample = data[place]
+        yield sample, sample["image"] if isinstance(sample["image"], list) else [sample["image"]]
+
+
 def get_page(settings: InspectConfig, name: str) -> Path:
     """Return the file of a page."""
     return Path(settings.output or "runs/inspect") / f"{name}.html"
@@ -116,9 +124,7 @@ def show_attention(settings: InspectConfig, data: Conversations, node: Any, cons
     """Write the page of attention and relevancy."""
     pair, remove = load_pair(settings), settings.sinks == "remove"
     samples, layers, sinks = [], 0, 0
-    for place in choose_samples(data, settings.samples or 4):
-        entry, sample = data.entries[place], data[place]
-        opened = [data.open_image(name) for name in get_image_names(entry)]
+    for sample, opened in read_samples(data, settings.samples or 4):
         checkpoints = []
         for name, model, processor in pair:
             batch = Collator(processor)([sample]).to(model.device)
@@ -140,7 +146,7 @@ def show_attention(settings: InspectConfig, data: Conversations, node: Any, cons
                 for column in range(len(ids))
                 if ids[column] != model.config.image_token_id
             ]
-        samples.append(AttentionSample(str(entry["id"]), [piece for piece in pieces if piece[0]], checkpoints))
+        samples.append(AttentionSample(str(sample["id"]), [piece for piece in pieces if piece[0]], checkpoints))
     note = f"{sinks} attention sinks were found among the image tokens" + (" and removed." if remove else ".")
     title = f"Where do words look? {' and '.join(name for name, _, _ in pair)}"
     page = get_page(settings, "attention")
@@ -152,9 +158,7 @@ def show_patches(settings: InspectConfig, data: Conversations, node: Any, consol
     """Write the page of the words of image tokens."""
     pair = load_pair(settings)
     samples = []
-    for place in choose_samples(data, settings.samples or 4):
-        entry, sample = data.entries[place], data[place]
-        opened = [data.open_image(name) for name in get_image_names(entry)]
+    for sample, opened in read_samples(data, settings.samples or 4):
         checkpoints = []
         for name, model, processor in pair:
             batch = Collator(processor)([sample]).to(model.device)
@@ -164,7 +168,7 @@ def show_patches(settings: InspectConfig, data: Conversations, node: Any, consol
                 pictures.append(PatchPicture(picture, grid, words, slice(begin, begin + len(grid.columns))))
                 begin += len(grid.columns)
             checkpoints.append((name, pictures))
-        samples.append(PatchSample(str(entry["id"]), checkpoints))
+        samples.append(PatchSample(str(sample["id"]), checkpoints))
     title = f"What do image tokens say? {' and '.join(name for name, _, _ in pair)}"
     page = get_page(settings, "patches")
     write_whole(page, render_patch_words(samples, pair[0][2].tokenizer, title))
