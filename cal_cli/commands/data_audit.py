@@ -162,7 +162,10 @@ def write_results(
 ) -> None:
     """Write the tables, the page and the clean data from the parts of an audit, and print what was found."""
     folder = job.folder
-    summary = summarize_audit(read_parts(folder / "tokens", parts))
+    try:
+        summary = summarize_audit(read_parts(folder / "tokens", parts))
+    except ValueError as error:
+        raise InputError(f"{error}: cal data-check says why each cannot be used") from error
     ranked = summary.rank(settings.rank)
     drop = summary.shares["samples"]["value"] if settings.drop is None else settings.drop
     dropped = set(ranked["index"][: round(drop * len(ranked))].tolist()) if settings.clean == "drop" else set()

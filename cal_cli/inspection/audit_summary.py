@@ -45,9 +45,13 @@ def summarize_audit(parts: Iterable[pa.Table]) -> AuditSummary:
     """
     samples, sentences = [], []
     for part in parts:
+        if not len(part):  # all of its samples are bad
+            continue
         tokens = add_delta(part)
         samples.append(summarize_samples(tokens))
         sentences.append(summarize_sentences(tokens)[["index", "evidence"]])
+    if not samples:
+        raise ValueError("no sample could be audited")
     found, of_sentences = pd.concat(samples, ignore_index=True), pd.concat(sentences, ignore_index=True)
     shares = {
         "samples": estimate_share(found["evidence"].to_numpy()),
@@ -88,8 +92,12 @@ def summarize_samples(tokens: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarize_sentences(tokens: pd.DataFrame) -> pd.DataFrame:
-    """Summarise the tokens of each sentence: `index`, `sample_id`, `turn`, `sentence`, `text` and `evidence`."""
-    grouped = tokens.groupby(["index", "sentence"], sort=False)
+    """Summarise the tokens of each sentence: `index`, `sample_id`, `turn`, `sentence`, `text` and `evidence`.
+
+    Special tokens, such as the end token, count for the evidence and are not part of the text.
+    """
+    spoken = tokens.assign(token=tokens["token"].where(~tokens["special"], ""))
+    grouped = spoken.groupby(["index", "sentence"], sort=False)
     return grouped.agg(
         sample_id=("sample_id", "first"),
         turn=("turn", "first"),

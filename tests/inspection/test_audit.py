@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,7 +54,7 @@ def test_sentences_spell_the_answers(tokens, world):
         answers = [turn["value"] for turn in world.entries[place]["conversations"] if turn["from"] == "gpt"]
         for number, answer in enumerate(answers):
             texts = rows["text"][rows["turn"] == number]
-            assert "".join(" ".join(texts).split()).startswith("".join(answer.split()))
+            assert "".join(" ".join(texts).split()) == "".join(answer.split())
             assert len(texts) == max(len(re.findall(r"\.(?= |$)", answer)), 1)
 
 
@@ -67,14 +68,19 @@ def test_a_sample_is_the_sum_of_its_tokens(tokens):
 
 
 def test_an_audit_estimates_shares_and_ranks(tokens):
-    import pyarrow as pa
-
     summary = summarize_audit([pa.Table.from_pandas(tokens.drop(columns="delta"), preserve_index=False)])
     assert 0 <= summary.shares["samples"]["value"] <= 1
     assert summary.shares["sentences"]["n"] == len(summarize_sentences(tokens))
     assert summary.rank("contradiction")["contradiction"].is_monotonic_decreasing
     assert summary.rank("evidence")["evidence"].is_monotonic_increasing
     assert summary.rank("evidence")["p_mismatch"].is_monotonic_decreasing
+
+
+def test_an_audit_of_nothing_is_refused(tokens):
+    whole = pa.Table.from_pandas(tokens.drop(columns="delta"), preserve_index=False)
+    with pytest.raises(ValueError, match="no sample could be audited"):
+        summarize_audit([whole[:0]])
+    assert len(summarize_audit([whole[:0], whole]).samples) == tokens["index"].nunique()
 
 
 @given(st.lists(st.floats(-5, 5), max_size=12).map(np.array))
