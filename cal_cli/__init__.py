@@ -1,10 +1,13 @@
 """Contrastive alignment for vision-language training: which text tokens look at the image?
 
-The names below are loaded on first use, so that `import cal_cli` is fast.
+The names below are loaded on first use, so that `import cal_cli` is fast. As soon as the process imports `transformers`,
+the model classes of this package are registered with its Auto classes.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from wrapt import when_imported
 
 if TYPE_CHECKING:
     from cal_cli.objective import (
@@ -34,3 +37,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'cal_cli' has no attribute {name!r}")
     trainers = name in ("CALMixin", "CALTrainer")
     return getattr(import_module("cal_cli.training.trainer" if trainers else "cal_cli.objective"), name)
+
+
+@when_imported("transformers")
+def _register_models(transformers: Any) -> None:
+    import_module("cal_cli.models.mgm")

@@ -8,7 +8,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-import cal_cli.models.mgm  # noqa: F401, which registers its classes with the library
 from cal_cli.models.configs import load_config
 from cal_cli.models.hub import fetch
 from cal_cli.models.llava import (

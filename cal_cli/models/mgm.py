@@ -1,6 +1,7 @@
 """MGM (Mini-Gemini): a LLaVA whose image tokens mine a second, high-resolution tower for details.
 
-Importing this module registers the classes with the Auto classes of `transformers`.
+The classes are registered with the Auto classes of `transformers` when this module is imported, and this is done by
+`import cal_cli`.
 
 Source: Li et al., "Mini-Gemini: Mining the Potential of Multi-modality Vision Language Models", arXiv 2403.18814, and
 the repository dvlab-research/MGM.
@@ -20,7 +21,6 @@ from transformers import (
     LlavaModel,
     PreTrainedConfig,
 )
-from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 # OpenCLIP's ConvNeXt-L; stochastic depth stays on while its weights are frozen, as in the published training
@@ -36,14 +36,17 @@ class MGMConfig(LlavaConfig):
     """
 
     model_type = "mgm"
-    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
-        **LlavaConfig.sub_configs_defaults,
-        "aux_vision_config": SubConfigSpec(config_class=AutoConfig, model_type="convnext", init_kwargs=CONVNEXT_LARGE),
-    }
+    sub_configs: ClassVar[dict[str, type]] = {**LlavaConfig.sub_configs, "aux_vision_config": AutoConfig}
 
     aux_vision_config: dict | PreTrainedConfig | None = None
     aux_image_size: int = 768
     crops: int = 1
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if not isinstance(self.aux_vision_config, PreTrainedConfig):
+            given = CONVNEXT_LARGE if self.aux_vision_config is None else self.aux_vision_config
+            self.aux_vision_config = AutoConfig.for_model(**{"model_type": "convnext", **given})
+        super().__post_init__(**kwargs)
 
 
 class PatchInfoMining(nn.Module):

@@ -1,5 +1,8 @@
 """MGM against its forward pass written out, and through the library: saved, loaded, generating, contrasted."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -118,6 +121,19 @@ def test_it_is_saved_loaded_and_generates(crops, tmp_path):
     prompt["attention_mask"] = torch.ones_like(prompt["input_ids"])
     written = again.generate(**prompt, max_new_tokens=4, do_sample=False, use_cache=True)
     assert torch.equal(written, model.generate(**prompt, max_new_tokens=4, do_sample=False, use_cache=False))
+
+
+@pytest.mark.parametrize("imports", ["import cal_cli, transformers", "import transformers, cal_cli"])
+def test_whoever_imports_the_package_loads_it(imports, tmp_path):
+    make_mgm().save_pretrained(tmp_path)
+    code = f"{imports}; print(type(transformers.AutoModelForImageTextToText.from_pretrained({str(tmp_path)!r})).__name__)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "MGMForConditionalGeneration", result.stderr
+
+
+def test_importing_the_package_alone_imports_no_models():
+    code = "import sys, cal_cli; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
 
 
 @pytest.mark.parametrize("crops", [1, 2])
