@@ -126,7 +126,8 @@ def test_it_is_saved_loaded_and_generates(crops, tmp_path):
 @pytest.mark.parametrize("imports", ["import cal_cli, transformers", "import transformers, cal_cli"])
 def test_whoever_imports_the_package_loads_it(imports, tmp_path):
     make_mgm().save_pretrained(tmp_path)
-    code = f"{imports}; print(type(transformers.AutoModelForImageTextToText.from_pretrained({str(tmp_path)!r})).__name__)"
+    load = f"transformers.AutoModelForImageTextToText.from_pretrained({str(tmp_path)!r})"
+    code = f"{imports}; print(type({load}).__name__)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.strip() == "MGMForConditionalGeneration", result.stderr
 
