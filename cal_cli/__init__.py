@@ -1,7 +1,7 @@
 """Contrastive alignment for vision-language training: which text tokens look at the image?
 
-The names below are loaded on first use, so that `import cal_cli` is fast. When the process imports `transformers`, before
-or later, the model classes of this package are registered with its Auto classes.
+The names below are loaded on first use, so that `import cal_cli` is fast. The model classes of this package are
+registered with the Auto classes of `transformers` as soon as the process imports it.
 """
 
 from importlib import import_module

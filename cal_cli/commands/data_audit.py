@@ -194,6 +194,8 @@ def write_results(
         detectors, positive = list_detectors(table), table["is_noise"].to_numpy()
         write_whole(folder / "detection.png", draw_detectors(detectors, positive))
         report["detection"] = {name: describe_detector(found, positive) for name, found in detectors.items()}
+    else:
+        (folder / "detection.png").unlink(missing_ok=True)  # of an earlier audit, with noise that was known
     report |= {"device": get_device_name(), "versions": get_versions()}
     write_whole(folder / "audit.json", json.dumps(report, indent=2) + "\n")
     for fact in facts:

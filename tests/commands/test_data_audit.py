@@ -59,10 +59,12 @@ def test_tables_of_all_levels_agree(noisy):
 def test_another_ranking_uses_the_same_pass(noisy):
     folder, _ = noisy
     before = (folder / FOLDER / "tokens/000000.parquet").stat().st_mtime_ns
+    assert (folder / FOLDER / "detection.png").is_file()
     told = cal(*AUDIT, "rank=evidence", "drop=0.1", "page_samples=3", folder=folder).stdout
     assert (folder / FOLDER / "tokens/000000.parquet").stat().st_mtime_ns == before
     table = pd.read_parquet(folder / FOLDER / "audit.parquet")
     assert table.sort_values("rank")["evidence"].is_monotonic_increasing and "is_noise" not in table
+    assert not (folder / FOLDER / "detection.png").exists()  # without the manifest, nothing is known to be wrong
     assert table["dropped"].sum() == round(0.1 * len(table))
     assert (folder / FOLDER / "audit.html").read_text().count("<article") == 3
     assert "starting again" not in told
