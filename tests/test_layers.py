@@ -1,6 +1,8 @@
 """The arrows of docs/design.md: imports go down only, and there is no circle."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,14 @@ def test_the_objective_and_the_statistics_import_nothing_else_of_the_package():
     for layer in ("objective", "statistics"):
         for path in (PACKAGE / layer).rglob("*.py"):
             assert set(imports_of(path)) <= {layer}, path
+
+
+@pytest.mark.parametrize("words", [["report", "runs=none"], ["study", "experiment=figure3", "plan=true"]])
+def test_commands_that_run_no_model_import_none(words, tmp_path):
+    code = (
+        "import sys; from cal_cli.cli import main; sys.argv[0] = 'cal'\n"
+        "try: main()\n"
+        "finally: print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "[]", result.stderr

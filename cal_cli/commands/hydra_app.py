@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hydra
 import typer
@@ -20,6 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from wrapt import register_post_import_hook
 
 import cal_cli.runtime.config  # noqa: F401 (registers the resolver that the configs use)
 from cal_cli.commands.hydra_errors import explain, is_usage_error
@@ -125,12 +127,7 @@ def quote_path(word: str) -> str:
 
 def run_task(config: DictConfig, task: Callable[[DictConfig], None], full_error: bool) -> None:
     """The task that Hydra runs, in this process or in a job of one of its launchers."""
-    import transformers  # here, so that `cal --help` is fast
-    from huggingface_hub.utils import logging as hub_logging
-
-    # the bars of loading and saving would disturb ours, and failed requests are reported in one sentence
-    transformers.utils.logging.disable_progress_bar()
-    hub_logging.set_verbosity_error()
+    register_post_import_hook(silence, "transformers")  # when a command imports it: a report or a plan does not
     try:
         task(OmegaConf.create(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]
     except (InputError, OmegaConfBaseException) as error:  # the latter: an interpolation of a missing key
@@ -141,6 +138,14 @@ def run_task(config: DictConfig, task: Callable[[DictConfig], None], full_error:
         if full_error or not is_usage_error(error):
             raise
         fail(explain(error, CONF, "", []))
+
+
+def silence(transformers: Any) -> None:
+    """Hide bars of loading and saving, which would disturb ours, and requests that we report in one sentence."""
+    from huggingface_hub.utils import logging as hub_logging
+
+    transformers.utils.logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
 
 
 def print_help(config_name: str, words: list[str]) -> None:

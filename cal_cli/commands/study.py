@@ -15,7 +15,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -114,6 +113,8 @@ def study(config: DictConfig) -> None:
         if completed and not any((run / "checkpoint").is_dir() for run in completed):
             console.print(f"{folder}: these runs train a projector only, which cannot be evaluated alone")
         elif completed:
+            import torch  # here, so that plan=true is fast
+
             several = settings.jobs > 1 and not torch.cuda.is_available()
             launch = ["launch=ddp", f"launch.processes={settings.jobs}"] if several else []
             benchmark = [f"benchmark={settings.benchmark_name}", *benchmark_words]

@@ -9,11 +9,10 @@ from typing import Any
 
 from cal_cli.data.annotations import move_marks
 from cal_cli.data.exchange import exchange
-from cal_cli.data.noise_kinds import KINDS, Edit, WordLists, edit_answers, load_words
+from cal_cli.data.noise_kinds import KINDS, SWAP, Edit, WordLists, edit_answers, load_words
 from cal_cli.data.sample import CORRELATED, FAMILY, LOSS_WEIGHTS, REGIONS, Conversations, Entry, get_image_names
 from cal_cli.runtime.errors import InputError
 
-SWAP = "swap"
 WORDS = Path(__file__).with_name("noise_words.yaml")
 TEXT = ("conversations", LOSS_WEIGHTS, CORRELATED)  # the keys of an entry that are exchanged together
 

@@ -16,6 +16,7 @@ import yaml
 
 from cal_cli.runtime.errors import InputError
 
+SWAP = "swap"  # the kind that exchanges whole conversations, see `noise`
 VOWELS = "aeiou"
 DIGITS = re.compile(r"[0-9]+")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from cal_cli.data.noise import SWAP
+from cal_cli.data.noise_kinds import SWAP
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import read_json
 from cal_cli.runtime.runs import OPERATIONAL, find_completed_runs, read_config, read_summary

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cal_cli.data.noise import SWAP
+from cal_cli.data.noise_kinds import SWAP
 from cal_cli.reporting.collect import Condition, is_number, write_setting
 from cal_cli.statistics.seeds import mean_over_seeds
 

@@ -5,8 +5,6 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 
 def get_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a result depends on."""
@@ -16,6 +14,8 @@ def get_versions() -> dict[str, str]:
 
 def get_device_name() -> str:
     """Return the name of the accelerator, or the kind of CPU and the number of threads that torch uses."""
+    import torch  # here, because it takes seconds, and commands that run no model ask for versions alone
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

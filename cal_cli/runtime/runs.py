@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import read_json, write_whole
@@ -99,9 +98,7 @@ def find_last_checkpoint(folder: Path) -> Path | None:
 
     The Trainer writes `trainer_state.json` last, so a checkpoint that has this file is complete.
     """
-    found = sorted(
-        (folder / "checkpoints").glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=lambda path: int(path.name.split("-")[-1])
-    )
+    found = sorted((folder / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]))
     complete = []
     for path in found:
         try:
