@@ -75,6 +75,8 @@ def run(name: str, task: Callable[[DictConfig], None], words: list[str]) -> None
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise, instead of printing and exiting with 1
     logging.getLogger().addHandler(logging.NullHandler())  # libraries' log lines are not ours
     words = [quote_path(word) for word in (gather_train_words(words) if name == "study" else words)]
+    if name == "bench" and has_sweep(words):
+        words = [*words, "--multirun"]
     sys.argv = [f"cal {name}", *words]
     call = functools.partial(run_task, task=task, full_error=full_error)
     functools.update_wrapper(call, run_task)
@@ -105,6 +107,14 @@ def gather_train_words(words: list[str]) -> list[str]:
             passed_on.append(word)
     quoted = ", ".join('"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"' for word in passed_on)
     return [*own, f"words=[{quoted}]"] if passed_on else own
+
+
+def has_sweep(words: list[str]) -> bool:
+    """Return whether a word gives several values to a key."""
+    try:
+        return any(override.is_sweep_override() for override in OverridesParser.create().parse_overrides(words))
+    except HydraException:  # words that are no overrides; Hydra explains them, or they are its own flags
+        return False
 
 
 def quote_path(word: str) -> str:

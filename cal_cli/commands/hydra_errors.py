@@ -48,6 +48,10 @@ def explain(error: BaseException, conf: Path, config_name: str, words: list[str]
         return f"{error.override}: cannot be read as key=value; type {typed} if its value is a text"
     if isinstance(error, SearchPathException):
         return f"{lines[0]}: give an existing folder to --config-dir"
+    several = re.search(r"Ambiguous value for argument '(([^=']+)=([^']+))'", text)
+    if several:
+        command = f"cal {config_name.replace('_', '-')}"
+        return f"{several[1]}: several values; {command} -m runs each of them, {several[2]}=[{several[3]}] is one list"
     wrong = re.search(r"(?:Could not override|No match in the defaults list for) '([^'=]+)", text)
     if isinstance(error, ConfigCompositionException) and wrong:
         key, command = wrong[1], f"cal {config_name.replace('_', '-')}"

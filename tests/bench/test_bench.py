@@ -126,6 +126,15 @@ def test_the_command_writes_ratios_with_intervals(tmp_path):
     assert "the floor is" in result.stdout
 
 
+def test_several_shapes_are_measured_one_after_the_other(tmp_path):
+    sizes = {name: value for name, value in TINY.items() if name != "hidden_size"}
+    sizes |= {"heads": 8, "vision_hidden_size": 512}
+    words = [f"shape.{name}={value}" for name, value in sizes.items()]
+    cal("bench", "shape=llava15_7b,llava15_13b", *words, "repeats=1", "ways=[ce]", "memory=false", folder=tmp_path)
+    found = [json.loads(path.read_text()) for path in tmp_path.glob("runs/bench/*/bench.json")]
+    assert sorted(one["shape"]["hidden_size"] for one in found) == [4096 // 8, 5120 // 8]
+
+
 def test_wrong_values_are_named(tmp_path):
     for word, named in (
         ("ways=[fast]", "ce_library, cal_released, cal, cal_blur, cal_cached, cal_masked, ce, column"),

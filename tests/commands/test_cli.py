@@ -63,6 +63,7 @@ def test_every_word_reaches_hydra(tmp_path):
         ("train ratio=0.3", "did you mean noise.ratio?"),
         ("train data=llava_json data.pth=x", "did you mean data.path?"),
         ("train objective=calm", "objective=calm: there is no such choice; did you mean cal?"),
+        ("train objective=ce,cal", "several values; cal train -m runs each of them, objective=[ce,cal] is one list"),
         ("train objctive=cal", "did you mean objective?"),
         ("train seed=abc", "seed has the wrong type: Value 'abc' of type 'str' could not be converted to Integer"),
         ("train data.n=abc", "data.n has the wrong type"),
