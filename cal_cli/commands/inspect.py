@@ -20,17 +20,27 @@ from cal_cli.evaluation.questions import Question
 from cal_cli.evaluation.region_looks import RegionLooks
 from cal_cli.evaluation.results import load_results, score_answers
 from cal_cli.inspection.attention import compute_relevancy, record_attention
-from cal_cli.inspection.attention_page import AttentionSample, PictureMaps, list_kinds, render_attention
+from cal_cli.inspection.attention_figure import draw_attention
+from cal_cli.inspection.attention_page import (
+    RELEVANCY,
+    SUMMED,
+    AttentionSample,
+    PictureMaps,
+    list_kinds,
+    render_attention,
+)
 from cal_cli.inspection.image_grid import find_image_grids
 from cal_cli.inspection.objects import measure_regions
 from cal_cli.inspection.patch_page import PatchPicture, PatchSample, render_patch_words
 from cal_cli.inspection.patch_words import find_patch_words
 from cal_cli.inspection.pictures import get_seen_pictures
 from cal_cli.inspection.tokens import decode_token
+from cal_cli.inspection.words import number_words
 from cal_cli.models.load import load_checkpoint
 from cal_cli.runtime.config import build, check_types, list_names
 from cal_cli.runtime.console import make_console, make_table, show_progress
 from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.figure import FORMATS
 from cal_cli.runtime.files import write_whole
 from cal_cli.runtime.identity import fingerprint
 from cal_cli.runtime.provenance import get_device_name
@@ -54,6 +64,8 @@ class InspectConfig:
     sinks: str
     words: int
     layers: int
+    format: str | None
+    show: list[str]
     dtype: str | None
     output: str | None
     force: bool
@@ -69,6 +81,10 @@ def inspect(config: DictConfig) -> None:
     for name in ("words", "layers", "samples"):
         if (value := getattr(settings, name)) is not None and value < 1:
             raise InputError(f"{name}={value}: must be at least 1")
+    if settings.format is not None and settings.format not in FORMATS:
+        raise InputError(f"format={settings.format}: allowed are null, {', '.join(FORMATS)}")
+    if settings.view != "attention" and (settings.format is not None or settings.show):
+        raise InputError(f"view={settings.view}: format and show are those of view=attention")
     data: Conversations = build(config, "data")
     try:
         VIEWS[settings.view](settings, data, OmegaConf.to_container(config.data), make_console())
@@ -140,18 +156,23 @@ def show_attention(settings: InspectConfig, data: Conversations, node: Any, cons
                 pictures.append(PictureMaps(picture, grid.draw(maps.cpu()).numpy().astype(np.float32)))
             checkpoints.append((name, pictures))
             numbers = {position: number for number, position in enumerate(attention.position.tolist())}
-            ids = batch["input_ids"][0].tolist()
-            pieces = [
-                (decode_token(processor.tokenizer, ids, column), numbers.get(column))
-                for column in range(len(ids))
-                if ids[column] != model.config.image_token_id
-            ]
-        samples.append(AttentionSample(str(sample["id"]), [piece for piece in pieces if piece[0]], checkpoints))
+            ids, special = batch["input_ids"][0].tolist(), set(processor.tokenizer.all_special_ids)
+            columns = [column for column in range(len(ids)) if ids[column] != model.config.image_token_id]
+            texts = [decode_token(processor.tokenizer, ids, column) for column in columns]
+        pieces = [(text, numbers.get(column)) for text, column in zip(texts, columns, strict=True)]
+        plain = [column in numbers and ids[column] not in special for column in columns]
+        words = number_words([text if inside else None for text, inside in zip(texts, plain, strict=True)])
+        samples.append(AttentionSample(str(sample["id"]), pieces, words, checkpoints))
     note = f"{sinks} attention sinks were found among the image tokens" + (" and removed." if remove else ".")
     title = f"Where do words look? {' and '.join(name for name, _, _ in pair)}"
     page = get_page(settings, "attention")
     write_whole(page, render_attention(samples, list_kinds(layers), title, note if sinks else ""))
     console.print(f"{page}: {len(samples)} samples, {layers} layers; {note}")
+    if settings.format is not None:
+        for kind in (SUMMED, RELEVANCY):
+            figure = page.with_name(f"{kind.partition(',')[0]}.{settings.format}")
+            write_whole(figure, draw_attention(samples, list_kinds(layers).index(kind), settings.format, settings.show))
+            console.print(f"{figure}")
 
 
 def show_patches(settings: InspectConfig, data: Conversations, node: Any, console: Console) -> None:

@@ -19,7 +19,7 @@ from cal_cli.data.noise import NoiseConfig
 from cal_cli.data.sample import Conversations, get_image_names
 from cal_cli.inspection.detection import compute_auc, describe_kinds, estimate_auc_interval
 from cal_cli.inspection.heatmap import HeatmapSample, render_heatmap
-from cal_cli.inspection.heatmap_figure import FORMATS, draw_heatmap
+from cal_cli.inspection.heatmap_figure import draw_heatmap
 from cal_cli.inspection.histogram import compare_histograms, draw_histogram
 from cal_cli.inspection.tokens import Piece, make_token_table
 from cal_cli.inspection.words import RankedWord, rank_words
@@ -28,6 +28,7 @@ from cal_cli.objective import RuleLoss
 from cal_cli.runtime.config import build, check_types, list_names
 from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.figure import FORMATS
 from cal_cli.runtime.files import read_json, write_whole
 from cal_cli.runtime.runs import LEARNT, find_checkpoint, get_result_folder, get_run_name
 from cal_cli.statistics.seeds import format_interval

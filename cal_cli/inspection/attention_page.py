@@ -34,11 +34,13 @@ class AttentionSample:
     Attributes:
         id: of the sample.
         pieces: the text of each token of the conversation, and the number of the map of a supervised one, else None.
+        words: the number of the word that each piece belongs to, see `number_words`.
         checkpoints: for each checkpoint its name and its pictures.
     """
 
     id: str
     pieces: list[tuple[str, int | None]]
+    words: list[int]
     checkpoints: list[tuple[str, list[PictureMaps]]]
 
 

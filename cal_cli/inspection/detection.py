@@ -1,7 +1,6 @@
 """How well delta separates kinds of tokens: the three kinds of words, and texts that do not describe their picture."""
 
 from collections.abc import Callable, Mapping
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from cal_cli.inspection.word_kinds import CONTRADICTED_WORD, CORRELATED_WORD, IRRELEVANT_WORD
+from cal_cli.runtime.figure import encode_figure
 
 # what is high for the tokens of a kind: delta, minus delta, and how near delta is to 0
 EVIDENCE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -98,9 +98,7 @@ def draw_detectors(evidence: Mapping[str, np.ndarray], positive: np.ndarray) -> 
     roc.set(xlabel="false positive rate", ylabel="recall")
     precision_recall.set(xlabel="recall", ylabel="precision", ylim=(0, 1.05))
     figure.legend(loc="outside lower center", ncols=len(evidence), fontsize=8)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
+    return encode_figure(figure)
 
 
 def describe_kinds(delta: np.ndarray, weight: np.ndarray, kind: np.ndarray, sample: np.ndarray) -> dict[str, Any]:

@@ -2,17 +2,15 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from cal_cli.inspection.heatmap import CONTRADICTED, SEEN, HeatmapSample, grade
 from cal_cli.inspection.tokens import Piece
+from cal_cli.runtime.figure import encode_figure
 
-FORMATS = ("pdf", "png", "svg")
 WIDTH, IMAGE, GAP = 6.5, 1.1, 0.15  # inches: of the figure, of an image, and between things
 SIZE = 8.0  # of the text, in points
 LINE = 1.6 * SIZE / 72  # inches from line to line
@@ -52,11 +50,7 @@ def draw_heatmap(samples: Sequence[HeatmapSample], file_format: str) -> bytes:
                 area.text(x, y, piece.text, font, va="center_baseline", parse_math=False)
                 x += width
         top -= height
-    buffer = BytesIO()
-    metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(file_format)
-    with matplotlib.rc_context({"svg.hashsalt": "cal_cli"}):  # the same bytes from the same samples
-        figure.savefig(buffer, format=file_format, dpi=200, metadata=metadata)
-    return buffer.getvalue()
+    return encode_figure(figure, file_format, 200)
 
 
 def join_texts(texts: Mapping[str, Sequence[Piece]]) -> list[Piece]:

@@ -1,11 +1,12 @@
 """Figure 4 of the paper: the distribution of delta over tokens, with the share at or below 5 marked."""
 
 from collections.abc import Mapping
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from cal_cli.runtime.figure import encode_figure
 
 
 def draw_histogram(delta: np.ndarray, is_noise: np.ndarray | None, title: str, bound: float = 5.0) -> bytes:
@@ -27,9 +28,7 @@ def draw_histogram(delta: np.ndarray, is_noise: np.ndarray | None, title: str, b
     axes.axvline(bound, color="black", linestyle="--", label=f"{share:.1%} at or below {bound:g}")
     axes.set(xlabel="delta (with image minus without)", ylabel="tokens", yscale="log", title=title)
     axes.legend()
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
+    return encode_figure(figure)
 
 
 def compare_histograms(deltas: Mapping[str, np.ndarray], bound: float = 5.0) -> bytes:
@@ -44,6 +43,4 @@ def compare_histograms(deltas: Mapping[str, np.ndarray], bound: float = 5.0) -> 
     axes.axvline(bound, color="black", linestyle="--")
     axes.set(xlabel="delta (with image minus without)", ylabel="tokens", yscale="log")
     figure.legend(loc="outside lower center", fontsize=8)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
+    return encode_figure(figure)

@@ -1,7 +1,6 @@
 """Figure 3 of the paper: a metric by noise ratio, or by another number that varies, with a line for each objective."""
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from typing import Any
 
 import matplotlib
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 
 from cal_cli.data.noise_kinds import SWAP
 from cal_cli.reporting.collect import Condition, is_number, write_setting
+from cal_cli.runtime.figure import encode_figure
 from cal_cli.statistics.seeds import mean_over_seeds
 
 NOISE = "noise"
@@ -91,9 +91,7 @@ def save(figure: Figure, title: str | None = None) -> bytes:
     figure.legend(
         handles, labels, loc="outside lower center", ncols=min(len(labels), 2 * len(figure.axes), 5), fontsize=8
     )
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
+    return encode_figure(figure, dpi=130)
 
 
 def choose_axis(conditions: list[Condition]) -> str:

@@ -18,6 +18,15 @@ def test_pages_of_two_checkpoints(tmp_path):
         assert page.count("<article>") == 2 and page.count("<figcaption>tiny") == page.count("<figcaption>other") == 2
 
 
+def test_figures_for_print_show_chosen_words(tmp_path):
+    words = ["view=attention", "samples=1", "format=svg", *CAPTIONS]
+    told = cal("inspect", *words, folder=tmp_path).stdout
+    assert "runs/inspect/attention.svg" in told and "runs/inspect/relevancy.svg" in told
+    assert (tmp_path / "runs/inspect/attention.svg").read_text().count("<image") == 1 + 6  # the picture, and the words over it
+    wrong = cal("inspect", *words, "show=[cathedral]", folder=tmp_path, check=False)
+    assert wrong.returncode == 2 and "has none of the words cathedral; it has" in wrong.stderr
+
+
 def test_numbers_of_runs_are_reported_with_intervals(tmp_path):
     for objective in ("ce", "cal"):
         words = ["data.n=48", "batch_size=16", f"objective={objective}", "name=t"]
