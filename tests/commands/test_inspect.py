@@ -22,7 +22,8 @@ def test_figures_for_print_show_chosen_words(tmp_path):
     words = ["view=attention", "samples=1", "format=svg", *CAPTIONS]
     told = cal("inspect", *words, folder=tmp_path).stdout
     assert "runs/inspect/attention.svg" in told and "runs/inspect/relevancy.svg" in told
-    assert (tmp_path / "runs/inspect/attention.svg").read_text().count("<image") == 1 + 6  # the picture, and the words over it
+    drawn = (tmp_path / "runs/inspect/attention.svg").read_text()
+    assert drawn.count("<image") == 1 + 6  # the picture alone, and below the map of each word
     wrong = cal("inspect", *words, "show=[cathedral]", folder=tmp_path, check=False)
     assert wrong.returncode == 2 and "has none of the words cathedral; it has" in wrong.stderr
 
