@@ -13,7 +13,7 @@ from cal_cli.reporting.collect import collect_results, tabulate_metric
 from cal_cli.reporting.curves import draw_curves, make_curve_table, summarize_curves, tabulate_curves
 from cal_cli.reporting.figures import draw_noise_figure
 from cal_cli.reporting.pairs import compare, describe_test
-from cal_cli.reporting.paper import make_paper_rows, make_paper_table
+from cal_cli.reporting.paper import load_published, make_paper_rows, make_paper_table
 from cal_cli.reporting.tables import (
     compare_runs,
     compare_seeds,
@@ -41,6 +41,7 @@ class ReportConfig:
     baseline: str
     targets: list[float]
     compare: list[str] | None
+    published: str | None
     output: str | None
 
 
@@ -54,7 +55,7 @@ def report(config: DictConfig) -> None:
         return
     output = Path(settings.output) if settings.output else Path("runs/report") / Path(folders[0]).name
     if settings.results == "paper":
-        report_paper_tables(folders, settings.baseline, output, console)
+        report_paper_tables(folders, settings, output, console)
     else:
         report_runs(folders, settings, output, console)
 
@@ -186,9 +187,10 @@ def report_pair(given: list[str], output: Path, console: Console) -> None:
     console.print(f"{output}: compare.json")
 
 
-def report_paper_tables(folders: list[str], baseline: str, output: Path, console: Console) -> None:
+def report_paper_tables(folders: list[str], settings: ReportConfig, output: Path, console: Console) -> None:
     """Print the paper's tables 1 and 2 with our rows below its own: `paper.md` and `paper.json`."""
-    tables = make_paper_rows(folders, baseline)
+    baseline = settings.baseline
+    tables = make_paper_rows(folders, baseline, load_published(settings.published))
     for title, rows in tables.items():
         console.print(make_paper_table(title, rows, brief=True))
     note = (

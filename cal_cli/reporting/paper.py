@@ -1,12 +1,14 @@
 """The paper's tables 1 and 2: its figures above ours, and in how many benchmarks each row wins."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.table import Table
 
-from cal_cli.reporting.collect import Result, collect_results, tabulate_metric
+from cal_cli.reporting.collect import Result, collect_results, is_number, tabulate_metric
 from cal_cli.runtime.console import make_table
 from cal_cli.runtime.errors import InputError
 from cal_cli.statistics.seeds import mean_over_seeds
@@ -55,8 +57,41 @@ PUBLISHED = {
 }
 
 
-def make_paper_rows(folders: list[str], baseline: str) -> dict[str, list[dict[str, Any]]]:
-    """Make the rows of both tables: those of the paper, and one for each objective and noise ratio of the runs.
+Published = Mapping[str, Mapping[str, Sequence[float | None]]]  # by table and row, a value for each of its columns
+
+
+def load_published(path: str | None) -> Published:
+    """Load further published rows, such as those of MGM, and return them below those of `PUBLISHED`.
+
+    The file is a YAML of the same form, with the units of the paper; `null` stands for a benchmark without a value.
+
+    Raises InputError if the file cannot be read, or a row does not have a number or null for each benchmark.
+    """
+    if path is None:
+        return PUBLISHED
+    try:
+        given = yaml.safe_load(Path(path).read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"published={path}: cannot be read as YAML, which docs/benchmarks.md shows") from error
+    if not isinstance(given, dict) or not all(isinstance(rows, dict) for rows in given.values()):
+        raise InputError(f"published={path}: must have {' and '.join(TABLES)}, each with rows by their name")
+    for title, rows in given.items():
+        if title not in TABLES:
+            raise InputError(f"published={path}: {title}: there is no such table; allowed are {', '.join(TABLES)}")
+        for model, values in rows.items():
+            right = isinstance(values, list) and all(value is None or is_number(value) for value in values)
+            if not right or len(values) != len(TABLES[title]):
+                raise InputError(
+                    f"published={path}: {title}, {model}: give a list of {len(TABLES[title])} numbers or null, for "
+                    f"{', '.join(TABLES[title])}"
+                )
+    return {title: {**rows, **given.get(title, {})} for title, rows in PUBLISHED.items()}
+
+
+def make_paper_rows(
+    folders: list[str], baseline: str, published: Published = PUBLISHED
+) -> dict[str, list[dict[str, Any]]]:
+    """Make the rows of both tables: published ones, and one for each objective and noise ratio of the runs.
 
     Returns:
         By table a list of rows `{"model", "cells": {benchmark: value or None}, "wins": [won, of], "source"}`. A cell of
@@ -71,21 +106,25 @@ def make_paper_rows(folders: list[str], baseline: str) -> dict[str, list[dict[st
             f"cal eval benchmark=paper checkpoint={folders[0]} first"
         )
     return {
-        title: get_published_rows(title) + _measure_rows(columns, found, baseline) for title, columns in TABLES.items()
+        title: make_published_rows(title, published[title]) + _measure_rows(columns, found, baseline)
+        for title, columns in TABLES.items()
     }
 
 
-def get_published_rows(title: str) -> list[dict[str, Any]]:
-    """Return the paper's rows of a table; those with CAL count wins against the same model without CAL."""
+def make_published_rows(title: str, published: Mapping[str, Sequence[float | None]]) -> list[dict[str, Any]]:
+    """Make the published rows of a table; those with CAL count wins against the same model without CAL."""
     rows = []
-    for model, values in PUBLISHED[title].items():
-        base = PUBLISHED[title].get(model.removesuffix(" + CAL"), values)
+    for model, values in published.items():
+        base = published.get(model.removesuffix(" + CAL"), values)
         row: dict[str, Any] = {"model": model, "source": f"the paper, {title}"}
         row["cells"] = {
-            name: {"value": value, "ci95": None, "n": 1} for name, value in zip(TABLES[title], values, strict=True)
+            name: {"value": value, "ci95": None, "n": 1}
+            for name, value in zip(TABLES[title], values, strict=True)
+            if value is not None
         }
         if base is not values:
-            row["wins"] = [sum(a > b for a, b in zip(values, base, strict=True)), len(values)]
+            both = [(a, b) for a, b in zip(values, base, strict=True) if a is not None and b is not None]
+            row["wins"] = [sum(a > b for a, b in both), len(both)]
         rows.append(row)
     return rows
 

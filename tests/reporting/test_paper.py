@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cal_cli.reporting.paper import PUBLISHED, TABLES, make_paper_rows
+from cal_cli.reporting.paper import PUBLISHED, TABLES, load_published, make_paper_rows
 from cal_cli.runtime.errors import InputError
 from tests.cal import cal
 from tests.reporting.test_reporting import write_run
@@ -47,6 +47,31 @@ def test_ours_stand_beside_the_paper_s_in_its_units(runs):
     assert cal_row["wins"] == [2, 3]  # not in docvqa
     assert two[5]["cells"]["textcaps"]["value"] == pytest.approx(111) and two[5]["wins"] == [1, 1]
     assert "ce-0.0-0 (cal)" in ce["source"] and "the paper" in one[0]["source"]
+
+
+def test_other_published_rows_are_shown_below_the_paper_s(runs, tmp_path):
+    path = tmp_path / "more.yaml"
+    path.write_text("table 1:\n  M: [500, 70.0, null, 60.0, 1, 2, 3]\n  M + CAL: [510, 69.0, 1, null, 2, 3, 4]\n")
+    rows = make_paper_rows([str(runs)], "ce", load_published(str(path)))["table 1"]
+    assert [row["model"] for row in rows[4:]] == ["M", "M + CAL", "ce", "cal"]
+    assert rows[5]["wins"] == [4, 5] and "textvqa" not in rows[5]["cells"]  # of what both have, all but docvqa
+    assert len(load_published(str(path))["table 2"]) == len(PUBLISHED["table 2"])
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("table 1: [1, 2]", "each with rows"),
+        ("table 3:\n  M: [1]", "table 3: there is no such table; allowed are table 1, table 2"),
+        ("table 2:\n  M: [1, 2, 3]", "table 2, M: give a list of 4 numbers or null, for coco_caption"),
+        ("table 2:\n  M: [1, 2, 3, high]", "table 2, M: give a list of 4 numbers or null"),
+        ("table 2: {M: [", "cannot be read as YAML"),
+    ],
+)
+def test_a_wrong_file_of_published_rows_is_explained(text, named, tmp_path):
+    (tmp_path / "more.yaml").write_text(text)
+    with pytest.raises(InputError, match=named):
+        load_published(str(tmp_path / "more.yaml"))
 
 
 def test_the_command_prints_and_writes_both(runs):
