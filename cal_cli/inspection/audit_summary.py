@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -68,23 +69,28 @@ def add_delta(part: pa.Table) -> pd.DataFrame:
 
 
 def summarize_samples(tokens: pd.DataFrame) -> pd.DataFrame:
-    """Summarise the tokens of each sample: the columns of `AuditSummary.samples` without `p_mismatch`."""
+    """Summarise the tokens of each sample: the columns of `AuditSummary.samples` without `p_mismatch`.
+
+    The tokens of a sample are consecutive rows.
+    """
+    index, ids = tokens["index"].to_numpy(), tokens["sample_id"].to_numpy()
+    texts = tokens["token"].where(~tokens["special"], "").to_numpy()
+    deltas, logprobs = (tokens[name].to_numpy(np.float64) for name in ("delta", "logprob_with_image"))
     rows = []
-    for index, sample in tokens.groupby("index", sort=False):
-        delta = sample["delta"].to_numpy(np.float64)
+    for first, last in pairwise([0, *(np.flatnonzero(np.diff(index)) + 1).tolist(), len(index)]):
+        delta = deltas[first:last]
         smallest, begin, end = find_stretch(delta)
-        stretch = sample.iloc[begin:end]
         rows.append(
             {
-                "index": index,
-                "sample_id": sample["sample_id"].iloc[0],
-                "tokens": len(sample),
+                "index": index[first],
+                "sample_id": ids[first],
+                "tokens": len(delta),
                 "evidence": delta.sum(),
                 "contradiction": -smallest,
                 "begin": begin,
                 "end": end,
-                "stretch": "".join(stretch["token"][~stretch["special"]]).strip()[:LONGEST],
-                "loss": -sample["logprob_with_image"].to_numpy(np.float64).mean(),
+                "stretch": "".join(texts[first + begin : first + end]).strip()[:LONGEST],
+                "loss": -logprobs[first:last].mean(),
                 "mean_delta": delta.mean(),
             }
         )

@@ -94,7 +94,7 @@ def test_maps_are_packed_as_shares_of_their_largest_cell():
 def test_the_page_escapes_text_and_needs_no_network():
     hostile = '</span><script>alert(1)</script><img src=x onerror="alert(1)">'
     pictures = [PictureMaps(Image.new("RGB", (8, 4)), np.ones((1, 4, 2, 2)))]
-    sample = AttentionSample(hostile, [(hostile, None), (hostile, 0)], [(hostile, pictures)])
+    sample = AttentionSample(hostile, [(hostile, None), (hostile, 0)], [-1, 0], [(hostile, pictures)])
     page = render_attention([sample], list_kinds(2), hostile, hostile)
     assert page.count("<script") == 1 and "<img src=x" not in page and hostile not in page
     assert "http://" not in page and "https://" not in page and "data:image/jpeg;base64," in page
