@@ -27,7 +27,8 @@ def test_a_wheel_works_in_a_new_environment_from_any_folder(tmp_path):
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
     (packages,) = (tmp_path / "venv/lib").glob("python*/site-packages")
     dependencies = Path(pytest.__file__).parent.parent
-    code = f"import sys; sys.path.append({str(dependencies)!r}); from cal_cli.cli import main; main()"
+    found = f"import sys; sys.path.append({str(dependencies)!r})"
+    code = f"{found}; from cal_cli.cli import main; main()"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
     for words in (["train", "data.n=8", "batch_size=4"], ["eval", "benchmark.n=2"], ["token-weight-dump", "samples=4"]):
         result = subprocess.run(
@@ -35,7 +36,7 @@ def test_a_wheel_works_in_a_new_environment_from_any_folder(tmp_path):
         )
         assert result.returncode == 0, result.stderr
     where = subprocess.run(
-        [python, "-c", "import cal_cli; print(cal_cli.__file__)"],
+        [python, "-c", f"{found}; import cal_cli; print(cal_cli.__file__)"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
