@@ -85,6 +85,8 @@ def inspect(config: DictConfig) -> None:
         raise InputError(f"format={settings.format}: allowed are null, {', '.join(FORMATS)}")
     if settings.view != "attention" and (settings.format is not None or settings.show):
         raise InputError(f"view={settings.view}: format and show are those of view=attention")
+    if settings.show and settings.format is None:
+        raise InputError("show chooses the words of figures: give format=pdf, png or svg too")
     data: Conversations = build(config, "data")
     try:
         VIEWS[settings.view](settings, data, OmegaConf.to_container(config.data), make_console())
@@ -171,7 +173,12 @@ def show_attention(settings: InspectConfig, data: Conversations, node: Any, cons
     if settings.format is not None:
         for kind in (SUMMED, RELEVANCY):
             figure = page.with_name(f"{kind.partition(',')[0]}.{settings.format}")
-            write_whole(figure, draw_attention(samples, list_kinds(layers).index(kind), settings.format, settings.show))
+            write_whole(
+                figure,
+                draw_attention(
+                    samples, list_kinds(layers).index(kind), settings.format, [word.lower() for word in settings.show]
+                ),
+            )
             console.print(f"{figure}")
 
 

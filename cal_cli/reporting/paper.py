@@ -116,7 +116,8 @@ def make_published_rows(title: str, published: Mapping[str, Sequence[float | Non
     rows = []
     for model, values in published.items():
         base = published.get(model.removesuffix(" + CAL"), values)
-        row: dict[str, Any] = {"model": model, "source": f"the paper, {title}"}
+        source = f"the paper, {title}" if PUBLISHED[title].get(model) == values else "given by published="
+        row: dict[str, Any] = {"model": model, "source": source}
         row["cells"] = {
             name: {"value": value, "ci95": None, "n": 1}
             for name, value in zip(TABLES[title], values, strict=True)

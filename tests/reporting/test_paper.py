@@ -54,6 +54,7 @@ def test_other_published_rows_are_shown_below_the_paper_s(runs, tmp_path):
     path.write_text("table 1:\n  M: [500, 70.0, null, 60.0, 1, 2, 3]\n  M + CAL: [510, 69.0, 1, null, 2, 3, 4]\n")
     rows = make_paper_rows([str(runs)], "ce", load_published(str(path)))["table 1"]
     assert [row["model"] for row in rows[4:]] == ["M", "M + CAL", "ce", "cal"]
+    assert [row["source"] for row in rows[3:5]] == ["the paper, table 1", "given by published="]
     assert rows[5]["wins"] == [4, 5] and "textvqa" not in rows[5]["cells"]  # of what both have, all but docvqa
     assert len(load_published(str(path))["table 2"]) == len(PUBLISHED["table 2"])
 
