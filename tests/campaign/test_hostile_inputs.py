@@ -379,7 +379,7 @@ def render_audited(first, second, identity, title):
 
 def render_maps(first, second, identity, title):
     pictures = [PictureMaps(Image.new("RGB", (4, 4)), np.ones((1, 3, 2, 2)))]
-    sample = AttentionSample(identity, [(first, None), (second, 0)], [(title, pictures)])
+    sample = AttentionSample(identity, [(first, None), (second, 0)], [-1, 0], [(title, pictures)])
     return render_attention([sample], list_kinds(1), title, title)
 
 
