@@ -9,11 +9,11 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
-from cal_cli.reporting.collect import collect_results, tabulate_metric
+from cal_cli.reporting.collect import choose_baseline, collect_results, tabulate_metric
 from cal_cli.reporting.curves import draw_curves, make_curve_table, summarize_curves, tabulate_curves
 from cal_cli.reporting.figures import draw_noise_figure
 from cal_cli.reporting.pairs import compare, describe_test
-from cal_cli.reporting.paper import load_published, make_paper_rows, make_paper_table
+from cal_cli.reporting.paper import collect_paper_results, load_published, make_paper_rows, make_paper_table
 from cal_cli.reporting.tables import (
     compare_runs,
     compare_seeds,
@@ -38,7 +38,7 @@ class ReportConfig:
     runs: Any
     results: str
     metrics: list[str] | None
-    baseline: str
+    baseline: str | None
     targets: list[float]
     compare: list[str] | None
     published: str | None
@@ -62,8 +62,9 @@ def report(config: DictConfig) -> None:
 
 def report_runs(folders: list[str], settings: ReportConfig, output: Path, console: Console) -> None:
     """Report the results of runs on one benchmark: `report.md`, `report.json` and figures."""
-    benchmark, baseline = settings.results, settings.baseline
+    benchmark = settings.results
     results, unevaluated = collect_results(folders, benchmark)
+    baseline = choose_baseline(results, settings.baseline)
     known = sorted(set.intersection(*(set(result.metrics) for result in results)))
     metrics = settings.metrics if settings.metrics is not None else results[0].headline or known[:1]
     for metric in metrics:
@@ -189,8 +190,9 @@ def report_pair(given: list[str], output: Path, console: Console) -> None:
 
 def report_paper_tables(folders: list[str], settings: ReportConfig, output: Path, console: Console) -> None:
     """Print the paper's tables 1 and 2 with our rows below its own: `paper.md` and `paper.json`."""
-    baseline = settings.baseline
-    tables = make_paper_rows(folders, baseline, load_published(settings.published))
+    results = collect_paper_results(folders)
+    baseline = choose_baseline([result for found in results.values() for result in found], settings.baseline)
+    tables = make_paper_rows(results, baseline, load_published(settings.published))
     for title, rows in tables.items():
         console.print(make_paper_table(title, rows, brief=True))
     note = (

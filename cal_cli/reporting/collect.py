@@ -186,6 +186,19 @@ def check_distinct(results: list[Result]) -> None:
         places[place] = result.run
 
 
+def choose_baseline(results: Sequence[Result], given: str | None) -> str:
+    """Return the objective that others are compared with: the given one; else `ce`, or the first if no run has `ce`.
+
+    Raises InputError if no run has the given one.
+    """
+    objectives = sorted({result.objective for result in results})
+    if given is None:
+        return "ce" if "ce" in objectives else objectives[0]
+    if given not in objectives:
+        raise InputError(f"baseline={given}: no run has this objective; there are {', '.join(objectives)}")
+    return given
+
+
 def sort_results(results: Sequence[Result], baseline: str) -> list[Result]:
     """Sort results by condition, objective and seed, the baseline first."""
     return sorted(results, key=lambda r: (r.condition.order, r.objective != baseline, r.objective, r.seed))

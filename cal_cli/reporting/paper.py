@@ -69,6 +69,8 @@ def load_published(path: str | None) -> Published:
     """
     if path is None:
         return PUBLISHED
+    if not Path(path).is_file():
+        raise InputError(f"published={path}: there is no such file")
     try:
         given = yaml.safe_load(Path(path).read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -88,16 +90,10 @@ def load_published(path: str | None) -> Published:
     return {title: {**rows, **given.get(title, {})} for title, rows in PUBLISHED.items()}
 
 
-def make_paper_rows(
-    folders: list[str], baseline: str, published: Published = PUBLISHED
-) -> dict[str, list[dict[str, Any]]]:
-    """Make the rows of both tables: published ones, and one for each objective and noise ratio of the runs.
+def collect_paper_results(folders: list[str]) -> dict[str, list[Result]]:
+    """Read the results of every completed run in the folders, by benchmark of the paper.
 
-    Returns:
-        By table a list of rows `{"model", "cells": {benchmark: value or None}, "wins": [won, of], "source"}`. A cell of
-        ours is a mean over seeds, `{"value", "ci95", "n"}`; with one seed the interval is that over pictures.
-
-    Raises InputError if no run has results on any of the benchmarks, or if runs cannot be compared.
+    Raises InputError if no run has results on any of them, or if runs cannot be compared.
     """
     found = {name: collect_results(folders, name, required=False)[0] for columns in TABLES.values() for name in columns}
     if not any(found.values()):
@@ -105,8 +101,22 @@ def make_paper_rows(
             f"runs={','.join(folders)}: no completed run with results on a benchmark of the paper; run "
             f"cal eval benchmark=paper checkpoint={folders[0]} first"
         )
+    return found
+
+
+def make_paper_rows(
+    results: Mapping[str, list[Result]], baseline: str, published: Published = PUBLISHED
+) -> dict[str, list[dict[str, Any]]]:
+    """Make the rows of both tables: published ones, and one for each objective and noise ratio of the runs.
+
+    `results` are those of `collect_paper_results`.
+
+    Returns:
+        By table a list of rows `{"model", "cells": {benchmark: value or None}, "wins": [won, of], "source"}`. A cell of
+        ours is a mean over seeds, `{"value", "ci95", "n"}`; with one seed the interval is that over pictures.
+    """
     return {
-        title: make_published_rows(title, published[title]) + _measure_rows(columns, found, baseline)
+        title: make_published_rows(title, published[title]) + _measure_rows(columns, results, baseline)
         for title, columns in TABLES.items()
     }
 
@@ -131,14 +141,14 @@ def make_published_rows(title: str, published: Mapping[str, Sequence[float | Non
 
 
 def _measure_rows(
-    columns: Mapping[str, Column], found: Mapping[str, list[Result]], baseline: str
+    columns: Mapping[str, Column], results: Mapping[str, list[Result]], baseline: str
 ) -> list[dict[str, Any]]:
     """Make a row for each objective and condition that has results on one of the benchmarks."""
     rows: dict[tuple, dict[str, Any]] = {}
     for name, column in columns.items():
-        table = tabulate_metric(found[name], column.metric, baseline)
+        table = tabulate_metric(results[name], column.metric, baseline)
         for (condition, objective), group in table.groupby(["condition", "objective"], sort=False):
-            runs = [r for r in found[name] if (r.objective, r.condition) == (objective, condition)]
+            runs = [r for r in results[name] if (r.objective, r.condition) == (objective, condition)]
             clean = not condition.settings and not condition.noise_ratio
             noise = "" if clean else f", {condition.name}" if condition.settings else f", noise {condition.name}"
             new = {"model": f"{objective}{noise}", "cells": {}, "runs": set()}

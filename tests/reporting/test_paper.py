@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cal_cli.reporting.paper import PUBLISHED, TABLES, load_published, make_paper_rows
+from cal_cli.reporting.paper import PUBLISHED, TABLES, collect_paper_results, load_published, make_paper_rows
 from cal_cli.runtime.errors import InputError
 from tests.cal import cal
 from tests.reporting.test_reporting import write_run
@@ -33,7 +33,7 @@ def test_each_row_of_the_paper_has_a_figure_for_each_benchmark():
 
 
 def test_ours_stand_beside_the_paper_s_in_its_units(runs):
-    tables = make_paper_rows([str(runs)], "ce")
+    tables = make_paper_rows(collect_paper_results([str(runs)]), "ce")
     one, two = tables["table 1"], tables["table 2"]
     assert [row.get("wins") for row in one[:4]] == [None, [7, 7], None, [6, 7]]  # as the paper prints them
     assert [row.get("wins") for row in two[:4]] == [None, [4, 4], None, [4, 4]]
@@ -52,7 +52,7 @@ def test_ours_stand_beside_the_paper_s_in_its_units(runs):
 def test_other_published_rows_are_shown_below_the_paper_s(runs, tmp_path):
     path = tmp_path / "more.yaml"
     path.write_text("table 1:\n  M: [500, 70.0, null, 60.0, 1, 2, 3]\n  M + CAL: [510, 69.0, 1, null, 2, 3, 4]\n")
-    rows = make_paper_rows([str(runs)], "ce", load_published(str(path)))["table 1"]
+    rows = make_paper_rows(collect_paper_results([str(runs)]), "ce", load_published(str(path)))["table 1"]
     assert [row["model"] for row in rows[4:]] == ["M", "M + CAL", "ce", "cal"]
     assert [row["source"] for row in rows[3:5]] == ["the paper, table 1", "given by published="]
     assert rows[5]["wins"] == [4, 5] and "textvqa" not in rows[5]["cells"]  # of what both have, all but docvqa
@@ -86,4 +86,4 @@ def test_the_command_prints_and_writes_both(runs):
 def test_without_any_result_the_command_that_makes_them_is_told(tmp_path):
     write_run(tmp_path, "ce", 0.0, 0, 0.5)
     with pytest.raises(InputError, match="run cal eval benchmark=paper"):
-        make_paper_rows([str(tmp_path)], "ce")
+        collect_paper_results([str(tmp_path)])

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from cal_cli.reporting.collect import collect_results, tabulate_metric
+from cal_cli.reporting.collect import choose_baseline, collect_results, tabulate_metric
 from cal_cli.reporting.curves import draw_curves, summarize_curves, tabulate_curves
 from cal_cli.reporting.figures import choose_axis, describe_seeds, draw_noise_figure
 from cal_cli.reporting.tables import summarize_metric
@@ -149,6 +149,20 @@ def test_runs_are_compared_under_the_same_settings_only(tmp_path):
     assert rows[0]["settings"] == {"learning_rate": 2.0}
     assert choose_axis(list(table["condition"])) == "learning_rate"
     assert draw_noise_figure({"scene_accuracy": table}).startswith(b"\x89PNG")
+
+
+def test_the_baseline_is_ce_or_what_is_there(tmp_path):
+    for window in (1, 3):
+        write_run(tmp_path / str(window), "cal", 0.0, 0, 0.5, options={"window": window})
+    results, _ = collect_results([str(tmp_path)], "scenes")
+    assert choose_baseline(results, None) == "cal window=1"
+    assert choose_baseline(results, "cal window=3") == "cal window=3"
+    with pytest.raises(
+        InputError, match="baseline=ce: no run has this objective; there are cal window=1, cal window=3"
+    ):
+        choose_baseline(results, "ce")
+    write_run(tmp_path, "ce", 0.0, 0, 0.5)
+    assert choose_baseline(collect_results([str(tmp_path)], "scenes")[0], None) == "ce"
 
 
 def test_seeds_of_data_and_noise_are_settings_if_they_are_not_the_run_s(tmp_path):
