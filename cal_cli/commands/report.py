@@ -11,6 +11,7 @@ from rich.console import Console
 
 from cal_cli.reporting.collect import choose_baseline, collect_results, tabulate_metric
 from cal_cli.reporting.curves import draw_curves, make_curve_table, summarize_curves, tabulate_curves
+from cal_cli.reporting.differences import draw_differences
 from cal_cli.reporting.figures import draw_noise_figure
 from cal_cli.reporting.pairs import compare, describe_test
 from cal_cli.reporting.paper import collect_paper_results, load_published, make_paper_rows, make_paper_table
@@ -89,6 +90,9 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
         parts.append(render_markdown(table))
     write_whole(output / "figure3.png", draw_noise_figure(values))
     parts.append("![metrics by noise](figure3.png)\n")
+    if differences := draw_differences(rows, baseline):
+        write_whole(output / "differences.png", differences)
+        parts.append("![differences to the baseline](differences.png)\n")
     curves: dict[str, list[dict]] = {}
     for metric in metrics:
         rows_of_metric = summarize_curves(tabulate_curves(results, metric, baseline), metric, settings.targets)

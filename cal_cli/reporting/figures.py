@@ -70,12 +70,12 @@ def choose_style(objective: int, rest: int) -> dict[str, Any]:
     return {"color": colours[2 * objective % 20 + objective // 10 % 2], "linestyle": LINES[rest % len(LINES)]}
 
 
-def make_panels(count: int) -> tuple[Figure, list[Axes]]:
-    """Make a figure with at most three panels in a row."""
+def make_panels(count: int, height: float = 2.9, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    """Make a figure with at most three panels in a row, each as high as `height` in inches."""
     columns = min(count, 3)
     rows = -(-count // columns)
-    figure = Figure(figsize=(max(3.4 * columns, 5), 2.9 * rows + 0.6), layout="constrained")
-    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    figure = Figure(figsize=(max(3.4 * columns, 5), height * rows + 0.6), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
     for panel in grid[count:]:
         panel.remove()
     for panel in grid[:count]:
