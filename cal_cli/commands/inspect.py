@@ -171,15 +171,11 @@ def show_attention(settings: InspectConfig, data: Conversations, node: Any, cons
     write_whole(page, render_attention(samples, list_kinds(layers), title, note if sinks else ""))
     console.print(f"{page}: {len(samples)} samples, {layers} layers; {note}")
     if settings.format is not None:
+        shown = [word.lower() for word in settings.show]
         for kind in (SUMMED, RELEVANCY):
-            figure = page.with_name(f"{kind.partition(',')[0]}.{settings.format}")
-            write_whole(
-                figure,
-                draw_attention(
-                    samples, list_kinds(layers).index(kind), settings.format, [word.lower() for word in settings.show]
-                ),
-            )
-            console.print(f"{figure}")
+            path = page.with_name(f"{kind.partition(',')[0]}.{settings.format}")
+            write_whole(path, draw_attention(samples, list_kinds(layers).index(kind), settings.format, shown))
+            console.print(str(path))
 
 
 def show_patches(settings: InspectConfig, data: Conversations, node: Any, console: Console) -> None:

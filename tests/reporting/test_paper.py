@@ -73,6 +73,8 @@ def test_a_wrong_file_of_published_rows_is_explained(text, named, tmp_path):
     (tmp_path / "more.yaml").write_text(text)
     with pytest.raises(InputError, match=named):
         load_published(str(tmp_path / "more.yaml"))
+    with pytest.raises(InputError, match="there is no such file"):
+        load_published(str(tmp_path / "none.yaml"))
 
 
 def test_the_command_prints_and_writes_both(runs):
