@@ -58,8 +58,8 @@ class Shape:
         changed |= {name: max(getattr(self, name) // depth, 1) for name in ("layers", "vision_layers")}
         return replace(self, **changed)
 
-    def make_model(self, dtype: torch.dtype, checkpointing: bool) -> Any:
-        """Make a model of this shape in training mode, with frozen vision towers."""
+    def make_model(self, dtype: torch.dtype, checkpointing: bool, device: str = "cpu") -> Any:
+        """Make a model of this shape on a device, in training mode, with frozen vision towers."""
         vision = CLIPVisionConfig(
             image_size=PICTURE,
             patch_size=PATCH,
@@ -77,7 +77,8 @@ class Shape:
             max_position_embeddings=4096,
         )
         torch.manual_seed(0)
-        model = AutoModelForImageTextToText.from_config(self.make_config(vision, text), dtype=dtype)
+        with torch.device(device):
+            model = AutoModelForImageTextToText.from_config(self.make_config(vision, text), dtype=dtype)
         freeze_parts(model, {"vision_tower": 0.0})
         if checkpointing:
             checkpoint_activations(model)
@@ -147,11 +148,11 @@ class Checkpoint:
             raise ValueError("depth and width are for shapes with random weights: a checkpoint has its own")
         return self
 
-    def make_model(self, dtype: torch.dtype, checkpointing: bool) -> Any:
-        """Return the loaded model in training mode; every part is trained."""
+    def make_model(self, dtype: torch.dtype, checkpointing: bool, device: str = "cpu") -> Any:
+        """Return the loaded model on a device, in training mode; every part is trained."""
         if checkpointing:
             checkpoint_activations(self.loaded)
-        return self.loaded.to(dtype).train()  # type: ignore[arg-type]
+        return self.loaded.to(device, dtype).train()  # type: ignore[arg-type]
 
     @property
     def image_tokens(self) -> int:

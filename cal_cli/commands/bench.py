@@ -76,8 +76,9 @@ def measure_steps(config: DictConfig, settings: BenchConfig, console: Console) -
         raise InputError(str(error)) from error
     dtype = torch.bfloat16 if cuda else torch.float32
     checkpointing = cuda if settings.checkpointing is None else settings.checkpointing
-    model: Any = shape.make_model(dtype, checkpointing).to("cuda" if cuda else "cpu")
-    batch = shape.make_batch(model.device, dtype)
+    device = "cuda" if cuda else "cpu"
+    model: Any = shape.make_model(dtype, checkpointing, device)
+    batch = shape.make_batch(device, dtype)
     losses = {way: steps.make_loss(way, model, batch, make_objective(way, model)) for way in settings.ways}
     ways = {way: partial(steps.time_step, model, loss) for way, loss in losses.items()}
     turns = steps.take_turns(ways, settings.repeats)
@@ -142,6 +143,7 @@ def make_step_table(result: dict[str, Any], name: str) -> Table:
     bases = [base for base in ("ce_library", "ce") if base in result["seconds"]]
     headers = ["way", *(f"time\n/ {base}" for base in bases), "tokens/s", "GFLOP", "GB"]
     table = make_table(*headers, title=f"{name}{size}: {tokens}")
+    table.padding = (0, 1, 0, 0)  # else the intervals of a large model are cut on a terminal of 80 columns
     for column in table.columns:
         column.no_wrap = True
     for column in table.columns[1:]:

@@ -143,16 +143,20 @@ class TinyModel(ModelSource):
     Args:
         path: a folder written by `save_pretrained`; None means the shipped base.
         from_scratch: random weights, with the config and the processor of the base.
+        new_projector: random weights for the projector alone, as before the paper's stage 1.
 
     Raises:
-        InputError: the folder contains no model, or both are given.
+        InputError: the folder contains no model, or two of these, or `projector`, exclude each other.
     """
 
     from_scratch: bool = False
+    new_projector: bool = False
 
     def __post_init__(self) -> None:
         if self.from_scratch and self.path is not None:
             raise InputError("model.path and model.from_scratch=true exclude each other: give one of them")
+        if self.new_projector and (self.from_scratch or self.projector is not None):
+            raise InputError("model.new_projector=true excludes model.projector and model.from_scratch: give one of them")
         self.path = self.path or str(BASE)
         if not (Path(self.path) / "config.json").is_file():
             raise InputError(f"model.path={self.path}: no config.json there; give a folder written by save_pretrained")
@@ -160,4 +164,10 @@ class TinyModel(ModelSource):
 
     def load(self, seed: int = 0) -> tuple[Any, Any]:
         """Load the model and its processor; `seed` is that of random weights."""
-        return make_random_model(seed) if self.from_scratch else super().load(seed)
+        if self.from_scratch:
+            return make_random_model(seed)
+        model, processor = super().load(seed)
+        if self.new_projector:
+            torch.manual_seed(seed)
+            model.model.multi_modal_projector = LlavaForConditionalGeneration(model.config).model.multi_modal_projector
+        return model, processor

@@ -1,14 +1,18 @@
 """The slow reference against the fast objective, and a bench of the smallest shape from end to end."""
 
+import io
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from cal_cli.bench.mgm_shape import MGMShape
 from cal_cli.bench.released import compute_released_loss
 from cal_cli.bench.shapes import Checkpoint, Shape
 from cal_cli.bench.steps import WAYS, count_operations, make_loss, measure_peak_memory
+from cal_cli.commands.bench import make_step_table
 from cal_cli.objective import ContrastiveAlignmentLoss, CrossEntropyLoss, RuleLoss
 from cal_cli.objective.rules import MismatchPosterior, ProbabilityPower
 from tests.cal import cal
@@ -22,6 +26,7 @@ OURS = {
     "cal_cached": ContrastiveAlignmentLoss(contrast="cached"),
 }
 NAMES = [*WAYS, *OURS]
+REFERENCE = Path(__file__).parents[2] / "runs/reference/bench"
 
 
 def test_the_released_loss_is_cal_released_gradients_included(model, batch):
@@ -45,6 +50,17 @@ def test_a_shape_has_the_tokens_that_its_model_makes(tiles, image_tokens):
     losses = {way: make_loss(way, model, batch, OURS.get(way))().item() for way in NAMES}
     assert abs(losses["ce"] - losses["ce_library"]) < 1e-4
     assert abs(losses["cal"] - losses["cal_cached"]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["llava15_7b_h100", "llava_next_7b_h100"])
+def test_the_table_of_a_large_model_fits_into_80_columns(name):
+    measured = json.loads((REFERENCE / f"{name}.json").read_text())
+    console = Console(width=80, file=io.StringIO())
+    console.print(make_step_table(measured, "llava_next_7b"))
+    text = console.file.getvalue()
+    assert "…" not in text
+    low, high = measured["ratios"]["cal_released/ce"]["ci95"]
+    assert f"[{low:.2f}, {high:.2f}]" in text
 
 
 @pytest.mark.parametrize(("crops", "image_tokens"), [(1, 576), pytest.param(2, 2880, marks=pytest.mark.slow)])

@@ -1,6 +1,7 @@
 """The shipped model: small, readable by the library alone, aligned."""
 
 import pytest
+import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cal_cli.evaluation.generation import generate_answers
@@ -44,6 +45,22 @@ def test_each_word_of_the_world_is_one_token(base):
 
 def test_digits_are_tokens_of_their_own(base):
     assert base[1].tokenizer.tokenize("[12,345]") == ["[", "1", "2", ",", "3", "4", "5", "]"]
+
+
+def test_a_new_projector_is_all_that_is_new(base):
+    shipped = dict(base[0].named_parameters())
+    first, again, other = (TinyModel(new_projector=True).load(seed)[0].state_dict() for seed in (1, 1, 2))
+    changed = {name for name, value in shipped.items() if not torch.equal(value, first[name])}
+    assert {name.split(".")[1] for name in changed} == {"multi_modal_projector"}
+    weight = "model.multi_modal_projector.linear_1.weight"
+    assert torch.equal(first[weight], again[weight]) and not torch.equal(first[weight], other[weight])
+    assert first[weight].std() == pytest.approx(base[0].config.initializer_range, rel=0.05)
+
+
+@pytest.mark.parametrize("more", [{"from_scratch": True}, {"projector": "runs/train/projector"}])
+def test_a_new_projector_and_another_are_refused(more):
+    with pytest.raises(InputError, match=r"new_projector=true excludes model\.projector and model\.from_scratch"):
+        TinyModel(new_projector=True, **more)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
