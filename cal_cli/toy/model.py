@@ -156,7 +156,7 @@ class TinyModel(ModelSource):
         if self.from_scratch and self.path is not None:
             raise InputError("model.path and model.from_scratch=true exclude each other: give one of them")
         if self.new_projector and (self.from_scratch or self.projector is not None):
-            raise InputError("model.new_projector=true excludes model.projector and model.from_scratch: give one of them")
+            raise InputError("model.new_projector=true excludes model.projector and from_scratch: give one of them")
         self.path = self.path or str(BASE)
         if not (Path(self.path) / "config.json").is_file():
             raise InputError(f"model.path={self.path}: no config.json there; give a folder written by save_pretrained")
