@@ -195,6 +195,8 @@ def list_runs(settings: StudyConfig) -> tuple[str, list[Run]]:
             words = [f"experiment={settings.experiment_name}", *fixed]
             words += [f"{key}={value}" for key, value in zip(axes, values, strict=True)]
             folder = Path(base.hydra.run.dir).parent / name_folder(words, excluded)
+            if any("${" in word for word in words):  # an interpolation, which the run resolves in its folder's name
+                folder = Path(compose("train", overrides=words, return_hydra_config=True).hydra.run.dir)
             completed = False
             if (folder / "summary.json").is_file():  # composing a config takes half a second
                 composed = compose("train", overrides=words)
