@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
@@ -128,13 +128,16 @@ def load_checkpoint(path: str, dtype: str | None = None, device: torch.device | 
 def load_processor(path: str, key: str) -> Any:
     """Load the processor of a checkpoint that the config names by `key`.
 
-    A tokenizer without a padding token pads with its unknown token, as LLaVA does, or else with its end token: padding
-    is never attended to and never supervised.
+    Images are processed with Pillow, as in LLaVA, where the library has that for the checkpoint's kind: otherwise the
+    pixels would depend on whether torchvision is installed. A tokenizer without a padding token pads with its unknown
+    token, as LLaVA does, or else with its end token: padding is never attended to and never supervised.
 
     Raises:
         InputError: it cannot be loaded, or its tokenizer has none of these tokens.
     """
     processor = fetch(AutoProcessor.from_pretrained, path, key)
+    # in a second call, because AutoProcessor passes `backend` to the tokenizer too
+    processor.image_processor = fetch(AutoImageProcessor.from_pretrained, path, key, backend="pil")
     tokenizer = processor.tokenizer
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token

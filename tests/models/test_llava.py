@@ -5,12 +5,15 @@ import pytest
 import torch
 from PIL import Image
 from transformers import (
+    AutoImageProcessor,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
     CLIPVisionModel,
 )
+from transformers.models.auto import image_processing_auto
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from cal_cli.data.collator import IGNORED, Collator
 from cal_cli.models.configs import get_published_config
@@ -103,6 +106,7 @@ def test_it_trains_saves_and_loads_in_plain_transformers(tmp_path, aspect, tie):
     processor.save_pretrained(tmp_path / "whole")
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "whole").eval()
     theirs = AutoProcessor.from_pretrained(tmp_path / "whole")
+    theirs.image_processor = AutoImageProcessor.from_pretrained(tmp_path / "whole", backend="pil")
     torch.testing.assert_close(again(**batch).logits, model(**batch).logits)
     reread = Collator(theirs)([sample(picture(50, 30)), sample(picture(28, 90), "two crosses, top left")])
     assert reread.keys() == batch.keys()
@@ -111,6 +115,23 @@ def test_it_trains_saves_and_loads_in_plain_transformers(tmp_path, aspect, tie):
     prompt = {name: value for name, value in batch.items() if name != "labels"}
     texts = [one.generate(**prompt, max_new_tokens=5, do_sample=False).tolist() for one in (model, again)]
     assert texts[0] == texts[1]
+
+
+def test_images_are_processed_with_pillow_if_torchvision_is_installed_too(parts, tmp_path, monkeypatch):
+    """CLIP's class of torchvision, which converted LLaVA-1.5 have, ignores `do_pad`: it would cut images instead."""
+    model, processor = assemble(**parts, image_aspect_ratio="square")
+    model.save_pretrained(tmp_path)
+    processor.image_processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    processor.save_pretrained(tmp_path)
+    torchvision = type("CLIPImageProcessor", (CLIPImageProcessorPil,), {})  # there is no CPU build of the real one
+    classes = {"torchvision": torchvision, "pil": "CLIPImageProcessorPil"}
+    monkeypatch.setitem(image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES, "clip", classes)
+    monkeypatch.setattr(image_processing_auto, "is_torchvision_available", lambda: True)
+    assert type(AutoImageProcessor.from_pretrained(tmp_path)) is torchvision
+    assert type(ModelSource(path=str(tmp_path)).load_processor().image_processor) is CLIPImageProcessorPil
+    padding = ModelSource(path=str(tmp_path), image_aspect_ratio="pad").load_processor()
+    pixels = Collator(padding)([sample(picture(60, 30))])["pixel_values"]
+    assert pixels[0, :, 0, :].abs().max() < 0.02  # the mean colour, normalised
 
 
 def test_aspect_ratios_cut_pad_and_tile(parts):
