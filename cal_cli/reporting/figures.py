@@ -53,6 +53,11 @@ def draw_lines(panel: Axes, table: pd.DataFrame, axis: str, kinds: Sequence[str]
         style = choose_style(objectives.index(objective), rests.index(rest))
         label = f"{objective}, {rest}" if rest else objective
         panel.errorbar(list(means), values, half if any(half) else None, capsize=3, marker="o", label=label, **style)
+    places = sorted({x for by_x in points.values() for x in by_x})
+    if 0 < 10 * places[0] <= places[-1]:  # such as learning rates
+        panel.set_xscale("log")
+        panel.set_xticks(places, [f"{x:g}" for x in places])
+        panel.minorticks_off()
     return {len(values) for by_x in points.values() for values in by_x.values()}
 
 

@@ -7,7 +7,7 @@ import yaml
 
 from cal_cli.reporting.collect import choose_baseline, collect_results, tabulate_metric
 from cal_cli.reporting.curves import draw_curves, summarize_curves, tabulate_curves
-from cal_cli.reporting.figures import choose_axis, describe_seeds, draw_noise_figure
+from cal_cli.reporting.figures import choose_axis, describe_seeds, draw_lines, draw_noise_figure, make_panels
 from cal_cli.reporting.tables import summarize_metric
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.runs import find_unfinished_runs
@@ -149,6 +149,11 @@ def test_runs_are_compared_under_the_same_settings_only(tmp_path):
     assert rows[0]["settings"] == {"learning_rate": 2.0}
     assert choose_axis(list(table["condition"])) == "learning_rate"
     assert draw_noise_figure({"scene_accuracy": table}).startswith(b"\x89PNG")
+    for axis, scale, ticks in (("learning_rate", "log", ["2", "10", "30"]), ("noise", "linear", None)):
+        _, (panel,) = make_panels(1)
+        draw_lines(panel, table, axis, ["swap"])
+        assert panel.get_xscale() == scale
+        assert ticks is None or [label.get_text() for label in panel.get_xticklabels()] == ticks
 
 
 def test_the_baseline_is_ce_or_what_is_there(tmp_path):
