@@ -146,7 +146,7 @@ class TinyModel(ModelSource):
         new_projector: random weights for the projector alone, as before the paper's stage 1.
 
     Raises:
-        InputError: the folder contains no model, or two of these, or `projector`, exclude each other.
+        InputError: the folder contains no model, or two options exclude each other.
     """
 
     from_scratch: bool = False
@@ -169,5 +169,6 @@ class TinyModel(ModelSource):
         model, processor = super().load(seed)
         if self.new_projector:
             torch.manual_seed(seed)
-            model.model.multi_modal_projector = LlavaForConditionalGeneration(model.config).model.multi_modal_projector
+            projector = LlavaForConditionalGeneration(model.config).model.multi_modal_projector
+            model.model.multi_modal_projector = projector.to(model.dtype)
         return model, processor

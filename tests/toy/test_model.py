@@ -54,6 +54,8 @@ def test_a_new_projector_is_all_that_is_new(base):
     assert {name.split(".")[1] for name in changed} == {"multi_modal_projector"}
     weight = "model.multi_modal_projector.linear_1.weight"
     assert torch.equal(first[weight], again[weight]) and not torch.equal(first[weight], other[weight])
+    halved = TinyModel(new_projector=True, dtype="bfloat16").load(1)[0]
+    assert torch.equal(halved.state_dict()[weight], first[weight].bfloat16())
     assert first[weight].std() == pytest.approx(base[0].config.initializer_range, rel=0.05)
 
 
