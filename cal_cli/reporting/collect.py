@@ -10,7 +10,7 @@ import pandas as pd
 from cal_cli.data.noise_kinds import SWAP
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import read_json
-from cal_cli.runtime.runs import OPERATIONAL, find_completed_runs, read_config, read_summary
+from cal_cli.runtime.runs import OPERATIONAL, find_completed_runs, flatten, read_config, read_summary
 
 # keys that are no part of a run's condition
 VARIED = ("name", "seed", "noise", "objective", *OPERATIONAL)
@@ -116,14 +116,6 @@ def _read_result(run: Path, document: dict) -> Result:
         options=flatten(config["objective"]) | describe_first_stage(config),
         settings=flatten(select_settings(config)),
     )
-
-
-def flatten(node: dict, prefix: str = "") -> dict:
-    """Return the options of a config node and of the nodes within it, by dotted names."""
-    options: dict[str, Any] = {}
-    for key, value in node.items():
-        options |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return options
 
 
 def select_settings(config: dict) -> dict:

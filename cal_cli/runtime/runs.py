@@ -50,6 +50,21 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged ({problem}): remove it, and repeat the command that wrote it") from error
 
 
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the options of a config node and of the nodes within it, by dotted names, without null and false.
+
+    A config that an earlier version has written lacks the options that were added since, and these are off by default:
+    both give the same.
+    """
+    options: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            options |= flatten(value, f"{prefix}{key}.")
+        elif value is not None and value is not False:
+            options[f"{prefix}{key}"] = value
+    return options
+
+
 def is_completed(folder: Path, config: DictConfig) -> bool:
     """Return whether the folder holds a completed run with this config.
 
@@ -59,11 +74,13 @@ def is_completed(folder: Path, config: DictConfig) -> bool:
     if not before:
         return False
     now: Any = OmegaConf.to_container(config)
-    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    differing = [key for key in differing if key not in OPERATIONAL]
+    nodes = [flatten({key: value for key, value in node.items() if key not in OPERATIONAL}) for node in (before, now)]
+    values = {key: [node.get(key) for node in nodes] for key in sorted(nodes[0].keys() | nodes[1].keys())}
+    differing = [f"{key}={old}, not {new}" for key, (old, new) in values.items() if old != new]
     if differing:
+        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise InputError(
-            f"{folder} holds a run with another config (different values of {', '.join(differing)}): "
+            f"{folder} holds a run with another config ({'; '.join(differing[:5])}{more}): "
             "give another name=..., or force=true to replace it"
         )
     return read_summary(folder).get("status") == "completed"

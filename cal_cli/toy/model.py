@@ -1,4 +1,4 @@
-"""The default model: a LLaVA with 0.9 M parameters and its own tokenizer and processor.
+"""The default model: a LLaVA with 1.3 M parameters and its own tokenizer and processor.
 
 `LlavaForConditionalGeneration` with a CLIP vision tower (64 x 64 pixels, patches of 16: 16 image tokens) and a
 Llama decoder. The tokenizer is a byte-level BPE trained on the texts of `data=scenes`: each of

@@ -156,6 +156,17 @@ def test_runs_are_compared_under_the_same_settings_only(tmp_path):
         assert ticks is None or [label.get_text() for label in panel.get_xticklabels()] == ticks
 
 
+def test_runs_of_a_version_without_an_option_are_compared_with_those_where_it_is_off(tmp_path):
+    write_run(tmp_path, "ce", 0.0, 0, 0.5, model={"path": "base"})
+    write_run(tmp_path, "cal", 0.0, 0, 0.6, model={"path": "base", "new_option": False}, options={"another": None})
+    write_run(tmp_path, "cal", 0.0, 1, 0.6, model={"path": "base", "new_option": True})
+    results, _ = collect_results([str(tmp_path)], "scenes")
+    assert {result.objective for result in results} == {"ce", "cal"}
+    rows = summarize_metric(tabulate_metric(results, "scene_accuracy"), "m", "ce")
+    off, on = (row["condition"] for row in rows if row["objective"] == "cal")
+    assert [row["condition"] for row in rows if row["objective"] == "ce"] == [off] != [on]
+
+
 def test_the_baseline_is_ce_or_what_is_there(tmp_path):
     for window in (1, 3):
         write_run(tmp_path / str(window), "cal", 0.0, 0, 0.5, options={"window": window})
