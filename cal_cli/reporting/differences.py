@@ -34,6 +34,7 @@ def draw_differences(rows: Sequence[dict[str, Any]], baseline: str) -> bytes | N
         panel.axvline(0, color="black", linewidth=0.8)
         panel.set_xlabel(f"{metric.replace('_', ' ')}, minus {baseline}")
         panel.locator_params(axis="x", nbins=5)
+        panel.tick_params(axis="x", labelsize=8)
         for place, label in enumerate(panel.get_yticklabels()):
             label.set(fontsize=8, fontweight="normal" if place in lines.values() else "bold")
         for row in rows:

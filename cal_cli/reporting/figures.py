@@ -20,9 +20,8 @@ LINES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (6, 1, 1, 1, 1, 1)))
 def draw_noise_figure(tables: Mapping[str, pd.DataFrame]) -> bytes:
     """Draw a panel for each metric as a PNG, from tables of `tabulate_metric`; bars are 95 % intervals over seeds.
 
-    The horizontal axis is the ratio of noise if it varies, or else the first number that does. Each objective has a
-    colour, and each combination of what else varies has a style of line. Clean data begin the line of every kind of
-    noise.
+    The horizontal axis is the ratio of noise, or a setting that has more values. Each objective has a colour, and each
+    combination of what else varies has a style of line. Clean data begin the line of every kind of noise.
     """
     figure, panels = make_panels(len(tables))
     first = next(iter(tables.values()))
@@ -93,18 +92,20 @@ def save(figure: Figure, title: str | None = None) -> bytes:
     if title:
         figure.suptitle(title, fontsize=10)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(len(labels), 2 * len(figure.axes), 5), fontsize=8
-    )
+    column = 0.6 + 0.07 * max(map(len, labels))  # inches: the line, and the characters of the longest label
+    ncols = min(len(labels), 5, max(int(figure.get_figwidth() / column), 1))
+    figure.legend(handles, labels, loc="outside lower center", ncols=ncols, fontsize=8)
     return encode_figure(figure, dpi=130)
 
 
 def choose_axis(conditions: list[Condition]) -> str:
-    """Choose what the horizontal axis shows: the ratio of noise, or the first setting that is a number and varies."""
-    if len({condition.noise_ratio for condition in conditions}) > 1:
-        return NOISE
-    settings = dict(conditions[0].settings)
-    return next((key for key in settings if all(is_number(dict(c.settings)[key]) for c in conditions)), NOISE)
+    """Choose what the horizontal axis shows: what has most values, the ratio of noise or a setting that is a number."""
+    values = {NOISE: {condition.noise_ratio for condition in conditions}}
+    for key, _ in conditions[0].settings:
+        values[key] = {dict(condition.settings)[key] for condition in conditions}
+        if not all(is_number(value) for value in values[key]):
+            del values[key]
+    return max(values, key=lambda key: len(values[key]))  # the first of several: noise
 
 
 def split_condition(condition: Condition, axis: str, kind: str) -> tuple[float, str]:

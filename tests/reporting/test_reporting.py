@@ -5,9 +5,9 @@ import json
 import pytest
 import yaml
 
-from cal_cli.reporting.collect import choose_baseline, collect_results, tabulate_metric
+from cal_cli.reporting.collect import Condition, choose_baseline, collect_results, tabulate_metric
 from cal_cli.reporting.curves import draw_curves, summarize_curves, tabulate_curves
-from cal_cli.reporting.figures import choose_axis, describe_seeds, draw_lines, draw_noise_figure, make_panels
+from cal_cli.reporting.figures import choose_axis, describe_seeds, draw_lines, draw_noise_figure, make_panels, save
 from cal_cli.reporting.tables import summarize_metric
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.runs import find_unfinished_runs
@@ -154,6 +154,24 @@ def test_runs_are_compared_under_the_same_settings_only(tmp_path):
         draw_lines(panel, table, axis, ["swap"])
         assert panel.get_xscale() == scale
         assert ticks is None or [label.get_text() for label in panel.get_xticklabels()] == ticks
+
+
+def test_the_axis_is_what_has_most_values():
+    rates = [Condition((("learning_rate", rate),), "swap", ratio) for rate in (1e-4, 3e-4, 1e-3) for ratio in (0, 0.5)]
+    assert choose_axis(rates) == "learning_rate"
+    assert choose_axis(rates[:4]) == "noise"  # two of each
+    assert choose_axis([Condition((("data", name),), "swap", 0.0) for name in "abc"]) == "noise"  # no numbers
+
+
+def test_a_legend_is_as_wide_as_its_figure_at_most():
+    figure, (panel, *_) = make_panels(3)
+    for number in range(9):
+        panel.plot([0], [number], label=f"posterior, learning_rate=0.0003, noise 0.{number}")
+    save(figure)
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert legend._ncols > 1
 
 
 def test_runs_of_a_version_without_an_option_are_compared_with_those_where_it_is_off(tmp_path):
