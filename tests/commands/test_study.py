@@ -176,6 +176,7 @@ SHIPPED = {
     "irrelevant": 120,
     "base": 90,
     "learning_rate": 54,
+    "batches": 45,
     "epochs": 30,
     "variance": 54,
     "projector": 10,
@@ -189,3 +190,13 @@ def test_the_shipped_experiments_list_their_runs(name, tmp_path):
     runs = SHIPPED[name]
     assert f"{name}: {runs} runs, 0 completed" in told
     assert len({line for line in told.splitlines() if line.startswith("cal train")}) == runs
+
+
+def test_the_study_of_the_base_starts_from_checkpoints_that_the_alignment_keeps(tmp_path):
+    plan = cal("study", "experiment=base", "plan=true", folder=tmp_path).stdout
+    paths = {word.removeprefix("model.path=") for word in shlex.split(plan) if word.startswith("model.path=")}
+    alignment = yaml.safe_load(cal("train", "experiment=tiny_alignment", "--cfg", "job", folder=tmp_path).stdout)
+    every, last = alignment["save_steps"], alignment["data"]["n"] // alignment["batch_size"]
+    assert last // every <= alignment["keep_checkpoints"]
+    kept = {f"runs/train/tiny_alignment/default/checkpoints/checkpoint-{s}" for s in range(every, last + 1, every)}
+    assert paths and paths <= kept
