@@ -51,16 +51,16 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the options of a config node and of the nodes within it, by dotted names, without null and false.
+    """Return the options of a config node and of the nodes within it, by dotted names, without those that are null.
 
-    A config that an earlier version has written lacks the options that were added since, and these are off by default:
-    both give the same.
+    A config that an earlier version has written lacks the options that were added since, which are null by default:
+    both give the same. False is a value: `bf16=false` differs from `bf16=null`.
     """
     options: dict[str, Any] = {}
     for key, value in node.items():
         if isinstance(value, dict):
             options |= flatten(value, f"{prefix}{key}.")
-        elif value is not None and value is not False:
+        elif value is not None:
             options[f"{prefix}{key}"] = value
     return options
 

@@ -150,7 +150,7 @@ class TinyModel(ModelSource):
     """
 
     from_scratch: bool = False
-    new_projector: bool = False
+    new_projector: bool | None = None
 
     def __post_init__(self) -> None:
         if self.from_scratch and self.path is not None:

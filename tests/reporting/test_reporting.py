@@ -174,9 +174,9 @@ def test_a_legend_is_as_wide_as_its_figure_at_most():
     assert legend._ncols > 1
 
 
-def test_runs_of_a_version_without_an_option_are_compared_with_those_where_it_is_off(tmp_path):
+def test_runs_of_a_version_without_an_option_are_compared_with_those_where_it_is_null(tmp_path):
     write_run(tmp_path, "ce", 0.0, 0, 0.5, model={"path": "base"})
-    write_run(tmp_path, "cal", 0.0, 0, 0.6, model={"path": "base", "new_option": False}, options={"another": None})
+    write_run(tmp_path, "cal", 0.0, 0, 0.6, model={"path": "base", "new_option": None}, options={"another": None})
     write_run(tmp_path, "cal", 0.0, 1, 0.6, model={"path": "base", "new_option": True})
     results, _ = collect_results([str(tmp_path)], "scenes")
     assert {result.objective for result in results} == {"ce", "cal"}

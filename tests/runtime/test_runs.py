@@ -26,8 +26,8 @@ def test_a_run_with_the_same_config_is_completed_however_it_was_launched(run, co
     assert is_completed(run, config)
 
 
-def test_a_run_of_a_version_without_an_option_is_completed_if_the_option_is_off(run, config):
-    config.model.new_option = False
+def test_a_run_of_a_version_without_an_option_is_completed_if_the_option_is_null(run, config):
+    config.model.new_option = None
     config.another = None
     assert is_completed(run, config)
     config.model.new_option = True
@@ -43,10 +43,14 @@ def test_the_message_has_both_values_of_the_options_that_differ(run, config):
 
 
 def test_a_message_of_many_differences_stays_short(run, config):
-    config.model = {f"option_{index}": index for index in range(1, 9)}
+    config.model = {"frozen": False} | {f"option_{index}": index for index in range(1, 9)}
     with pytest.raises(InputError, match=r"option_5=None, not 5; and 3 more\)"):
         is_completed(run, config)
 
 
-def test_an_option_that_is_zero_is_not_off():
-    assert flatten({"model": {"path": None, "frozen": False, "width": 0}, "name": ""}) == {"model.width": 0, "name": ""}
+def test_zero_and_false_are_values():
+    assert flatten({"model": {"path": None, "frozen": False, "width": 0}, "name": ""}) == {
+        "model.frozen": False,
+        "model.width": 0,
+        "name": "",
+    }
