@@ -33,7 +33,7 @@ from cal_cli.runtime.runs import LEARNT, clear, find_last_checkpoint, hold, is_c
 from cal_cli.training.arguments import TrainConfig, check_ranges, count_step_samples, make_training_arguments
 from cal_cli.training.artifacts import save_weights, summarize
 from cal_cli.training.bad_samples import BadSamples
-from cal_cli.training.callbacks import MetricsWriter, ProgressReporter, StopOnSignal
+from cal_cli.training.callbacks import CheckpointRemover, MetricsWriter, ProgressReporter, StopOnSignal
 from cal_cli.training.inputs import find_changed_inputs, identify_inputs, read_step_samples, write_inputs
 from cal_cli.training.reference import load_objective_reference, prepare_scores
 from cal_cli.training.run_trainer import RunTrainer
@@ -139,7 +139,10 @@ def prepare(
         score=None if scorer is None else scorer.score,
         data_collator=collate,
         processing_class=processor,
-        callbacks=[MetricsWriter(job.folder / "metrics.jsonl", objective)],
+        callbacks=[
+            MetricsWriter(job.folder / "metrics.jsonl", objective),
+            CheckpointRemover(settings.keep_checkpoints),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, last

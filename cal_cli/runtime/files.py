@@ -72,6 +72,14 @@ def replace_folder(folder: Path, *writers: Callable[[Path], Any]) -> None:
     temporary.rename(folder)
 
 
+def remove_folder(folder: Path) -> None:
+    """Rename a folder to a hidden name, then remove it, and what a killed process left under such a name."""
+    temporary = folder.with_name(f".{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    folder.rename(temporary)
+    shutil.rmtree(temporary)
+
+
 def hash_files(files: Sequence[Path]) -> str:
     """Return the SHA-256, in hexadecimal, of the hashes of several files in their order."""
     digest = hashlib.sha256()

@@ -111,19 +111,25 @@ def hold(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
 
 
 def find_last_checkpoint(folder: Path) -> Path | None:
-    """Find the newest complete checkpoint of a run, and remove those that a kill left incomplete.
+    """Find the newest complete checkpoint of a run, and remove what a kill left incomplete or half removed.
 
     The Trainer writes `trainer_state.json` last, so a checkpoint that has this file is complete.
     """
-    found = sorted((folder / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]))
+    for path in (folder / "checkpoints").glob(".checkpoint-*"):
+        shutil.rmtree(path)
     complete = []
-    for path in found:
+    for path in list_checkpoints(folder / "checkpoints"):
         try:
             json.loads((path / "trainer_state.json").read_text())
             complete.append(path)
         except (OSError, json.JSONDecodeError):
             shutil.rmtree(path)
     return complete[-1] if complete else None
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """List the Trainer's checkpoints in a folder by their steps, complete or not."""
+    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]))
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:

@@ -115,7 +115,6 @@ def make_training_arguments(
         logging_steps=settings.logging_steps,
         logging_nan_inf_filter=False,
         save_steps=settings.save_steps,
-        save_total_limit=settings.keep_checkpoints,
         eval_strategy="no" if settings.evaluate_every is None else "steps",
         eval_steps=settings.evaluate_every,
         disable_tqdm=True,

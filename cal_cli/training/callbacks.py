@@ -1,4 +1,4 @@
-"""Callbacks of `cal train`: `metrics.jsonl`, progress, and an orderly stop on Ctrl-C."""
+"""Callbacks of `cal train`: `metrics.jsonl`, progress, old checkpoints, and an orderly stop on Ctrl-C."""
 
 import json
 import signal
@@ -14,7 +14,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from cal_cli.objective import WeightedLoss
 from cal_cli.runtime.console import make_progress
-from cal_cli.runtime.files import write_whole
+from cal_cli.runtime.files import remove_folder, write_whole
+from cal_cli.runtime.runs import list_checkpoints
 
 
 class MetricsWriter(TrainerCallback):
@@ -99,6 +100,22 @@ class ProgressReporter(TrainerCallback):
         if self.bar:
             self.bar.stop()
             self.bar = None
+
+
+class CheckpointRemover(TrainerCallback):
+    """After each save remove all but the newest `keep` checkpoints, those of the most steps.
+
+    The Trainer's `save_total_limit` removes those that were changed first, file by file. A kill in the middle of it
+    leaves a checkpoint that looks complete and new, and that a resumed run keeps in place of a whole one.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        if args.should_save:
+            for checkpoint in list_checkpoints(Path(str(args.output_dir)))[: -self.keep]:
+                remove_folder(checkpoint)
 
 
 class StopOnSignal(TrainerCallback):

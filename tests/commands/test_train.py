@@ -86,6 +86,7 @@ def test_the_run_folder_holds_what_it_promises(uninterrupted):
         "tokens_per_second",
     }
     assert all(value is not None for line in lines for value in line.values())
+    assert {path.name for path in (uninterrupted / "checkpoints").iterdir()} == {"checkpoint-8", "checkpoint-12"}
     names = {path.name for path in (uninterrupted / "checkpoint").iterdir()}
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
 
