@@ -74,6 +74,6 @@ def print_memory(plan: Plan, console: Console) -> None:
             table.add_row(ROWS.get(name, name), f"{sizes[name] / 1e9:,.2f}")
     console.print(table)
     total = sum(plan.parameters.values())
-    parts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in plan.parameters.items())
+    parts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in plan.parameters.items() if count)
     console.print(f"parameters: {total:,} ({parts}); trainable: {plan.trainable:,}")
     console.print(f"activations: of samples of {plan.tokens:,} tokens")
