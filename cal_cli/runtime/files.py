@@ -73,11 +73,12 @@ def replace_folder(folder: Path, *writers: Callable[[Path], Any]) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Rename a folder to a hidden name, then remove it, and what a killed process left under such a name."""
+    """Rename a folder, if it exists, to a hidden name, then remove it, and what a kill left under that name."""
     temporary = folder.with_name(f".{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    folder.rename(temporary)
-    shutil.rmtree(temporary)
+    if folder.exists():
+        folder.rename(temporary)
+        shutil.rmtree(temporary)
 
 
 def hash_files(files: Sequence[Path]) -> str:

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import read_json, write_whole
+from cal_cli.runtime.files import read_json, remove_folder, write_whole
 
 TRAIN_RUNS = Path("runs/train")
 LEARNT = "objective.json"  # in a run and in its checkpoints: what the objective has learnt from the data
@@ -87,11 +87,15 @@ def is_completed(folder: Path, config: DictConfig) -> bool:
 
 
 def clear(folder: Path) -> None:
-    """Remove what an earlier run left in the folder."""
-    for name in ("summary.json", "metrics.jsonl", "config.yaml", "inputs.json", "bad_samples.jsonl", LEARNT):
-        (folder / name).unlink(missing_ok=True)
+    """Remove what an earlier run left in the folder.
+
+    The record of its config and inputs goes last: as long as there are checkpoints, it says what they come from.
+    """
+    (folder / "summary.json").unlink(missing_ok=True)
     for name in ("checkpoints", "checkpoint", "projector", "adapter", "eval", "tensorboard"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+        remove_folder(folder / name)
+    for name in ("metrics.jsonl", "bad_samples.jsonl", LEARNT, "inputs.json", "config.yaml"):
+        (folder / name).unlink(missing_ok=True)
 
 
 @contextmanager

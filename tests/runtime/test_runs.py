@@ -1,12 +1,13 @@
 """Which runs count as completed: those with the same config, also one that an earlier version of the package wrote."""
 
 import json
+import shutil
 
 import pytest
 from omegaconf import OmegaConf
 
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.runs import flatten, is_completed
+from cal_cli.runtime.runs import clear, find_last_checkpoint, flatten, is_completed, read_config, read_summary
 
 
 @pytest.fixture
@@ -54,3 +55,33 @@ def test_zero_and_false_are_values():
         "model.width": 0,
         "name": "",
     }
+
+
+def test_a_kill_in_the_middle_of_clearing_leaves_no_checkpoint_without_the_record_of_its_config(
+    run, config, monkeypatch
+):
+    for folder in ("checkpoints/checkpoint-2", "checkpoints/checkpoint-4", "eval/scenes", "checkpoint"):
+        (run / folder).mkdir(parents=True)
+        (run / folder / "trainer_state.json").write_text("{}")
+    (run / "inputs.json").write_text("{}")
+    remove, left = shutil.rmtree, []
+    for allowed in range(8):  # folders that are removed before the kill
+
+        def remove_some(folder, ignore_errors=False, most=allowed):
+            if folder.exists():
+                if len(left) == most:
+                    raise KeyboardInterrupt
+                left.append(folder)
+            remove(folder, ignore_errors=ignore_errors)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", remove_some)
+            try:
+                clear(run)
+                break
+            except KeyboardInterrupt:
+                assert not read_summary(run)
+                assert read_config(run) == OmegaConf.to_container(config)
+                assert find_last_checkpoint(run) is None
+        left.clear()
+    assert not list(run.iterdir())
