@@ -160,8 +160,9 @@ def write_notes(rows: list[dict], paired: bool, baseline: str, unevaluated: list
         notes.append(f"Left out, completed but not evaluated: {', '.join(unevaluated)}.")
     if paired:
         notes.append(
-            "The same questions: 95 % intervals by a paired bootstrap over their pictures; right alone: the number of "
-            f"questions that only the run, or only {baseline}, has right; p: permutation test over pictures."
+            "The same questions: 95 % intervals by a paired bootstrap over their pictures; p: permutation test over "
+            "pictures, of all scores together; right alone, where answers are right or wrong: the number of questions "
+            f"that only the run, and that only {baseline}, has right."
         )
     return notes
 

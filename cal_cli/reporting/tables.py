@@ -58,7 +58,7 @@ def make_mean_tables(rows: Sequence[dict], baseline: str) -> dict[str, Table]:
     for metric, of_metric in groupby(rows, key=lambda row: row["metric"]):
         first = "condition" if any(row["settings"] for row in rows) else "noise"
         headers = (first, "objective", "seeds", "mean", f"minus {baseline}", "p", "p, Holm", "detectable")
-        table = make_table(*headers, title=metric.replace("_", " "))
+        table = make_table(*headers, title=metric.replace("_", " "), whole=("objective", "seeds", *headers[5:]))
         for condition, section in groupby(of_metric, key=lambda row: row["condition"]):
             for row in section:
                 found, mean = row["difference"], format_interval(row["mean"])
@@ -141,14 +141,22 @@ def make_variance_table(rows: Sequence[dict]) -> Table:
 
 
 def make_pair_table(pairs: Sequence[dict], metrics: Sequence[str], baseline: str) -> Table:
-    """Make the table of `compare_runs`; `right alone` counts questions of the run, then of the baseline."""
+    """Make the table of `compare_runs`, a row for each value: six metrics side by side do not fit on a terminal.
+
+    `right alone` counts questions of the run, then of the baseline.
+    """
     first = "condition" if any(pair["settings"] for pair in pairs) else "noise"
-    headers = [first, "objective", "seed", *(metric.replace("_", " ") for metric in metrics), "right alone", "p"]
-    table = make_table(*headers, title=f"the same questions, minus {baseline}")
+    whole = ["objective", "seed", "", f"minus {baseline}"]
+    table = make_table(first, *whole, title="the same questions", whole=whole)
     for pair in pairs:
-        test = pair["test"]
-        alone = "-" if test["only_first"] is None else f"{test['only_second']} : {test['only_first']}"
-        last = [alone, f"{test['p']:.2g}"]
-        differences = [format_interval(pair["differences"][metric], signed=True) for metric in metrics]
-        table.add_row(pair["condition"], pair["objective"], str(pair["seed"]), *differences, *last)
+        test, differences = pair["test"], pair["differences"]
+        values = {name.replace("_", " "): format_interval(differences[name], signed=True) for name in metrics}
+        if test["only_first"] is not None:
+            values["right alone"] = f"{test['only_second']} : {test['only_first']}"
+        values["p, all scores"] = f"{test['p']:.2g}"
+        of_pair = [pair["condition"], pair["objective"], str(pair["seed"])]
+        for name, value in values.items():
+            table.add_row(*of_pair, name, value)
+            of_pair = ["", "", ""]
+        table.add_section()
     return table

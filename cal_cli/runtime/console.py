@@ -1,28 +1,34 @@
 """What commands print: lines, tables on a terminal or in a file, and the progress of long work."""
 
 import io
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.box import MARKDOWN, SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
-from rich.table import Table
+from rich.table import Column, Table
 
 T = TypeVar("T")
 Notify = Callable[[str], None]  # takes one message to the user
 
 
 def make_console(quiet: bool = False) -> Console:
-    """Return a console that neither wraps nor colours what it prints."""
-    return Console(soft_wrap=True, highlight=False, quiet=quiet)
+    """Return a console that neither wraps nor colours what it prints; in a file, tables are as wide as they need."""
+    width = None if sys.stdout.isatty() else 10_000
+    return Console(soft_wrap=True, highlight=False, quiet=quiet, width=width)
 
 
-def make_table(*headers: str, title: str | None = None) -> Table:
-    """Return an empty table in the style of all commands."""
-    return Table(*headers, title=title, box=SIMPLE_HEAD, pad_edge=False)
+def make_table(*headers: str, title: str | None = None, whole: Sequence[str] = ()) -> Table:
+    """Return an empty table in the style of all commands.
+
+    A narrow terminal wraps what is in the columns, and cuts nothing off; those of `whole` are wrapped last.
+    """
+    columns = [Column(header, overflow="fold", no_wrap=header in whole) for header in headers]
+    return Table(*columns, title=title, box=SIMPLE_HEAD, pad_edge=False)
 
 
 def render_markdown(table: Table) -> str:

@@ -1,6 +1,10 @@
-"""Tables as Markdown."""
+"""Tables on a terminal, in a file, and as Markdown."""
 
-from cal_cli.runtime.console import make_table, render_markdown
+import io
+
+from rich.console import Console
+
+from cal_cli.runtime.console import make_console, make_table, render_markdown
 
 
 def test_a_table_is_rendered_as_markdown():
@@ -18,3 +22,22 @@ def test_a_table_is_rendered_as_markdown():
         "| 0 | a b  c |",
     ]
     assert table.title == "means" and table.box is not None
+
+
+def test_a_narrow_terminal_cuts_nothing_off():
+    table = make_table("condition", "objective", "p", whole=["objective"])
+    table.add_row("model.path=default/checkpoints/checkpoint-1000", "posterior", "0.25")
+    page = io.StringIO()
+    Console(file=page, width=40).print(table)
+    lines = page.getvalue().splitlines()
+    assert max(map(len, lines)) <= 40
+    assert "…" not in page.getvalue() and "posterior" in page.getvalue()
+    first = [line.split()[0] for line in lines if line.strip() and "─" not in line and "condition" not in line]
+    assert "".join(first) == "model.path=default/checkpoints/checkpoint-1000"
+
+
+def test_tables_in_a_file_are_as_wide_as_they_need(capsys):
+    table = make_table("name", "value")
+    table.add_row("a" * 100, "b" * 100)
+    make_console().print(table)
+    assert f"{'a' * 100}   {'b' * 100}" in capsys.readouterr().out
