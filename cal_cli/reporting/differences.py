@@ -41,9 +41,15 @@ def draw_differences(rows: Sequence[dict[str, Any]], baseline: str) -> bytes | N
             if row["metric"] == metric:
                 colour = choose_style(objectives.index(row["objective"]), 0)["color"]
                 draw_difference(panel, row, lines[row["condition"], row["objective"]], colour)
-    title = "differences paired by seed, with 95 % intervals; where the point is filled, the interval excludes 0"
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(describe_intervals(rows), fontsize=10)
     return encode_figure(figure, dpi=130)
+
+
+def describe_intervals(rows: Sequence[dict[str, Any]]) -> str:
+    """Describe what the bars are: differences of one seed have none."""
+    if all((row["over_seeds_and_questions"] or row["difference"])["ci95"] is None for row in rows):
+        return "differences of one seed: no interval"
+    return "differences paired by seed, with 95 % intervals; where the point is filled, the interval excludes 0"
 
 
 def draw_difference(panel: Axes, row: dict[str, Any], line: int, colour: Any) -> None:

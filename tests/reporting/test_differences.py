@@ -1,7 +1,7 @@
 """The figure of differences against the intervals that it shows."""
 
 from cal_cli.reporting import differences
-from cal_cli.reporting.differences import draw_differences
+from cal_cli.reporting.differences import describe_intervals, draw_differences
 
 
 def make_row(metric, condition, objective, value=None, interval=None, together=None):
@@ -32,6 +32,12 @@ def test_each_line_has_its_interval_and_is_filled_if_it_excludes_zero(monkeypatc
     assert filled == [True, True, False]
     assert list(charts.lines[1].get_xdata()) == [0.4, 0.4]
     assert int(charts.lines[1].get_ydata()[0]) == 4 and charts.lines[2].get_markerfacecolor() == "white"
+
+
+def test_the_title_says_that_one_seed_has_no_interval():
+    alone, among = make_row("reading", "0", "cal", 0.1), make_row("reading", "0", "ratio", 0.1, [0.0, 0.2])
+    assert "no interval" in describe_intervals([alone])
+    assert "95 % intervals" in describe_intervals([alone, among])
 
 
 def test_there_is_no_figure_without_a_difference():
