@@ -57,31 +57,27 @@ def test_zero_and_false_are_values():
     }
 
 
+@pytest.mark.parametrize("removed", [0, 1, 2])
 def test_a_kill_in_the_middle_of_clearing_leaves_no_checkpoint_without_the_record_of_its_config(
-    run, config, monkeypatch
+    run, config, monkeypatch, removed
 ):
-    for folder in ("checkpoints/checkpoint-2", "checkpoints/checkpoint-4", "eval/scenes", "checkpoint"):
+    for folder in ("checkpoints/checkpoint-2", "checkpoint", "eval/scenes"):
         (run / folder).mkdir(parents=True)
         (run / folder / "trainer_state.json").write_text("{}")
-    (run / "inputs.json").write_text("{}")
-    remove, left = shutil.rmtree, []
-    for allowed in range(8):  # folders that are removed before the kill
+    remove, done = shutil.rmtree, []
 
-        def remove_some(folder, ignore_errors=False, most=allowed):
-            if folder.exists():
-                if len(left) == most:
-                    raise KeyboardInterrupt
-                left.append(folder)
-            remove(folder, ignore_errors=ignore_errors)
+    def remove_or_die(folder, ignore_errors=False):
+        if folder.exists():
+            if len(done) == removed:
+                raise KeyboardInterrupt
+            remove(folder)
+            done.append(folder)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(shutil, "rmtree", remove_some)
-            try:
-                clear(run)
-                break
-            except KeyboardInterrupt:
-                assert not read_summary(run)
-                assert read_config(run) == OmegaConf.to_container(config)
-                assert find_last_checkpoint(run) is None
-        left.clear()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", remove_or_die)
+        clear(run)
+    assert not read_summary(run)
+    assert read_config(run) == OmegaConf.to_container(config)
+    assert find_last_checkpoint(run) is None
+    clear(run)
     assert not list(run.iterdir())
