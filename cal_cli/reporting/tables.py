@@ -63,11 +63,14 @@ def make_mean_tables(rows: Sequence[dict], baseline: str) -> dict[str, Table]:
             for row in section:
                 found, mean = row["difference"], format_interval(row["mean"])
                 difference = format_interval(row["over_seeds_and_questions"] or found, signed=True)
+                seeds = str(len(row["seeds"]))
+                if found and found["n"] != len(row["seeds"]):  # the difference has only the seeds of both
+                    seeds += f" ({found['n']} paired)"
                 tests = ["-", "-", "-"]
                 if found and found["n"] > 1:
                     detectable = found["detectable"]
                     tests = [f"{found['p']:.2g}", f"{found['p_holm']:.2g}", f"{detectable:.3f}" if detectable else "-"]
-                table.add_row(condition, row["objective"], str(len(row["seeds"])), mean, difference, *tests)
+                table.add_row(condition, row["objective"], seeds, mean, difference, *tests)
             table.add_section()
         tables[metric] = table
     return tables
