@@ -32,7 +32,7 @@ def draw_differences(rows: Sequence[dict[str, Any]], baseline: str) -> bytes | N
     panels[0].set_ylim(len(labels) - 0.5, -0.5)
     for panel, metric in zip(panels, metrics, strict=True):
         panel.axvline(0, color="black", linewidth=0.8)
-        panel.set_xlabel(f"{metric.replace('_', ' ')}, minus {baseline}")
+        panel.set_xlabel(f"{metric.replace('_', ' ')},\nminus {baseline}")
         panel.locator_params(axis="x", nbins=5)
         panel.tick_params(axis="x", labelsize=8)
         for place, label in enumerate(panel.get_yticklabels()):
