@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from cal_cli.bench import answering, steps, trainers
+from cal_cli.bench import steps
 from cal_cli.bench.shapes import Checkpoint, Shape
 from cal_cli.commands.hydra_app import get_job
 from cal_cli.objective import CrossEntropyLoss, WeightedLoss
@@ -32,34 +32,28 @@ class BenchConfig:
     """The types of `conf/bench.yaml`, which documents each key."""
 
     shape: Any
-    measure: str
     ways: list[str]
     repeats: int
     depth: int | None
     width: int | None
     checkpointing: bool | None
     memory: bool
-    steps: int
-    scenes: int
 
 
 def bench(config: DictConfig) -> None:
     """Measure, write `bench.json` to the job's folder, and print a table."""
     settings = check_types(config, BenchConfig)
-    for key in ("repeats", "steps", "scenes", "depth", "width"):
+    for key in ("repeats", "depth", "width"):
         value = getattr(settings, key)
         if value is not None and value < 1:
             raise InputError(f"{key}={value}: must be at least 1")
-    measures = {"step": measure_steps, "trainer": measure_trainers, "eval": measure_answers}
-    if settings.measure not in measures:
-        raise InputError(f"measure={settings.measure}: allowed are {', '.join(measures)}")
     objectives = GlobalHydra.instance().config_loader().get_group_options("objective")
     allowed = [*steps.WAYS, *(name for name in objectives if name not in steps.WAYS)]
     unknown = sorted(set(settings.ways) - set(allowed))
     if unknown or not settings.ways:
         raise InputError(f"ways={','.join(unknown) or '[]'}: allowed are some of {', '.join(allowed)}")
     job, console = get_job(), make_console()
-    result = measures[settings.measure](config, settings, console)
+    result = measure_steps(config, settings, console)
     origin = {"command": job.command, "device": get_device_name(), "versions": get_versions()}
     path = job.folder / "bench.json"
     write_whole(path, json.dumps(origin | result, indent=2) + "\n")
@@ -154,36 +148,3 @@ def make_step_table(result: dict[str, Any], name: str) -> Table:
         row += [f"{result['tokens_per_second'][way]:,.0f}", f"{operations[way] / 1e9:,.0f}"]
         table.add_row(*row, f"{memory[way] / 1e9:.2f}" if memory else "-")
     return table
-
-
-def make_rate_table(title: str, unit: str, rates: dict[str, list[float]], names: dict[str, str], base: str) -> Table:
-    """Make a table of rates and of their ratio to that of `base`."""
-    table = make_table("way", unit, f"rate / {names[base]}", title=title)
-    for name, values in rates.items():
-        ratio = None if name == base else median_ratio(values, rates[base])
-        table.add_row(names[name], f"{np.median(values):,.0f}", format_ratio(ratio))
-    return table
-
-
-def measure_trainers(config: DictConfig, settings: BenchConfig, console: Console) -> dict[str, Any]:
-    """Train the tiny model with our trainer and with TRL's, in turns; print tokens per second."""
-    rates = trainers.measure_trainer_rates(settings.steps, settings.repeats, console)
-    title = f"training the tiny model, {settings.steps} steps per round"
-    console.print(make_rate_table(title, "tokens/s", rates, trainers.NAMES, "trl"))
-    ratios = {name: median_ratio(values, rates["trl"]) for name, values in rates.items() if name != "trl"}
-    return {"measure": "trainer", "steps": settings.steps, "tokens_per_second": rates, "ratios": ratios}
-
-
-def measure_answers(config: DictConfig, settings: BenchConfig, console: Console) -> dict[str, Any]:
-    """Let the tiny model answer in our batches and in the library's pipeline, in turns; print questions per second."""
-    rates, same = answering.measure_answer_rates(settings.scenes, settings.repeats, console)
-    title = f"answers of the tiny model, {5 * settings.scenes} questions per round"
-    console.print(make_rate_table(title, "questions/s", rates, answering.NAMES, "pipeline"))
-    console.print("the same answers" if same else "not all answers are the same")
-    return {
-        "measure": "eval",
-        "questions": 5 * settings.scenes,
-        "questions_per_second": rates,
-        "ratios": {"cal/pipeline": median_ratio(rates["cal"], rates["pipeline"])},
-        "same_answers": same,
-    }

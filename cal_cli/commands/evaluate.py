@@ -16,9 +16,8 @@ from rich.table import Table
 from cal_cli.commands.hydra_app import get_job
 from cal_cli.evaluation.benchmark import Benchmark
 from cal_cli.evaluation.evaluator import Evaluator
-from cal_cli.evaluation.lmms_eval import evaluate_with_lmms_eval
 from cal_cli.evaluation.predictions import read_predictions
-from cal_cli.evaluation.results import load_results, save_results, score_answers
+from cal_cli.evaluation.results import load_results, score_answers
 from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
@@ -26,8 +25,6 @@ from cal_cli.runtime.identity import fingerprint
 from cal_cli.runtime.processes import LaunchConfig, count_processes, get_process_state, is_worker, run_workers
 from cal_cli.runtime.runs import find_checkpoints, get_result_folder, get_run_name
 from cal_cli.toy.model import BASE
-
-ENGINES = ("cal", "lmms_eval")
 
 
 @dataclass
@@ -39,7 +36,6 @@ class EvalConfig:
     batch_size: int
     limit: int | None
     dtype: str | None
-    engine: str
     predictions: str | None
     launch: LaunchConfig
     force: bool
@@ -52,24 +48,20 @@ def evaluate(config: DictConfig) -> None:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise InputError(f"{name}={value}: must be at least 1")
-    if settings.engine not in ENGINES:
-        raise InputError(f"engine={settings.engine}: allowed are {' and '.join(ENGINES)}")
     if settings.launch.shard is not None:
         raise InputError("launch: cal eval distributes questions and does not shard models: give launch=single or ddp")
     processes = count_processes(settings.launch)
     several = processes * settings.launch.machines > 1
     if settings.predictions is not None:
-        if settings.checkpoint is not None or settings.engine != "cal" or several:
-            raise InputError(
-                "predictions are scored as they are, by one process: leave checkpoint, engine and launch out"
-            )
+        if settings.checkpoint is not None or several:
+            raise InputError("predictions are scored as they are, by one process: leave checkpoint and launch out")
         if not Path(settings.predictions).is_file():
             raise InputError(f"predictions={settings.predictions}: there is no such file")
         subjects = [Path(settings.predictions)]
     else:
         subjects = find_checkpoints(settings.checkpoint, {"tiny": BASE})
     job = get_job()
-    if several and not is_worker() and settings.engine == "cal":
+    if several and not is_worker():
         if code := run_workers([*job.words, f"hydra.run.dir='{job.folder}'"], settings.launch, processes, job.folder):
             raise SystemExit(code)
         return
@@ -113,27 +105,19 @@ def evaluate_benchmark(
     table = make_table("checkpoint", "metric", "value", "95 % interval", title=name)
     table.columns[0].overflow = "fold"
     benchmark: Benchmark | None = None
-    identity: dict[str, Any] = {
-        "benchmark": OmegaConf.to_container(node),
-        "limit": settings.limit,
-        "engine": settings.engine,
-    }
+    identity: dict[str, Any] = {"benchmark": OmegaConf.to_container(node), "limit": settings.limit}
     results: dict[str, Any] = {}
     for subject in subjects:
         named = subject if settings.predictions is None else subject.with_suffix("")
-        if settings.engine == "cal":
-            benchmark = benchmark or build_benchmark(node, settings, evaluator)
-            identity["data"] = benchmark.source
+        benchmark = benchmark or build_benchmark(node, settings, evaluator)
+        identity["data"] = benchmark.source
         identity |= {"checkpoint": str(subject), "weights": fingerprint(subject), "dtype": settings.dtype}
         folder = get_result_folder(named, "eval", name if settings.limit is None else f"{name}_{settings.limit}")
         known, differing = load_results(folder, identity)
         if known and not settings.force and not differing:
             evaluator.console.print(f"{folder}: already evaluated; force=true repeats it")
             results = known
-        elif settings.engine == "lmms_eval":
-            results = evaluate_with_lmms_eval(subject, name, node, settings.limit, evaluator.command)
-            save_results(folder, results | {"settings": identity})
-        elif benchmark is not None:
+        else:
             if known and not settings.force:
                 evaluator.console.print(
                     f"{folder}: evaluating again; the results there differ in {', '.join(differing)}"
@@ -158,8 +142,7 @@ def evaluate_benchmark(
             table.add_row(label, metric.replace("_", " "), f"{found['value']:.3f}", interval)
             label = ""
         table.add_section()
-    origin = "from lmms-eval's standard errors" if settings.engine == "lmms_eval" else "over their pictures"
-    table.caption = f"{results['n']} questions of the split {results['split']}; intervals {origin}"
+    table.caption = f"{results['n']} questions of the split {results['split']}; intervals over their pictures"
     return table
 
 

@@ -18,10 +18,8 @@ from cal_cli.reporting.paper import collect_paper_results, load_published, make_
 from cal_cli.reporting.tables import (
     compare_runs,
     compare_seeds,
-    find_variance_shares,
     make_mean_tables,
     make_pair_table,
-    make_variance_table,
     summarize_metric,
 )
 from cal_cli.runtime.config import check_types
@@ -104,11 +102,6 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
     if curves:
         write_whole(output / "curves.png", draw_curves(curves))
         parts.append("![metrics while training](curves.png)\n")
-    variance = [row for metric in metrics for row in find_variance_shares(results, metric)]
-    if variance:
-        table = make_variance_table(variance)
-        console.print(table)
-        parts.append(render_markdown(table))
     if pairs:
         table = make_pair_table(pairs, metrics, baseline)
         console.print(table)
@@ -124,7 +117,6 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
         "rows": rows,
         "same_questions": pairs,
         "curves": [row for rows_of_metric in curves.values() for row in rows_of_metric],
-        "variance": variance,
         "notes": notes,
         "commands": commands,
         "device": summary["device"],

@@ -19,7 +19,6 @@ from cal_cli.data.noise import NoiseConfig
 from cal_cli.data.sample import Conversations, get_image_names
 from cal_cli.inspection.detection import compute_auc, describe_kinds, estimate_auc_interval
 from cal_cli.inspection.heatmap import HeatmapSample, render_heatmap
-from cal_cli.inspection.heatmap_figure import draw_heatmap
 from cal_cli.inspection.histogram import compare_histograms, draw_histogram
 from cal_cli.inspection.tokens import Piece, make_token_table
 from cal_cli.inspection.words import RankedWord, rank_words
@@ -28,7 +27,6 @@ from cal_cli.objective import RuleLoss
 from cal_cli.runtime.config import build, check_types, list_names
 from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.figure import FORMATS
 from cal_cli.runtime.files import read_json, write_whole
 from cal_cli.runtime.runs import LEARNT, find_checkpoint, get_result_folder, get_run_name
 from cal_cli.statistics.seeds import format_interval
@@ -48,7 +46,6 @@ class TokenWeightDumpConfig:
     manifest: str | None
     batch_size: int
     heatmap_samples: int
-    format: str | None
     output: str | None
 
 
@@ -71,8 +68,6 @@ def token_weight_dump(config: DictConfig) -> None:
             "cal token-weight-dump shows weights that a checkpoint alone gives: choose an objective with a weight rule "
             "that needs neither another model nor scores from before training, such as cal, posterior, ratio or gce"
         )
-    if settings.format is not None and settings.format not in FORMATS:
-        raise InputError(f"format={settings.format}: allowed are null, {', '.join(FORMATS)}")
     console = make_console()
     data, noisy = load_noisy_data(config, settings.noise, settings.manifest, console, settings.samples)
     if not any("image" in entry for entry in data.entries):
@@ -153,7 +148,7 @@ def write_samples(
     noisy: dict[int, dict[str, Any]] | None,
     settings: TokenWeightDumpConfig,
 ) -> None:
-    """Write the page of the first samples, and the figure if one is asked for.
+    """Write the page of the first samples.
 
     `pieces` has the text of each sample under each checkpoint, by the checkpoint's name; words are ranked for a single
     one.
@@ -169,8 +164,6 @@ def write_samples(
         (of_samples,) = pieces.values()
         words = rank_words([text for text, entry in zip(of_samples, data.entries, strict=True) if "image" in entry])
     write_whole(folder / "heatmap.html", render_heatmap(shown, title, words))
-    if settings.format is not None:
-        write_whole(folder / f"heatmap.{settings.format}", draw_heatmap(shown, settings.format))
 
 
 def tabulate_kinds(kinds: dict[str, Any]) -> Table:

@@ -1,4 +1,4 @@
-"""Generate greedy answers in batches: longest questions first, image features computed once, large batches halved."""
+"""Generate greedy answers in batches: longest questions first, large batches halved."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,7 +7,6 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
 from cal_cli.data.collator import to_messages
-from cal_cli.evaluation.image_feature_cache import ImageFeatureCache
 from cal_cli.evaluation.questions import Question
 from cal_cli.runtime.errors import InputError
 
@@ -61,13 +60,10 @@ def generate_answers(
     if groups is None:
         groups = make_batches(questions, count_tokens(questions, processor), batch_size)
     answers: dict[int, str] = {}
-    with ImageFeatureCache(model) as pictures:
-        for group in groups:
-            for batch in group:
-                found = answer_batch(model, processor, questions, list(batch), max_new_tokens, pictures)
-                answers |= found
-                keep(found)
-            pictures.forget()
+    for batch in (batch for group in groups for batch in group):
+        found = answer_batch(model, processor, questions, list(batch), max_new_tokens)
+        answers |= found
+        keep(found)
     return answers
 
 
@@ -77,11 +73,10 @@ def answer_batch(
     questions: Sequence[Question],
     batch: list[int],
     max_new_tokens: int,
-    pictures: ImageFeatureCache,
 ) -> dict[int, str]:
     """Answer one batch, by index; a batch that does not fit into memory is halved, repeatedly if needed."""
     try:
-        texts = answer_questions(model, processor, [questions[place] for place in batch], max_new_tokens, pictures)
+        texts = answer_questions(model, processor, [questions[place] for place in batch], max_new_tokens)
         return dict(zip(batch, texts, strict=True))
     except Exception as error:
         if not should_reduce_batch_size(error):
@@ -95,15 +90,12 @@ def answer_batch(
         torch.cuda.empty_cache()
     middle = len(batch) // 2
     halves = (
-        answer_batch(model, processor, questions, half, max_new_tokens, pictures)
-        for half in (batch[:middle], batch[middle:])
+        answer_batch(model, processor, questions, half, max_new_tokens) for half in (batch[:middle], batch[middle:])
     )
     return {place: text for half in halves for place, text in half.items()}
 
 
-def answer_questions(
-    model: Any, processor: Any, questions: Sequence[Question], max_new_tokens: int, pictures: ImageFeatureCache
-) -> list[str]:
+def answer_questions(model: Any, processor: Any, questions: Sequence[Question], max_new_tokens: int) -> list[str]:
     """Answer questions in one batch."""
     shown = {question.picture: question.images() for question in questions}
     messages = [to_messages(make_turns(question), shown[question.picture]) for question in questions]
@@ -114,9 +106,6 @@ def answer_questions(
         add_generation_prompt=True,
         processor_kwargs={"padding": True, "padding_side": "left", "return_tensors": "pt"},
     ).to(model.device, model.dtype)
-    pictures.shown = [
-        f"{question.picture} {place}" for question in questions for place in range(len(shown[question.picture]))
-    ]
     pad = processor.tokenizer.pad_token_id
     output = model.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad)
     new_tokens = output[:, batch["input_ids"].shape[1] :]

@@ -1,7 +1,6 @@
 """The tables of a report: means over seeds, and differences to a baseline on the same questions."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,6 @@ from cal_cli.reporting.collect import Result
 from cal_cli.reporting.pairs import compare, compare_over_runs
 from cal_cli.runtime.console import make_table
 from cal_cli.statistics.seeds import adjust_for_family, difference_over_seeds, format_interval, mean_over_seeds
-from cal_cli.statistics.variance import estimate_variance_shares
-
-SEEDS = ("noise.seed", "data.seed")  # settings that are seeds, beside the run's own
 
 
 def summarize_metric(
@@ -110,37 +106,6 @@ def compare_runs(results: Sequence[Result], benchmark: str, baseline: str) -> li
             key |= {"objective": result.objective, "seed": result.seed}
             pairs.append(key | found)
     return pairs
-
-
-def find_variance_shares(results: Sequence[Result], metric: str) -> list[dict[str, Any]]:
-    """Estimate which share of a metric's variance comes from which seed, where seeds were varied apart.
-
-    Returns a row for each objective, noise and other settings with `shares`, see `estimate_variance_shares`.
-    """
-    groups: dict[tuple, list[tuple[float, dict[str, Any]]]] = {}
-    for result in results:
-        settings = dict(result.condition.settings)
-        seeds = {"seed": result.seed, **{key: settings.pop(key) for key in SEEDS if key in settings}}
-        same = replace(result.condition, settings=tuple(settings.items()))
-        groups.setdefault((same, result.objective), []).append((result.metrics[metric], seeds))
-    rows = []
-    for (condition, objective), runs in groups.items():
-        factors = pd.DataFrame([seeds for _, seeds in runs])
-        shares = estimate_variance_shares([value for value, _ in runs], factors) if len(factors.columns) > 1 else None
-        if shares is not None:
-            named = {"metric": metric, "condition": condition.name, "objective": objective}
-            rows.append({**named, "n": len(runs), "shares": shares})
-    return rows
-
-
-def make_variance_table(rows: Sequence[dict]) -> Table:
-    """Make the table of `find_variance_shares`."""
-    sources = list(rows[0]["shares"])
-    table = make_table("metric", "noise", "objective", "runs", *sources, title="shares of the variance")
-    for row in rows:
-        shares = [f"{row['shares'][source]:.2f}" for source in sources]
-        table.add_row(row["metric"].replace("_", " "), row["condition"], row["objective"], str(row["n"]), *shares)
-    return table
 
 
 def make_pair_table(pairs: Sequence[dict], metrics: Sequence[str], baseline: str) -> Table:
