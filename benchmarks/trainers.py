@@ -1,6 +1,9 @@
 """Tokens per second of whole training loops on the tiny model: `CALTrainer`, and `trl.SFTTrainer` with its collator.
 
 Both read the same captions and PNG files, in batches of 48, with AdamW in float32 and without gradient checkpointing.
+TRL is needed: pip install 'cal_cli[trl]'.
+
+    python benchmarks/trainers.py --steps 20 --repeats 3
 """
 
 import json
@@ -8,20 +11,22 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Annotated, Any
 
-from rich.console import Console
+import typer
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from cal_cli.bench.steps import take_turns
+from cal_cli.commands.bench import format_ratio
 from cal_cli.data.collator import Collator
 from cal_cli.data.llava_json import load_llava_json
 from cal_cli.objective import ContrastiveAlignmentLoss, CrossEntropyLoss
-from cal_cli.runtime.console import track_items
-from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.console import make_console, make_table, track_items
 from cal_cli.runtime.files import write_whole
+from cal_cli.statistics.bootstrap import median_ratio
 from cal_cli.toy.model import load_tiny
-from cal_cli.toy.scenes import make_scenes
+from cal_cli.toy.world import make_scenes
 from cal_cli.training.trainer import CALTrainer
 
 NAMES = {"trl": "trl.SFTTrainer, CE", "ce": "CALTrainer, CE", "cal": "CALTrainer, CAL"}
@@ -38,19 +43,16 @@ class StepTimes(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def measure_trainer_rates(steps: int, repeats: int, console: Console) -> dict[str, list[float]]:
-    """Measure the tokens per second, without padding, of each of `NAMES`, in turns, one number for each round.
+def main(steps: Annotated[int, typer.Option(min=2)] = 40, repeats: int = 15) -> None:
+    """Print the tokens per second, without padding, of each of `NAMES`, in turns.
 
     Time is measured from the end of a round's first step to that of its last.
 
-    Raises InputError if TRL is not installed, or a round has fewer than two steps.
+    Args:
+        steps: optimizer steps of a round.
+        repeats: rounds; in each round every trainer takes its turn.
     """
-    try:
-        import trl  # noqa: F401
-    except ImportError as error:
-        raise InputError("measure=trainer needs TRL: pip install 'cal_cli[trl]'") from error
-    if steps < 2:
-        raise InputError(f"steps={steps}: a round needs at least 2")
+    console = make_console()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         world = make_scenes(n=steps * BATCH, text_only_share=0.0, families=["captions"])
@@ -71,7 +73,12 @@ def measure_trainer_rates(steps: int, repeats: int, console: Console) -> dict[st
 
         turns = take_turns({way: partial(measure, way) for way in NAMES}, repeats)
         rounds = list(track_items(turns, "measuring", console, repeats))
-    return {way: [rates[way] for rates in rounds] for way in NAMES}
+    rates = {way: [rates[way] for rates in rounds] for way in NAMES}
+    table = make_table("trainer", "tokens/s", "rate / trl", title=f"the tiny model, {steps} steps per round")
+    for way, values in rates.items():
+        ratio = None if way == "trl" else median_ratio(values, rates["trl"])
+        table.add_row(NAMES[way], f"{median(values):,.0f}", format_ratio(ratio))
+    console.print(table)
 
 
 def make_trainer(way: str, data: Any, folder: Path, steps: int) -> Trainer:
@@ -118,3 +125,7 @@ def make_trainer(way: str, data: Any, folder: Path, steps: int) -> Trainer:
         train_dataset=data,
         data_collator=Collator(processor),
     )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -41,4 +41,4 @@ def __getattr__(name: str) -> Any:
 
 @when_imported("transformers")
 def _register_models(transformers: Any) -> None:
-    import_module("cal_cli.models.mgm")
+    import_module("cal_cli.models.mgm.model")

@@ -10,7 +10,7 @@ import torch
 
 from cal_cli.data.collator import Collator
 from cal_cli.toy.model import make_random_model
-from cal_cli.toy.scenes import make_scenes
+from cal_cli.toy.world import make_scenes
 
 
 def model_with_large_deltas():

@@ -8,13 +8,15 @@ from PIL import Image
 from transformers import (
     AutoModelForImageTextToText,
     CLIPVisionConfig,
+    ConvNextConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaNextConfig,
 )
 
 from cal_cli.models.load import checkpoint_activations
-from cal_cli.models.parameter_groups import freeze_parts
+from cal_cli.models.mgm.model import MGMConfig
+from cal_cli.models.parts import freeze_parts
 from cal_cli.toy.model import TinyModel
 
 PATCH, PICTURE = 14, 336  # of CLIP ViT-L/14-336
@@ -201,3 +203,39 @@ def check_tokens(shape: Any) -> None:
         )
     if shape.batch_size < 1:
         raise ValueError(f"shape.batch_size={shape.batch_size}: must be at least 1")
+
+
+AUX_PICTURE = 768  # pixels of a side of what the high-resolution tower reads for each crop
+
+
+@dataclass
+class MGMShape(Shape):
+    """The sizes of an MGM; `conf/shape/mgm7b.yaml` documents them."""
+
+    crops: int
+    aux_hidden_sizes: list[int]
+    aux_depths: list[int]
+
+    def scale(self, depth: int | None = None, width: int | None = None) -> "MGMShape":
+        found: Any = super().scale(depth, width)
+        narrower = self.vision_hidden_size // found.vision_hidden_size
+        fewer = self.layers // found.layers
+        return replace(
+            found,
+            aux_hidden_sizes=[size // narrower for size in self.aux_hidden_sizes],
+            aux_depths=[max(layers // fewer, 1) for layers in self.aux_depths],
+        )
+
+    def make_config(self, vision: CLIPVisionConfig, text: LlamaConfig) -> MGMConfig:
+        aux: Any = ConvNextConfig(hidden_sizes=list(self.aux_hidden_sizes), depths=list(self.aux_depths))
+        options: dict[str, Any] = {"vision_config": vision, "text_config": text, "image_token_index": IMAGE}
+        return MGMConfig(**options, aux_vision_config=aux, aux_image_size=self.pixel_shape[-1], crops=self.crops)
+
+    @property
+    def pixel_shape(self) -> tuple[int, ...]:
+        side = AUX_PICTURE * self.crops
+        return 3, side, side
+
+    @property
+    def image_tokens(self) -> int:
+        return (PICTURE // PATCH) ** 2 * (1 if self.crops == 1 else 1 + self.crops**2)

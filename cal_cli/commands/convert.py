@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from cal_cli.models.mgm_source import MGMSource, convert_published
+from cal_cli.models.mgm.source import MGMSource, convert_published
 from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console
 from cal_cli.runtime.errors import InputError

@@ -19,37 +19,38 @@ from rich.console import Console
 from rich.table import Table
 
 from cal_cli.commands.hydra_app import Job, get_job
-from cal_cli.commands.noisy_data import load_noisy_data
 from cal_cli.data.collator import Collator
-from cal_cli.data.hf_datasets import Rows
 from cal_cli.data.llava_json import write_llava_json
-from cal_cli.data.noise import ChangedEntries, NoiseConfig
+from cal_cli.data.noise import ChangedEntries, NoiseConfig, load_noisy_data
 from cal_cli.data.sample import LOSS_WEIGHTS, Conversations, rename_images
-from cal_cli.inspection.audit import Auditor, find_part, list_parts, read_parts
-from cal_cli.inspection.audit_page import find_audited_samples, render_audit
-from cal_cli.inspection.audit_summary import (
+from cal_cli.data.tables import Rows
+from cal_cli.inspection.audit import (
     RANKS,
+    Auditor,
     AuditSummary,
     add_delta,
+    find_part,
     list_detectors,
+    list_parts,
+    read_parts,
     summarize_audit,
     summarize_sentences,
+    weigh_tokens,
 )
-from cal_cli.inspection.audit_weights import weigh_tokens
 from cal_cli.inspection.detection import describe_detector, draw_detectors
+from cal_cli.inspection.pages import find_audited_samples, render_audit
 from cal_cli.models.load import load_checkpoint
 from cal_cli.runtime.config import check_types
 from cal_cli.runtime.console import make_console, make_table, show_progress
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_whole
-from cal_cli.runtime.identity import begin_work, fingerprint
 from cal_cli.runtime.processes import LaunchConfig, count_processes, get_process_state, is_worker, run_workers
-from cal_cli.runtime.provenance import get_device_name, get_versions
+from cal_cli.runtime.provenance import begin_work, fingerprint, get_device_name, get_versions
 from cal_cli.runtime.runs import find_checkpoint, get_run_name, hold
 from cal_cli.statistics.mixture import compute_posterior
 from cal_cli.statistics.seeds import format_interval
 from cal_cli.toy.model import BASE
-from cal_cli.training.inputs import identify_data
+from cal_cli.training.record import identify_data
 
 CLEANINGS = ("drop", "weigh")
 

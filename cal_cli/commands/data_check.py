@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 
 from cal_cli.commands.hydra_app import get_job
-from cal_cli.data.boxes import convert_boxes
-from cal_cli.data.check import Checked, check_entries, classify_problem, compute_quantiles, find_sources
+from cal_cli.data.check import Checked, check_entries, classify_problem, compute_quantiles, convert_boxes, find_sources
 from cal_cli.data.collator import Collator
-from cal_cli.data.hf_datasets import Rows
-from cal_cli.data.llava_json import get_id, normalize, read_entries, write_llava_json
+from cal_cli.data.llava_json import read_entries, write_llava_json
 from cal_cli.data.sample import rename_images
+from cal_cli.data.tables import Rows
+from cal_cli.data.validate import get_id, normalize
 from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console, make_table, render_markdown, track_items
 from cal_cli.runtime.errors import InputError

@@ -16,13 +16,12 @@ from rich.table import Table
 from cal_cli.commands.hydra_app import get_job
 from cal_cli.evaluation.benchmark import Benchmark
 from cal_cli.evaluation.evaluator import Evaluator
-from cal_cli.evaluation.predictions import read_predictions
-from cal_cli.evaluation.results import load_results, score_answers
+from cal_cli.evaluation.results import load_results, read_predictions, score_answers
 from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.identity import fingerprint
 from cal_cli.runtime.processes import LaunchConfig, count_processes, get_process_state, is_worker, run_workers
+from cal_cli.runtime.provenance import fingerprint
 from cal_cli.runtime.runs import find_checkpoints, get_result_folder, get_run_name
 from cal_cli.toy.model import BASE
 

@@ -16,34 +16,29 @@ from cal_cli.commands.hydra_app import get_job
 from cal_cli.data.collator import Collator
 from cal_cli.data.sample import REGIONS, Conversations, get_image_names
 from cal_cli.evaluation.benchmark import Benchmark
-from cal_cli.evaluation.questions import Question
-from cal_cli.evaluation.region_looks import RegionLooks
+from cal_cli.evaluation.metrics import Question, RegionLooks
 from cal_cli.evaluation.results import load_results, score_answers
-from cal_cli.inspection.attention import compute_relevancy, record_attention
-from cal_cli.inspection.attention_figure import draw_attention
-from cal_cli.inspection.attention_page import (
+from cal_cli.inspection.attention import compute_relevancy, find_image_grids, get_seen_pictures, record_attention
+from cal_cli.inspection.figures import draw_attention
+from cal_cli.inspection.pages import (
     RELEVANCY,
     SUMMED,
     AttentionSample,
+    PatchPicture,
+    PatchSample,
     PictureMaps,
     list_kinds,
     render_attention,
+    render_patch_words,
 )
-from cal_cli.inspection.image_grid import find_image_grids
-from cal_cli.inspection.objects import measure_regions
-from cal_cli.inspection.patch_page import PatchPicture, PatchSample, render_patch_words
-from cal_cli.inspection.patch_words import find_patch_words
-from cal_cli.inspection.pictures import get_seen_pictures
-from cal_cli.inspection.tokens import decode_token
-from cal_cli.inspection.words import number_words
+from cal_cli.inspection.patch_words import find_patch_words, measure_regions
+from cal_cli.inspection.tokens import decode_token, number_words
 from cal_cli.models.load import load_checkpoint
 from cal_cli.runtime.config import build, check_types, list_names
 from cal_cli.runtime.console import make_console, make_table, show_progress
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.figure import FORMATS
-from cal_cli.runtime.files import write_whole
-from cal_cli.runtime.identity import fingerprint
-from cal_cli.runtime.provenance import get_device_name
+from cal_cli.runtime.files import FORMATS, write_whole
+from cal_cli.runtime.provenance import fingerprint, get_device_name
 from cal_cli.runtime.runs import find_checkpoint, find_checkpoints, get_result_folder, get_run_name
 from cal_cli.statistics.seeds import format_interval
 from cal_cli.toy.model import BASE

@@ -9,12 +9,16 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
-from cal_cli.reporting.collect import choose_baseline, collect_results, tabulate_metric
-from cal_cli.reporting.curves import draw_curves, make_curve_table, summarize_curves, tabulate_curves
-from cal_cli.reporting.differences import draw_differences
-from cal_cli.reporting.figures import draw_noise_figure
-from cal_cli.reporting.pairs import compare, describe_test
+from cal_cli.reporting.figures import (
+    draw_curves,
+    draw_differences,
+    draw_noise_figure,
+    make_curve_table,
+    summarize_curves,
+    tabulate_curves,
+)
 from cal_cli.reporting.paper import collect_paper_results, load_published, make_paper_rows, make_paper_table
+from cal_cli.reporting.results import choose_baseline, collect_results, compare, describe_test, tabulate_metric
 from cal_cli.reporting.tables import (
     compare_runs,
     compare_seeds,

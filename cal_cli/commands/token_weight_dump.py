@@ -14,14 +14,17 @@ from rich.console import Console
 from rich.table import Table
 
 from cal_cli.commands.hydra_app import get_job
-from cal_cli.commands.noisy_data import load_noisy_data
-from cal_cli.data.noise import NoiseConfig
+from cal_cli.data.noise import NoiseConfig, load_noisy_data
 from cal_cli.data.sample import Conversations, get_image_names
-from cal_cli.inspection.detection import compute_auc, describe_kinds, estimate_auc_interval
-from cal_cli.inspection.heatmap import HeatmapSample, render_heatmap
-from cal_cli.inspection.histogram import compare_histograms, draw_histogram
-from cal_cli.inspection.tokens import Piece, make_token_table
-from cal_cli.inspection.words import RankedWord, rank_words
+from cal_cli.inspection.detection import (
+    compare_histograms,
+    compute_auc,
+    describe_kinds,
+    draw_histogram,
+    estimate_auc_interval,
+)
+from cal_cli.inspection.pages import HeatmapSample, render_heatmap
+from cal_cli.inspection.tokens import Piece, RankedWord, make_token_table, rank_words
 from cal_cli.models.load import load_checkpoint
 from cal_cli.objective import RuleLoss
 from cal_cli.runtime.config import build, check_types, list_names

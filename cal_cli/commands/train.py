@@ -1,12 +1,18 @@
-"""`cal train`: carry out one run in its folder; the same command again continues it, or finds it complete."""
+"""`cal train`: carry out one run in its folder, or print what it needs (`plan=true`).
 
+The same command again continues a run, or finds it complete.
+"""
+
+import dataclasses
 import json
+import math
 import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from omegaconf import DictConfig, OmegaConf
@@ -15,28 +21,39 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback, set_seed
 
 from cal_cli.commands.hydra_app import Job, get_job
-from cal_cli.commands.plan import print_plan
 from cal_cli.data.collator import Collator
 from cal_cli.data.noise import describe_changes, inject_noise
 from cal_cli.data.sample import Conversations
-from cal_cli.evaluation.scorer import Scorer
-from cal_cli.models.load import checkpoint_activations
-from cal_cli.models.lora import add_adapters
-from cal_cli.models.parameter_groups import freeze_parts, trains_only_projector
+from cal_cli.evaluation.evaluator import Scorer
+from cal_cli.models.load import ModelSource, checkpoint_activations
+from cal_cli.models.parts import add_adapters, freeze_parts, trains_only_projector
 from cal_cli.objective import NonFiniteLoss, WeightedLoss
 from cal_cli.runtime.config import build, check_types
-from cal_cli.runtime.console import make_console
+from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_whole
 from cal_cli.runtime.processes import count_processes, is_worker, join, run_workers
 from cal_cli.runtime.runs import LEARNT, clear, find_last_checkpoint, hold, is_completed, write_summary
-from cal_cli.training.arguments import TrainConfig, check_ranges, count_step_samples, make_training_arguments
-from cal_cli.training.artifacts import save_weights, summarize
-from cal_cli.training.bad_samples import BadSamples
-from cal_cli.training.callbacks import CheckpointRemover, MetricsWriter, ProgressReporter, StopOnSignal
-from cal_cli.training.inputs import find_changed_inputs, identify_inputs, read_step_samples, write_inputs
+from cal_cli.training.arguments import (
+    TrainConfig,
+    check_ranges,
+    count_step_samples,
+    divide_step,
+    make_training_arguments,
+    uses_bf16,
+)
+from cal_cli.training.callbacks import BadSamples, CheckpointRemover, MetricsWriter, ProgressReporter, StopOnSignal
+from cal_cli.training.memory import Plan, plan_memory
+from cal_cli.training.record import (
+    find_changed_inputs,
+    identify_inputs,
+    read_step_samples,
+    save_weights,
+    summarize,
+    write_inputs,
+)
 from cal_cli.training.reference import load_objective_reference, prepare_scores
-from cal_cli.training.run_trainer import RunTrainer
+from cal_cli.training.run_trainer import RunTrainer, estimate_length
 
 
 def train(config: DictConfig) -> None:
@@ -226,3 +243,65 @@ def explain_failure(problem: Exception) -> str:
             "check their images and the learning rate."
         )
     return f"a file could not be read or written ({problem}): is the disk full? The same command continues the run."
+
+
+ROWS = {
+    "gathered": "gathered from other devices",
+    "unpacked": "a four-bit weight, unpacked",
+    "on_cpu": "in the CPU's memory instead",
+}
+ASSUMED_LENGTH = 2048  # tokens, if neither max_length nor the data give a length
+
+
+def print_plan(config: DictConfig, settings: TrainConfig, devices: int, console: Console) -> None:
+    """Print the memory and the number of steps of a run; the data are read if they are on this machine."""
+    step_samples = count_step_samples(settings, devices)
+    batch_size, batches = divide_step(step_samples, devices, settings.batch_size)
+    source: ModelSource = build(config, "model")
+    samples, tokens = None, settings.max_length or ASSUMED_LENGTH
+    node: Any = OmegaConf.to_container(config.data)
+    files = [source["path"] for source in node.get("sources", [node]) if "path" in source]
+    if all(Path(path).exists() for path in files):
+        data = build(config, "data")
+        samples = len(data)
+        longest = sorted(range(samples), key=lambda index: -estimate_length(data.entries[index]))
+        collate = Collator(source.load_processor(), settings.max_length, leave_out=True)
+        tokens = collate([data[index] for index in longest[:batch_size]])["input_ids"].shape[1]
+    plan = plan_memory(
+        source.load_config(),
+        source.torch_dtype,
+        dict(settings.parts),
+        batch_size,
+        tokens,
+        settings.gradient_checkpointing,
+        batches,
+        uses_bf16(settings),
+        "cuda" if torch.cuda.is_available() else "cpu",
+        devices,
+        settings.launch.shard,
+        settings.launch.offload,
+        None if settings.peft is None else OmegaConf.to_object(settings.peft),  # type: ignore[arg-type]
+    )
+    print_memory(plan, console)
+    if samples is None:
+        console.print(f"samples per step: {step_samples}; the data are not on this machine, so the steps are unknown")
+        return
+    epochs = settings.epochs
+    steps = settings.max_steps if settings.max_steps > 0 else math.ceil(samples / step_samples) * epochs
+    console.print(f"samples per step: {step_samples}; steps: {steps:,.0f}; samples: {samples:,} x {epochs:g} epochs")
+
+
+def print_memory(plan: Plan, console: Console) -> None:
+    """Print the memory of one device, and the parameters of the model."""
+    table = make_table("", "GB", title="memory of one device")
+    table.columns[1].justify = "right"
+    counts = ("parameters", "trainable", "tokens")
+    sizes = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan) if field.name not in counts}
+    for name in sorted(sizes, key=lambda name: (name == "on_cpu", name == "peak")):
+        if sizes[name] or name not in ROWS:
+            table.add_row(ROWS.get(name, name), f"{sizes[name] / 1e9:,.2f}")
+    console.print(table)
+    total = sum(plan.parameters.values())
+    parts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in plan.parameters.items() if count)
+    console.print(f"parameters: {total:,} ({parts}); trainable: {plan.trainable:,}")
+    console.print(f"activations: of samples of {plan.tokens:,} tokens")

@@ -1,5 +1,6 @@
-"""Check a data set as training will read it: every entry's format, image and tokens."""
+"""Check a data set as training will read it: every entry's format, image, tokens and boxes."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,9 +11,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from cal_cli.data.collator import Collator
-from cal_cli.data.hf_datasets import Rows, load_table
-from cal_cli.data.llava_json import Source, find_first_answer, find_problem, normalize, open_inside, parse_sources
-from cal_cli.data.sample import open_images
+from cal_cli.data.llava_json import Source, open_inside, parse_sources
+from cal_cli.data.sample import Entry, open_images
+from cal_cli.data.tables import Rows, load_table
+from cal_cli.data.validate import find_first_answer, find_problem, normalize
 from cal_cli.objective import IGNORED
 from cal_cli.runtime.errors import InputError
 
@@ -128,3 +130,57 @@ def compute_quantiles(values: Sequence[int]) -> dict[str, float]:
     return {f"p{share}": float(value) for share, value in zip(QUANTILES, found, strict=True)} | {
         "mean": float(np.mean(values))
     }
+
+
+NUMBER = r"(?:0(?:\.\d+)?|1(?:\.0+)?|\.\d+)"
+BOX = re.compile(rf"\[\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*,\s*({NUMBER})\s*\]")
+
+
+def convert_boxes(entry: Entry, size: tuple[int, int]) -> Entry:
+    """Return an entry whose boxes refer to its image instead of the padded square.
+
+    A box is `[left, top, right, bottom]`, four numbers from 0 to 1 in brackets, of which left is at most right and top
+    at most bottom. Its numbers are rounded to as many decimals as the box had, at least two.
+
+    Args:
+        entry: an entry with one image.
+        size: width and height of the image in pixels.
+    """
+    turns = [{**turn, "value": replace_boxes(turn["value"], size, fit_to_image)} for turn in entry["conversations"]]
+    return {**entry, "conversations": turns}
+
+
+def replace_boxes(text: str, size: tuple[int, int], convert: Callable) -> str:
+    """Replace each box of a text by `convert(box, size)`; see `convert_boxes`."""
+
+    def rewrite(match: re.Match) -> str:
+        written = match.groups()
+        left, top, right, bottom = box = [float(number) for number in written]
+        if left > right or top > bottom:
+            return match.group()
+        decimals = max(2, *(len(number.partition(".")[2]) for number in written))
+        return "[" + ", ".join(str(round(number, decimals)) for number in convert(box, size)) + "]"
+
+    return BOX.sub(rewrite, text)
+
+
+def fit_to_image(box: list[float], size: tuple[int, int]) -> list[float]:
+    """Convert a box of the padded square to one of the image; parts in the padding are cut off."""
+    return [
+        min(max((one * max(size) - margin) / length, 0.0), 1.0)
+        for one, margin, length in zip(box, find_margins(size) * 2, size * 2, strict=True)
+    ]
+
+
+def fit_to_square(box: list[float], size: tuple[int, int]) -> list[float]:
+    """Convert a box of the image to one of the padded square."""
+    return [
+        (one * length + margin) / max(size)
+        for one, margin, length in zip(box, find_margins(size) * 2, size * 2, strict=True)
+    ]
+
+
+def find_margins(size: tuple[int, int]) -> tuple[int, int]:
+    """Return the padding left of an image and above it, in pixels, as LLaVA pads it: half of the difference."""
+    width, height = size
+    return (max(size) - width) // 2, (max(size) - height) // 2

@@ -1,14 +1,19 @@
 """From samples to tensors: only the assistant's tokens are supervised."""
 
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
+from torch.utils.data import Dataset
 from transformers import BatchFeature
 
-from cal_cli.data.sample import LOSS_WEIGHTS, Bad
-from cal_cli.data.supervision import ADVICE, RenderedText, find_supervised, render
+from cal_cli.data.sample import LOSS_WEIGHTS, Bad, Conversations
 from cal_cli.objective import IGNORED
 from cal_cli.runtime.errors import InputError, shorten
 
@@ -28,6 +33,13 @@ def to_messages(turns: list[dict[str, str]], image: Any) -> list[dict]:
                 content.append({"type": "text", "text": text})
         messages.append({"role": ROLES[turn["from"]], "content": content})
     return messages
+
+
+class RenderedText(NamedTuple):
+    """A conversation as its template renders it, with one placeholder for each image."""
+
+    length: int  # in characters
+    answers: list[tuple[int, int]]  # begin and end of each of the assistant's texts with its end token
 
 
 class UnusableSamples(InputError):
@@ -50,7 +62,7 @@ class Collator:
     Returns `input_ids`, `attention_mask` (int64 [batch, length]), `pixel_values` (if a sample has an image) and
     `labels` (int64 [batch, length]): the token itself where the assistant speaks, its end token included, and -100
     elsewhere; and `scores_without_image` and `loss_weights` (float32 [batch, length]) if the samples have them. See
-    `cal_cli.data.supervision` for how the assistant's tokens are found.
+    `cal_cli.data.collator` for how the assistant's tokens are found.
 
     Args:
         processor: a processor with a chat template and a fast tokenizer.
@@ -189,3 +201,119 @@ def place(numbers: list[list[float]], labels: Tensor) -> Tensor:
         supervised[0] = False  # nothing predicts the first token
         placed[row, supervised] = torch.tensor(values)
     return placed
+
+
+MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+ADVICE = "give model.template=<file>.jinja, with the answers between {% generation %} and {% endgeneration %}"
+
+
+def render(messages: Sequence[list[dict]], processor: Any) -> list[RenderedText]:
+    """Find the answers of each conversation: as the template marks them, else by `find_answers`.
+
+    Raises:
+        InputError: there is no such tokenizer or no template, or the answers cannot be found in the rendered text.
+    """
+    if not getattr(processor.tokenizer, "is_fast", False):
+        kind = type(processor.tokenizer).__name__
+        raise InputError(f"the model's {kind} does not return the offsets of its tokens: a fast tokenizer is needed")
+    template = processor.chat_template
+    if isinstance(template, Mapping):  # several templates by name
+        template = template.get("default")
+    if template is None:
+        raise InputError(f"the model has no chat template: {ADVICE}; models like LLaVA can use v1 or plain")
+    if not MARK.search(template):
+        return [find_answers(conversation, processor) for conversation in messages]
+    found = processor.tokenizer.apply_chat_template(
+        messages,
+        chat_template=template,
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        tokenizer_kwargs={"return_offsets_mapping": True},
+    )
+    texts = []
+    for offsets, mask in zip(found["offset_mapping"], found["assistant_masks"], strict=True):
+        runs = [list(run) for kept, run in groupby(zip(offsets, mask, strict=True), key=lambda token: token[1]) if kept]
+        answers = [(run[0][0][0], run[-1][0][1]) for run in runs]
+        texts.append(RenderedText(max(end for _, end in offsets), answers))
+    return texts
+
+
+def find_answers(messages: list[dict], processor: Any) -> RenderedText:
+    """Find the answers of a conversation whose template does not mark them, from what each adds to the turns before it.
+
+    An answer begins where the prompt for it ends (`add_generation_prompt`), and ends before the white space that
+    follows its end token.
+
+    Raises InputError if the template renders a turn differently when others follow.
+    """
+
+    def text(turns: list[dict], prompt: bool = False) -> str:
+        try:
+            return processor.apply_chat_template(turns, add_generation_prompt=prompt)
+        except TemplateError as error:
+            raise InputError(f"the model's chat template refuses the conversation ({error}): {ADVICE}") from error
+
+    whole, answers = text(messages), []
+    for place, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before, through = text(messages[:place], prompt=True), text(messages[: place + 1])
+        if not (whole.startswith(through) and through.startswith(before)):
+            raise InputError(f"the model's chat template renders a turn differently when others follow: {ADVICE}")
+        answers.append((len(before), len(through.rstrip())))
+    return RenderedText(len(whole), answers)
+
+
+def find_supervised(text: RenderedText, offsets: Tensor, replaced: Sequence[Mapping[str, Any]]) -> Tensor:
+    """Find the answer within which each token begins, counted from 0, int64 [length]; -1 for the other tokens.
+
+    `offsets` (int64 [length, 2]) are begin and end of each token in the text with expanded images; `replaced` are the
+    expansions of the placeholders, as processors return them: `span` in the text, `new_span` in the expanded text.
+
+    Raises InputError if the processor changed another part of the text.
+    """
+    growth = [(one["span"][1], measure(one["new_span"]) - measure(one["span"])) for one in replaced]
+    if int(offsets.max()) > text.length + sum(more for _, more in growth):
+        raise InputError("the processor changes more of the text than its images: the answers cannot be found")
+    starts, found = offsets[:, 0], torch.full((len(offsets),), -1)
+    for number, (start, end) in enumerate(text.answers):
+        shift = sum(more for placeholder, more in growth if placeholder <= start)
+        found[(starts >= start + shift) & (starts < end + shift)] = number
+    return found
+
+
+def measure(span: tuple[int, int]) -> int:
+    """Return the length of a span."""
+    return span[1] - span[0]
+
+
+class PlacedSamples(Dataset):
+    """The samples of a dataset with their places; None for a bad one, which the dataset would replace by another."""
+
+    def __init__(self, data: Conversations) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, place: int) -> tuple[int, dict | None]:
+        sample = self.data[place]
+        return place, None if sample.get("bad") else sample
+
+
+def collate_good(collate: Collator, placed: list[tuple[int, dict | None]]) -> tuple[list[int], BatchFeature]:
+    """Collate the good ones of some samples, and return their places with them.
+
+    Raises UnusableSamples if a sample is bad and `collate` does not leave such samples out.
+    """
+    good = [(place, sample) for place, sample in placed if sample is not None]
+    while good:
+        try:
+            batch = dataclasses.replace(collate, keep_ids=False, leave_out=False)([sample for _, sample in good])
+            return [place for place, _ in good], batch
+        except UnusableSamples as error:
+            if not collate.leave_out:
+                raise
+            good = [one for one, wrong in zip(good, error.wrong, strict=True) if not wrong]
+    return [], BatchFeature()

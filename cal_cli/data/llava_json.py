@@ -3,7 +3,6 @@
 import json
 import os
 import random
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,13 +10,11 @@ from typing import Any
 
 from PIL import Image
 
-from cal_cli.data.annotations import drop_turn, find_annotation_problem
 from cal_cli.data.images import MAX_PIXELS, check_background, open_image
 from cal_cli.data.sample import Bad, Conversations, Entry, get_image_names, rename_images
+from cal_cli.data.validate import find_problem, get_id, make_bad_fraction_error, normalize, parse_line
 from cal_cli.runtime.errors import InputError, shorten
 from cal_cli.runtime.files import write_whole
-
-SPEAKERS = ("human", "gpt", "system")
 
 
 def load_llava_json(
@@ -134,12 +131,6 @@ def read_good_entries(sources: dict[str, Source], max_bad_fraction: float) -> tu
     return good, bad
 
 
-def make_bad_fraction_error(first: str, count: int) -> InputError:
-    """Make the error that names the first of several bad samples."""
-    more = f"; {count - 1} more are bad" if count > 1 else ""
-    return InputError(f"{first}{more}; cal data-check lists all bad samples and writes the others")
-
-
 def read_entries(source: Source, key: str) -> list[Any]:
     """Read the entries of a file, unchecked; a line of a `.jsonl` that is not JSON becomes its JSONDecodeError.
 
@@ -163,43 +154,6 @@ def read_entries(source: Source, key: str) -> list[Any]:
     return entries
 
 
-def parse_line(line: str) -> Any:
-    """Parse a line of JSON; return the error if it is invalid."""
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        return error
-
-
-def normalize(entry: Any) -> Any:
-    """Return an entry with its id as text, and without a first turn of `gpt`, which LLaVA's loader leaves out too.
-
-    Conversations that begin with `gpt` are those of ShareGPT, in LLaVA's instruction data. Anything that is not an
-    entry is returned unchanged.
-    """
-    if not isinstance(entry, dict):
-        return entry
-    if "id" in entry and not isinstance(entry["id"], str):
-        entry = {**entry, "id": str(entry["id"])}
-    place = find_first_answer(entry)
-    return entry if place is None else drop_turn(entry, place)
-
-
-def find_first_answer(entry: Any) -> int | None:
-    """Return the place of a `gpt` turn that nothing but system turns precedes; None if there is none."""
-    turns = entry.get("conversations") if isinstance(entry, dict) else None
-    for place, turn in enumerate(turns if isinstance(turns, list) else ()):
-        speaker = turn.get("from") if isinstance(turn, dict) else None
-        if speaker != "system":
-            return place if speaker == "gpt" else None
-    return None
-
-
-def get_id(entry: object) -> str:
-    """Return an entry's id as it appears in messages and files."""
-    return shorten(str(entry["id"])) if isinstance(entry, dict) and "id" in entry else "without an id"
-
-
 def find_image_problem(entry: Entry, folder: Path, present: set[str]) -> str | None:
     """Describe what is wrong with an entry's images, None if nothing is; `present` holds names found before."""
     for name in get_image_names(entry):
@@ -217,55 +171,6 @@ def find_image_problem(entry: Entry, folder: Path, present: set[str]) -> str | N
             return f"its image {shown} is not in {folder}"
         present.add(name)
     return None
-
-
-def find_problem(entry: object) -> str | None:
-    """Describe why an entry is not valid LLaVA conversation JSON; None if it is."""
-    if isinstance(entry, json.JSONDecodeError):
-        return f"its line is not valid JSON ({entry})"
-    if not isinstance(entry, dict):
-        return f"must be an object, not {type(entry).__name__}"
-    if "problem" in entry:  # found when the entry was made
-        return entry["problem"]
-    missing = [key for key in ("id", "conversations") if key not in entry]
-    if missing:
-        return f"has no {missing[0]!r}" + ("; data=table reads chat messages" if "messages" in entry else "")
-    named = entry.get("image", "")
-    if not isinstance(named, str) and not (
-        isinstance(named, list) and named and all(isinstance(n, str) for n in named)
-    ):
-        return (
-            f"'image' must be a file name or a list of file names, not {named!r:.80}; leave the key out for text only"
-        )
-    turns = entry["conversations"]
-    if not isinstance(turns, list) or not turns:
-        return "'conversations' must be a list of at least one turn"
-    for turn in turns:
-        if isinstance(turn, dict) and isinstance(turn.get("value"), list):
-            kinds = sorted({str(part.get("type")) if isinstance(part, dict) else repr(part) for part in turn["value"]})
-            return f"a message has parts of type {', '.join(kinds):.80}; allowed are text and image"
-        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str) or turn.get("from") not in SPEAKERS:
-            return f"a turn must be {{'from': 'human' or 'gpt', 'value': text}}, not {turn!r:.80}"
-    if not is_unicode(turn["value"] for turn in turns) or not is_unicode([str(entry["id"])]):
-        return "its text is not valid Unicode: it has half of a surrogate pair"
-    speakers = [turn["from"] for turn in turns if turn["from"] != "system"]
-    if speakers != (["human", "gpt"] * len(speakers))[: len(speakers)] or len(speakers) < 2 or len(speakers) % 2:
-        return f"its turns must go human, gpt, human, gpt, ..., not {', '.join(speakers)}"
-    if any("<image>" in turn["value"] for turn in turns if turn["from"] != "human"):
-        return "'<image>' is allowed in human turns only"
-    markers, images = sum(turn["value"].count("<image>") for turn in turns), len(get_image_names(entry))
-    if markers != images:
-        return f"it has {images} image{'s' * (images != 1)} but its turns contain '<image>' {markers} times"
-    return find_annotation_problem(entry)
-
-
-def is_unicode(texts: Iterable[str]) -> bool:
-    """Return whether texts can be encoded, which a lone surrogate, as `"\\ud83d"` in JSON, cannot."""
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def open_relative(folder: Path, background: str | None, name: str) -> Image.Image:

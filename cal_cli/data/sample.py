@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from cal_cli.runtime.errors import InputError, shorten
-from cal_cli.runtime.identity import fingerprint_states
+from cal_cli.runtime.provenance import fingerprint_states
 
 Entry = dict
 LOSS_WEIGHTS = "loss_weights"  # key of an entry: the weights of its answers or of their tokens

@@ -1,18 +1,48 @@
-"""The metrics of benchmarks.
+"""Questions, and the metrics that score their answers.
 
 Each metric splits an answer's score into parts, numbers that can be added up over questions, and computes its values
 from their sums. One bootstrap then serves all metrics. The names and scales of the values are lmms-eval's.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from hydra.utils import get_object
+from PIL import Image
 
 from cal_cli.evaluation import scoring_rules as rules
-from cal_cli.evaluation.questions import Question
 from cal_cli.runtime.errors import InputError, shorten
+
+
+@dataclass
+class Question:
+    """A question, its right answers, and its images.
+
+    Attributes:
+        id: unique in its benchmark.
+        picture: the same for all questions about the same images; None for a question without any.
+        question: the text for the model, with `<image>` in the place of each image.
+        answers: in the form that the metric needs; empty if they are not known, so that nothing is scored.
+        images: opens the images, RGB, one for each `<image>`.
+        tags: what else the metric needs, such as the question's kind.
+    """
+
+    id: str
+    picture: str | None
+    question: str
+    answers: list[str]
+    images: Callable[[], list[Image.Image]]
+    tags: dict[str, str] = field(default_factory=dict)
+
 
 Parts = dict[str, float]
 Sums = Mapping[str, np.ndarray]
@@ -274,3 +304,88 @@ class Boxes(Metric):
     def compute(self, sums: Sums) -> dict[str, Any]:
         accuracy = divide(sums["score"], sums["n"])
         return {"refcoco_ACC@0.5": accuracy, "refcoco_IoU": divide(sums["overlap"], sums["n"])}
+
+
+class Captions(Metric):
+    """CIDEr (Vedantam et al. 2015): n-grams shared with human captions, weighted by rarity; the mean over pictures.
+
+    The rarity of an n-gram is computed from the human captions of all pictures: with `limit` it is a different measure.
+    The interval treats the rarities as fixed.
+
+    Args:
+        name: of the value.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def check_requirements(self) -> None:
+        if find_spec("pycocoevalcap") is None:
+            raise InputError("CIDEr needs pycocoevalcap: pip install 'cal_cli[caption]'")
+        if shutil.which("java") is None:
+            raise InputError(
+                "CIDEr needs Java, with which pycocoevalcap splits captions into words, and there is no `java` on the "
+                "PATH: install it (on Debian `apt install default-jre-headless`)"
+            )
+
+    def check_question(self, question: Question) -> None:
+        """Accept any captions: to score one of them says little, and takes a second."""
+
+    def score(self, questions: Sequence[Question], predictions: Sequence[str]) -> list[Parts]:
+        self.check_requirements()
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+        tokenizer = PTBTokenizer()
+        with tempfile.TemporaryFile("w+") as log, redirect_errors(log.fileno()):
+            human = tokenizer.tokenize({n: [to_one_line(text) for text in q.answers] for n, q in enumerate(questions)})
+            given = tokenizer.tokenize({n: [to_one_line(text)] for n, text in enumerate(predictions)})
+            log.seek(0)
+            if not len(human) == len(given) == len(questions):
+                raise InputError(f"CIDEr: pycocoevalcap's Java program failed: {log.read().strip()[-200:]}")
+        _, scores = Cider().compute_score(human, given)
+        return [{"score": float(score), "n": 1.0} for score in scores]
+
+    def compute(self, sums: Sums) -> dict[str, Any]:
+        return {self.name: divide(sums["score"], sums["n"])}
+
+
+@contextmanager
+def redirect_errors(file: int) -> Iterator[None]:
+    """Redirect the standard error of this process and of the programs it starts to a file."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    os.dup2(file, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
+def to_one_line(caption: str) -> dict[str, str]:
+    """Convert a caption for the tokenizer, which reads one line for each caption: a line break would shift the rest."""
+    return {"caption": " ".join(caption.strip().splitlines())}
+
+
+NAMES = {
+    "attention": "attention_inside",
+    "relevancy": "relevancy_inside",
+    "on_picture": "attention_on_picture",
+    "area": "area_inside",
+    "projected": "projected_word_accuracy",
+    "lens": "lens_word_accuracy",
+}
+
+
+class RegionLooks(Metric):
+    """Means over regions; a prediction is what `measure_regions` returns for one, as JSON."""
+
+    top = 1.0
+
+    def score_one(self, question: Question, prediction: str) -> Parts:
+        measured = json.loads(prediction)
+        return {"score": measured["attention"], "n": 1.0, **measured}
+
+    def compute(self, sums: Sums) -> dict[str, Any]:
+        return {name: divide(sums[part], sums["n"]) for part, name in NAMES.items() if part in sums}

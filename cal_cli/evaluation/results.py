@@ -1,13 +1,16 @@
-"""The files of an evaluation: `results.json`, `predictions.jsonl` and `parts.jsonl`."""
+"""The files of an evaluation: `results.json`, `predictions.jsonl`, `parts.jsonl`, and answers of an unfinished one."""
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cal_cli.evaluation.benchmark import Benchmark
+from cal_cli.evaluation.metrics import Question
+from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import read_json, write_whole
-from cal_cli.runtime.provenance import get_versions
+from cal_cli.runtime.provenance import begin_work, get_versions
 from cal_cli.statistics.bootstrap import estimate_values
 
 
@@ -71,3 +74,84 @@ def score_answers(
         write_whole(folder / file, "".join(json.dumps(line) + "\n" for line in lines))
     save_results(folder, results)
     return results
+
+
+def read_predictions(path: Path, questions: Sequence[Question], beyond: bool = False) -> list[str]:
+    """Read the answers to questions, in their order, from JSON lines `{id, prediction}` as in `predictions.jsonl`.
+
+    With `beyond`, the file may answer other questions too. Other keys of a line are ignored.
+
+    Raises InputError if a line is malformed, a question has no answer or two, or a line answers another question.
+    """
+    known = {question.id for question in questions}
+    answers: dict[str, str] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+            identity, text = str(found["id"]), found["prediction"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"predictions={path}: line {number} is not a JSON object with id and prediction"
+            ) from error
+        if not isinstance(text, str):
+            raise InputError(f"predictions={path}: line {number}: the prediction {text!r} is not a text")
+        if identity in answers:
+            raise InputError(f"predictions={path}: line {number} answers question {identity!r} a second time")
+        answers[identity] = text
+        if identity not in known and not beyond:
+            raise InputError(
+                f"predictions={path}: line {number} answers {identity!r}, which is not a question of this benchmark "
+                f"and split; the ids of its questions look like {questions[0].id!r}"
+            )
+    missing = [question.id for question in questions if question.id not in answers]
+    if missing:
+        raise InputError(
+            f"predictions={path}: no answer to {len(missing)} of {len(questions)} questions, the first of them "
+            f"{missing[0]!r}; write an empty prediction for a question that was not answered"
+        )
+    return [answers[question.id] for question in questions]
+
+
+class AnswerLog:
+    """The answers of an unfinished evaluation, in `<folder>/answers/`: a file for each process, a line for each answer.
+
+    Answers with another identity (what they depend on) are discarded.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], process: int) -> None:
+        self.folder, self.identity = folder / "answers", identity
+        self.path = self.folder / f"{process}.jsonl"
+
+    def begin(self, anew: bool) -> list[str]:
+        """Discard the answers of another evaluation, or all of them; only the first process calls this.
+
+        Returns:
+            The keys in which the discarded evaluation differs.
+        """
+        return begin_work(self.folder, self.identity, anew)
+
+    def read(self) -> dict[str, str]:
+        """Read all answers so far, of all processes, by the ids of their questions; ignore incomplete lines."""
+        answers = {}
+        for path in sorted(self.folder.glob("*.jsonl")):
+            for line in path.read_bytes().splitlines():
+                try:
+                    identity, text = json.loads(line)
+                except ValueError:
+                    continue
+                answers[identity] = text
+        return answers
+
+    def add(self, answers: Mapping[str, str]) -> None:
+        """Append answers, given by the ids of their questions."""
+        lines = "".join(json.dumps([identity, text]) + "\n" for identity, text in answers.items())
+        with self.path.open("a", encoding="utf-8") as file:
+            if file.tell() and not self.path.read_bytes().endswith(b"\n"):
+                file.write("\n")  # after an incomplete line
+            file.write(lines)
+
+    def close(self) -> None:
+        """Remove the answers, which the results now contain."""
+        shutil.rmtree(self.folder, ignore_errors=True)

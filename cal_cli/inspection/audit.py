@@ -1,15 +1,19 @@
-"""The pass of an audit: the log-probability of every supervised token, with its image and without it, part by part.
+"""An audit: the log-probability of every supervised token with its image and without it, and what follows from it.
 
 Each part of the data has a file, written when the part is done, so that an audit that was killed continues after its
 last part, and memory does not grow with the data.
 """
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -17,15 +21,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedModel
 
-from cal_cli.data.collator import Collator
-from cal_cli.data.placed import PlacedSamples, collate_good
+from cal_cli.data.collator import Collator, PlacedSamples, collate_good
 from cal_cli.data.sample import Conversations
 from cal_cli.inspection.tokens import decode_token
 from cal_cli.objective import find_sentence_ends
-from cal_cli.objective.contrast import contrast
-from cal_cli.objective.forward import run_with_image
-from cal_cli.objective.sentences import split_sentences
+from cal_cli.objective.contrasts import contrast
+from cal_cli.objective.passes import run_with_image, split_sentences
+from cal_cli.objective.rules import MismatchPosterior, TokenScores
 from cal_cli.runtime.files import write_whole
+from cal_cli.statistics.mixture import compute_posterior, estimate_share
 
 PART = 256  # samples of a part
 TOKENS = pa.schema(
@@ -122,3 +126,147 @@ def number_within(numbers: Tensor, rows: Tensor) -> Tensor:
 def count_characters(entry: dict) -> int:
     """Count the characters of an entry's conversation."""
     return sum(len(turn["value"]) for turn in entry["conversations"])
+
+
+RANKS = ("contradiction", "evidence")  # what samples are ranked by
+LONGEST = 200  # characters of a stretch of text in a table
+
+
+@dataclass
+class AuditSummary:
+    """What an audit found, without its tokens.
+
+    Attributes:
+        samples: a row for each sample, in the order of the data: `index`, `sample_id`, `tokens`, `evidence`
+            (log p(text | image, prompt) - log p(text | prompt), in nats), `contradiction` (minus the smallest such sum
+            over a stretch of consecutive tokens, at least 0), `begin` and `end` (the stretch, in tokens of the sample),
+            `stretch` (its text), `loss` (mean cross-entropy with the image), `mean_delta` (evidence for each token) and
+            `p_mismatch` (the probability that the text was not written for its image).
+        shares: for `samples` and `sentences` the estimated share that is mismatched, see `estimate_share`.
+    """
+
+    samples: pd.DataFrame
+    shares: dict[str, dict[str, Any]]
+
+    def rank(self, by: str) -> pd.DataFrame:
+        """Return the samples, the worst first, by one of `RANKS`; ties are in the order of the data."""
+        return self.samples.sort_values(by, ascending=by == "evidence", kind="stable")
+
+
+def summarize_audit(parts: Iterable[pa.Table]) -> AuditSummary:
+    """Summarise the parts of an audit, tables with the columns of `TOKENS`.
+
+    A text is modelled as written for its image, with probability p(text | image, prompt), or not, with
+    p(text | prompt); the share of the latter has the largest likelihood over all samples, or sentences.
+
+    Raises ValueError if there is no sample.
+    """
+    samples, sentences = [], []
+    for part in parts:
+        if not len(part):  # all of its samples are bad
+            continue
+        tokens = add_delta(part)
+        samples.append(summarize_samples(tokens))
+        sentences.append(summarize_sentences(tokens)[["index", "evidence"]])
+    if not samples:
+        raise ValueError("no sample could be audited")
+    found, of_sentences = pd.concat(samples, ignore_index=True), pd.concat(sentences, ignore_index=True)
+    shares = {
+        "samples": estimate_share(found["evidence"].to_numpy()),
+        "sentences": estimate_share(of_sentences["evidence"].to_numpy(), of_sentences["index"].to_numpy()),
+    }
+    found["p_mismatch"] = compute_posterior(found["evidence"].to_numpy(), shares["samples"]["value"])
+    return AuditSummary(found, shares)
+
+
+def add_delta(part: pa.Table) -> pd.DataFrame:
+    """Return a part with the column `delta`, the log-probability with the image minus that without it, in nats."""
+    tokens = part.to_pandas()
+    return tokens.assign(delta=tokens["logprob_with_image"] - tokens["logprob_without_image"])
+
+
+def summarize_samples(tokens: pd.DataFrame) -> pd.DataFrame:
+    """Summarise the tokens of each sample: the columns of `AuditSummary.samples` without `p_mismatch`.
+
+    The tokens of a sample are consecutive rows.
+    """
+    index, ids = tokens["index"].to_numpy(), tokens["sample_id"].to_numpy()
+    texts = tokens["token"].where(~tokens["special"], "").to_numpy()
+    deltas, logprobs = (tokens[name].to_numpy(np.float64) for name in ("delta", "logprob_with_image"))
+    rows = []
+    for first, last in pairwise([0, *(np.flatnonzero(np.diff(index)) + 1).tolist(), len(index)]):
+        delta = deltas[first:last]
+        smallest, begin, end = find_stretch(delta)
+        rows.append(
+            {
+                "index": index[first],
+                "sample_id": ids[first],
+                "tokens": len(delta),
+                "evidence": delta.sum(),
+                "contradiction": -smallest,
+                "begin": begin,
+                "end": end,
+                "stretch": "".join(texts[first + begin : first + end]).strip()[:LONGEST],
+                "loss": -logprobs[first:last].mean(),
+                "mean_delta": delta.mean(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def summarize_sentences(tokens: pd.DataFrame) -> pd.DataFrame:
+    """Summarise the tokens of each sentence: `index`, `sample_id`, `turn`, `sentence`, `text` and `evidence`.
+
+    Special tokens, such as the end token, count for the evidence and are not part of the text.
+    """
+    spoken = tokens.assign(token=tokens["token"].where(~tokens["special"], ""))
+    grouped = spoken.groupby(["index", "sentence"], sort=False)
+    return grouped.agg(
+        sample_id=("sample_id", "first"),
+        turn=("turn", "first"),
+        text=("token", lambda pieces: "".join(pieces).strip()),
+        evidence=("delta", "sum"),
+    ).reset_index()
+
+
+def find_stretch(delta: np.ndarray) -> tuple[float, int, int]:
+    """Find the stretch of consecutive tokens with the smallest sum, float [tokens]; 0 and an empty stretch at best.
+
+    It maximises the ratio of likelihoods for a part of the text that was written without the image. Returns the sum,
+    and the stretch's begin and end. Source: the maximum-scoring segment of sequence analysis, in linear time.
+
+    Example:
+        >>> find_stretch(np.array([3.0, -2.0, 1.0, -4.0, 5.0]))
+        (-5.0, 1, 4)
+    """
+    sums = np.concatenate([[0.0], np.cumsum(delta)])
+    highest = np.maximum.accumulate(sums)
+    end = int((sums - highest).argmin())
+    begin = int(sums[: end + 1].argmax())
+    return float(sums[end] - sums[begin]), begin, end
+
+
+def list_detectors(samples: pd.DataFrame) -> dict[str, np.ndarray]:
+    """List what may detect samples with a wrong text: numbers that are high for them, float [samples], by name."""
+    return {
+        "contradiction": samples["contradiction"].to_numpy(),
+        "evidence against the image": -samples["evidence"].to_numpy(),
+        "loss with the image": samples["loss"].to_numpy(),
+        "mean difference": -samples["mean_delta"].to_numpy(),
+    }
+
+
+def weigh_tokens(parts: Iterable[pa.Table], share: float) -> dict[int, list[list[float]]]:
+    """Compute the weights of the tokens of each answer, by the place of the sample: see `MismatchPosterior`."""
+    rule = MismatchPosterior(rho=min(share, 0.999), estimated=False)
+    weights: dict[int, list[list[float]]] = {}
+    for part in parts:
+        with_image, without_image, index = (
+            torch.from_numpy(part[name].to_numpy().copy())
+            for name in ("logprob_with_image", "logprob_without_image", "index")
+        )
+        values = rule(TokenScores(with_image, without_image, index)).double().numpy().round(4)
+        turns = part.to_pandas()[["index", "turn"]].assign(weight=values)
+        for (place, _), answer in turns.groupby(["index", "turn"], sort=False)["weight"]:
+            weights.setdefault(place, []).append(answer.tolist())
+    return weights

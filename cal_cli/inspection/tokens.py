@@ -1,17 +1,19 @@
-"""The token table: one row for each supervised token, with both scores, delta, weight and the kind of its word."""
+"""The token table: each supervised token with both scores, delta, weight and the kind of its word; words, ranked."""
 
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
+import pandas as pd
 import pyarrow as pa
 import torch
 from transformers import PreTrainedModel
 
 from cal_cli.data.collator import Collator
-from cal_cli.data.sample import Conversations, Entry
-from cal_cli.inspection.word_kinds import Truth, find_truth
+from cal_cli.data.sample import CORRELATED, Conversations, Entry
 from cal_cli.objective import RuleLoss
-from cal_cli.objective.contrast import contrast
-from cal_cli.objective.forward import Positions, run_with_image
+from cal_cli.objective.contrasts import contrast
+from cal_cli.objective.passes import Positions, run_with_image
 
 SCHEMA = pa.schema(
     [
@@ -59,6 +61,13 @@ class Piece(NamedTuple):
 
     text: str
     token: Token | None
+
+
+class Truth(NamedTuple):
+    """What is known of a token: whether it does not describe its picture, and its kind; None if that is unknown."""
+
+    is_noise: bool | None = None
+    kind: str | None = None
 
 
 @torch.no_grad()
@@ -156,3 +165,162 @@ def decode_token(tokenizer: Any, ids: list[int], position: int) -> str:
     """Decode one token with the space before it, which some tokenizers drop when they decode it alone."""
     before = ids[max(position - 1, 0) : position]
     return tokenizer.decode([*before, ids[position]])[len(tokenizer.decode(before)) :] if before else ""
+
+
+EDGES = ".,;:!?\"'()[]{}<>"  # characters that do not belong to a word at its ends
+
+
+class Word(NamedTuple):
+    """A word of an answer: its kind is that of its first token that has one."""
+
+    text: str
+    delta: float  # sum over its tokens, in nats
+    kind: str | None
+
+
+class RankedWord(NamedTuple):
+    """A word over all its occurrences of one kind."""
+
+    text: str
+    kind: str | None
+    times: int
+    delta: float  # mean
+
+
+def number_words(texts: Sequence[str | None]) -> list[int]:
+    """Number the words that tokens belong to, from 0; -1 for a token that belongs to none.
+
+    A word begins where a token begins with white space, after one that ends with it, and after a token of no word.
+    `texts` are those of the tokens; None for one of no word, such as one of the prompt or a special one.
+    """
+    numbers: list[int] = []
+    count, before = 0, None
+    for text in texts:
+        count += text is not None and (before is None or before[-1:].isspace() or text[:1].isspace())
+        numbers.append(-1 if text is None else count - 1)
+        before = text
+    return numbers
+
+
+def join_words(pieces: Sequence[Piece]) -> list[Word]:
+    """Join the supervised tokens of a sample to words, in lower case and without punctuation at their ends.
+
+    By the chain rule the differences of a word's tokens in log-probability add up to that of the word. Special tokens
+    belong to none; see `number_words`.
+    """
+    words: dict[int, list[Piece]] = {}
+    inside = [None if piece.token is None or piece.token.special else piece.text for piece in pieces]
+    for number, piece in zip(number_words(inside), pieces, strict=True):
+        if number >= 0:
+            words.setdefault(number, []).append(piece)
+    found = []
+    for word in words.values():
+        text = "".join(piece.text for piece in word).strip().strip(EDGES).lower()
+        tokens = [piece.token for piece in word if piece.token is not None]
+        kind = next((token.kind for token in tokens if token.kind), None)
+        if any(character.isalnum() for character in text):
+            found.append(Word(text, sum(token.logprob_delta for token in tokens), kind))
+    return found
+
+
+def rank_words(samples: Iterable[Sequence[Piece]], least: int = 3, size: int = 12) -> list[list[RankedWord]]:
+    """Rank the words of samples, each kind of a word apart, by their mean difference in log-probability.
+
+    Args:
+        samples: with an image each.
+        least: number of occurrences below which a word is left out.
+        size: of each list, at most.
+
+    Returns:
+        The words that the image makes most probable, and those that it makes least probable.
+    """
+    table = pd.DataFrame([word for pieces in samples for word in join_words(pieces)], columns=list(Word._fields))
+    grouped = table.groupby(["text", "kind"], dropna=False, sort=True)["delta"].agg(["size", "mean"])
+    ranked = [
+        RankedWord(text, kind if isinstance(kind, str) else None, int(count), float(mean))
+        for (text, kind), count, mean in grouped[grouped["size"] >= least].itertuples()
+    ]
+    visual = sorted((word for word in ranked if word.delta > 0), key=lambda word: -word.delta)
+    contradicted = sorted((word for word in ranked if word.delta < 0), key=lambda word: word.delta)
+    return [visual[:size], contradicted[:size]]
+
+
+CORRELATED_WORD = "correlated"  # it can only be known by looking
+IRRELEVANT_WORD = "irrelevant"  # it does not depend on the picture
+CONTRADICTED_WORD = "contradicted"  # it would depend on the picture, and is wrong
+WORD_KINDS = (CORRELATED_WORD, IRRELEVANT_WORD, CONTRADICTED_WORD)
+
+
+def find_truth(
+    entry: Entry, change: Mapping[str, Any] | None, noise_known: bool, answers: Sequence[Sequence[str]]
+) -> list[list[Truth]]:
+    """Find what is known of the tokens of a sample's answers.
+
+    Args:
+        entry: the sample after the change; its `correlated` marks, if it has some, give the kinds.
+        change: what was changed in it, see `inject_noise`; None if nothing was.
+        noise_known: whether the changes are known at all.
+        answers: for each answer, the text of each token, special tokens included.
+
+    Returns:
+        For each answer, an item for each token.
+    """
+    places = [place for place, turn in enumerate(entry["conversations"]) if turn["from"] == "gpt"]
+    found = []
+    for place, pieces in zip(places, answers, strict=False):
+        text = entry["conversations"][place]["value"]
+        marked: list[bool] | None = None
+        if entry.get(CORRELATED) is not None:
+            spans = [mark[1:] for mark in entry[CORRELATED] if mark[0] == place]
+            marked = find_touched(pieces, text, spans)
+        exchanged = change is not None and "spans" not in change
+        wrong: list[bool] | None = [exchanged] * len(pieces)
+        if change is not None and change.get("turn") == place:
+            wrong = find_touched(pieces, text, change["spans"])
+        found.append(
+            [
+                describe(
+                    (None if wrong is None else wrong[n]) if noise_known else None,
+                    None if marked is None else marked[n],
+                    exchanged,
+                )
+                for n in range(len(pieces))
+            ]
+        )
+    return found
+
+
+def describe(is_noise: bool | None, correlated: bool | None, exchanged: bool) -> Truth:
+    """Combine whether a token is noise and its word marked; irrelevant words of `exchanged` texts stay so."""
+    if is_noise and not exchanged:
+        return Truth(is_noise, CONTRADICTED_WORD)
+    if correlated is None:
+        return Truth(is_noise)
+    if not correlated:
+        return Truth(is_noise, IRRELEVANT_WORD)
+    return Truth(is_noise, CONTRADICTED_WORD if is_noise else CORRELATED_WORD)
+
+
+def find_touched(pieces: Sequence[str], text: str, spans: Sequence[Sequence[int]]) -> list[bool] | None:
+    """Find the tokens that hold a character of one of the spans.
+
+    Args:
+        pieces: the text of each token of an answer, special tokens included.
+        text: the answer.
+        spans: begin and end in the answer; an empty span means what follows it, such as the end token of a cut text.
+
+    Returns:
+        bool for each token; None if the tokens do not spell the answer, so that their places are unknown.
+    """
+    shift = "".join(pieces).find(text)
+    if shift < 0:
+        return None
+    ends = [end - shift for end in accumulate(map(len, pieces))]
+    places = [(end - len(piece), end) for piece, end in zip(pieces, ends, strict=True)]
+    return [any(touches(place, span) for span in spans) for place in places]
+
+
+def touches(place: tuple[int, int], span: Sequence[int]) -> bool:
+    """Return whether a token at a place holds a character of a span, or follows it if it is empty."""
+    begin, end = span
+    return place[0] >= begin if begin == end else place[0] < end and place[1] > begin

@@ -6,14 +6,19 @@ to weights), `normalization.py` (shares of the loss), `head.py` (the vocabulary,
 mean), `rule_loss.py` (the composition of these), `published_losses.py` (CAL as one).
 """
 
-from cal_cli.objective.before_training import scores_without_image
-from cal_cli.objective.contrast import Contrast, contrast_logits
+from cal_cli.objective.contrasts import Contrast, contrast_logits
 from cal_cli.objective.distributed import accept_objective
-from cal_cli.objective.forward import IGNORED
-from cal_cli.objective.loss import CrossEntropyLoss, LossOutput, NonFiniteLoss, WeightedLoss
-from cal_cli.objective.published_losses import ContrastiveAlignmentLoss, PriorLoss
-from cal_cli.objective.rule_loss import RuleLoss
-from cal_cli.objective.sentences import find_sentence_ends
+from cal_cli.objective.loss import (
+    ContrastiveAlignmentLoss,
+    CrossEntropyLoss,
+    LossOutput,
+    NonFiniteLoss,
+    PriorLoss,
+    RuleLoss,
+    WeightedLoss,
+    scores_without_image,
+)
+from cal_cli.objective.passes import IGNORED, find_sentence_ends
 from cal_cli.objective.weights import token_weights
 
 __all__ = [

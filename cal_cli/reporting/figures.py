@@ -1,4 +1,4 @@
-"""Figure 3 of the paper: a metric by noise ratio, or by another number that varies, with a line for each objective."""
+"""The figures of a report: metrics by noise ratio (Figure 3 of the paper), learning curves, and differences."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,10 +7,12 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rich.table import Table
 
 from cal_cli.data.noise_kinds import SWAP
-from cal_cli.reporting.collect import Condition, is_number, write_setting
-from cal_cli.runtime.figure import encode_figure
+from cal_cli.reporting.results import Condition, Result, is_number, sort_results, write_setting
+from cal_cli.runtime.console import make_table
+from cal_cli.runtime.files import encode_figure, read_lines
 from cal_cli.statistics.seeds import mean_over_seeds
 
 NOISE = "noise"
@@ -116,3 +118,120 @@ def split_condition(condition: Condition, axis: str, kind: str) -> tuple[float, 
     if axis != NOISE and condition.noise_ratio:
         rest.append(f"noise {condition.noise_ratio:g}")
     return x, ", ".join([*rest, *([kind] if kind else [])])
+
+
+PREFIX = "eval_"  # of scores in metrics.jsonl
+
+
+def tabulate_curves(results: Sequence[Result], metric: str, baseline: str) -> pd.DataFrame:
+    """Tabulate a metric while training: columns `condition`, `objective`, `seed`, `step` and `value`.
+
+    The order is that of `tabulate_metric`. Runs without such scores have no rows.
+    """
+    rows = []
+    for result in sort_results(results, baseline):
+        path = result.run / "metrics.jsonl"
+        for line in read_lines(path) if path.is_file() else []:
+            if PREFIX + metric in line:
+                rows.append([result.condition, result.objective, result.seed, line["step"], line[PREFIX + metric]])
+    return pd.DataFrame(rows, columns=["condition", "objective", "seed", "step", "value"])
+
+
+def summarize_curves(table: pd.DataFrame, metric: str, targets: Sequence[float]) -> list[dict[str, Any]]:
+    """Summarise curves: for each condition and objective the mean by step, and the steps to each target.
+
+    The steps to a target are those of the first evaluation that reaches it, as a mean over the seeds that do; `reached`
+    counts them.
+    """
+    rows = []
+    for (condition, objective), group in table.groupby(["condition", "objective"], sort=False):
+        curve = [{"step": int(step), **mean_over_seeds(part["value"].tolist())} for step, part in group.groupby("step")]
+        first = {}
+        for target in targets:
+            reaching = group[group["value"] >= target].groupby("seed")["step"].min()
+            steps = float(reaching.mean()) if len(reaching) else None
+            first[f"{target:g}"] = {"steps": steps, "reached": len(reaching), "seeds": int(group["seed"].nunique())}
+        named = {"metric": metric, "condition": condition.name, "settings": dict(condition.settings)}
+        rows.append({**named, "objective": objective, "curve": curve, "targets": first})
+    return rows
+
+
+def make_curve_table(rows: Sequence[dict], metric: str) -> Table:
+    """Make the table of steps to each target."""
+    targets = list(rows[0]["targets"])
+    title = f"steps until {metric.replace('_', ' ')} reaches"
+    table = make_table("condition", "objective", *targets, title=title)
+    for row in rows:
+        cells = []
+        for found in row["targets"].values():
+            some = "" if found["reached"] == found["seeds"] else f" ({found['reached']} of {found['seeds']} seeds)"
+            cells.append("-" if found["steps"] is None else f"{found['steps']:.0f}{some}")
+        table.add_row(row["condition"], row["objective"], *cells)
+    return table
+
+
+def draw_curves(rows: Mapping[str, Sequence[dict]]) -> bytes:
+    """Draw the means over seeds by step as a PNG with a panel for each metric, from rows of `summarize_curves`."""
+    figure, panels = make_panels(len(rows))
+    for panel, (metric, curves) in zip(panels, rows.items(), strict=True):
+        objectives = list(dict.fromkeys(row["objective"] for row in curves))
+        conditions = list(dict.fromkeys(row["condition"] for row in curves))
+        for row in curves:
+            steps, means = zip(*((point["step"], point["value"]) for point in row["curve"]), strict=True)
+            label = row["objective"] if len(conditions) == 1 else f"{row['objective']}, {row['condition']}"
+            style = choose_style(objectives.index(row["objective"]), conditions.index(row["condition"]))
+            panel.plot(steps, means, label=label, **style)
+        panel.set(xlabel="optimizer steps", ylabel=metric.replace("_", " "))
+    return save(figure)
+
+
+def draw_differences(rows: Sequence[dict[str, Any]], baseline: str) -> bytes | None:
+    """Draw a panel for each metric as a PNG, from rows of `summarize_metric`; None if no row has a difference.
+
+    Each condition and objective has a line, the same one in all panels. The point is the mean over seeds, and the bar
+    the 95 % interval: that over seeds and pictures if the row has it, or else that over seeds.
+    """
+    rows = [row for row in rows if row["difference"]]
+    if not rows:
+        return None
+    objectives = [baseline, *dict.fromkeys(row["objective"] for row in rows)]
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    labels: list[str] = []
+    lines: dict[tuple[str, str], int] = {}
+    for condition in dict.fromkeys(row["condition"] for row in rows):
+        labels.append(condition if rows[0]["settings"] else f"noise {condition}")
+        for objective in dict.fromkeys(row["objective"] for row in rows if row["condition"] == condition):
+            lines[condition, objective] = len(labels)
+            labels.append(objective)
+    figure, panels = make_panels(len(metrics), height=0.8 + 0.2 * len(labels), sharey=True)
+    panels[0].set_yticks(range(len(labels)), labels)
+    panels[0].set_ylim(len(labels) - 0.5, -0.5)
+    for panel, metric in zip(panels, metrics, strict=True):
+        panel.axvline(0, color="black", linewidth=0.8)
+        panel.set_xlabel(f"{metric.replace('_', ' ')},\nminus {baseline}")
+        panel.locator_params(axis="x", nbins=5)
+        panel.tick_params(axis="x", labelsize=8)
+        for place, label in enumerate(panel.get_yticklabels()):
+            label.set(fontsize=8, fontweight="normal" if place in lines.values() else "bold")
+        for row in rows:
+            if row["metric"] == metric:
+                colour = choose_style(objectives.index(row["objective"]), 0)["color"]
+                draw_difference(panel, row, lines[row["condition"], row["objective"]], colour)
+    figure.suptitle(describe_intervals(rows), fontsize=10)
+    return encode_figure(figure, dpi=130)
+
+
+def describe_intervals(rows: Sequence[dict[str, Any]]) -> str:
+    """Describe what the bars are: differences of one seed have none."""
+    if all((row["over_seeds_and_questions"] or row["difference"])["ci95"] is None for row in rows):
+        return "differences of one seed: no interval"
+    return "differences paired by seed, with 95 % intervals; where the point is filled, the interval excludes 0"
+
+
+def draw_difference(panel: Axes, row: dict[str, Any], line: int, colour: Any) -> None:
+    """Draw the point and the interval of one row; the point is filled if the interval excludes 0."""
+    found = row["over_seeds_and_questions"] or row["difference"]
+    low, high = found["ci95"] or [found["value"]] * 2
+    excludes_zero = found["ci95"] is not None and not low <= 0 <= high
+    panel.plot([low, high], [line, line], color=colour)
+    panel.plot(found["value"], line, "o", color=colour, markerfacecolor=colour if excludes_zero else "white")

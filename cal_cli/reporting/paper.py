@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from cal_cli.reporting.collect import Result, collect_results, is_number, tabulate_metric
+from cal_cli.reporting.results import Result, collect_results, is_number, tabulate_metric
 from cal_cli.runtime.console import make_table
 from cal_cli.runtime.errors import InputError
 from cal_cli.statistics.seeds import mean_over_seeds

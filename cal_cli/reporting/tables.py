@@ -8,8 +8,7 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from cal_cli.reporting.collect import Result
-from cal_cli.reporting.pairs import compare, compare_over_runs
+from cal_cli.reporting.results import Result, compare, compare_over_runs
 from cal_cli.runtime.console import make_table
 from cal_cli.statistics.seeds import adjust_for_family, difference_over_seeds, format_interval, mean_over_seeds
 

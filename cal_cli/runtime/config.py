@@ -14,6 +14,15 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from cal_cli.runtime.errors import InputError
 
 T = TypeVar("T")
+# modules of targets in configs and results that earlier versions wrote, and where they are now
+MOVED = {
+    "cal_cli.toy.scenes": "cal_cli.toy.world",
+    "cal_cli.toy.benchmark": "cal_cli.toy.world",
+    "cal_cli.data.hf_datasets": "cal_cli.data.tables",
+    "cal_cli.models.mgm_source": "cal_cli.models.mgm.source",
+    "cal_cli.evaluation.captions": "cal_cli.evaluation.metrics",
+    "cal_cli.evaluation.region_looks": "cal_cli.evaluation.metrics",
+}
 NAME_LENGTH = 120  # characters of a folder's name
 KEPT_WHOLE = re.compile(r"[+~]*(objective|noise|seed)\b")  # overrides that tell the runs of a comparison apart
 
@@ -73,7 +82,7 @@ def build(config: DictConfig, key: str, **more: Any) -> Any:
             with a ValueError.
     """
     node = {name: config[key]._get_node(name) for name in config[key] if name != "_target_"}
-    path = config[key]["_target_"]
+    path = update_target(config[key]["_target_"])
     try:
         target = get_object(path)
     except Exception as error:  # Hydra wraps whatever an import raises
@@ -105,6 +114,12 @@ def build(config: DictConfig, key: str, **more: Any) -> Any:
         raise
     except ValueError as error:
         raise InputError(f"{key}: {error}") from error
+
+
+def update_target(path: str) -> str:
+    """Return the dotted path of a target under the module that has it now."""
+    module, _, name = path.rpartition(".")
+    return f"{MOVED.get(module, module)}.{name}"
 
 
 def get_argument_types(target: Any) -> dict[str, Any]:

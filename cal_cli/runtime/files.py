@@ -6,8 +6,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
 
 from cal_cli.runtime.errors import InputError
 
@@ -88,3 +92,15 @@ def hash_files(files: Sequence[Path]) -> str:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+FORMATS = ("pdf", "png", "svg")
+
+
+def encode_figure(figure: Figure, file_format: str = "png", dpi: int = 150) -> bytes:
+    """Encode a figure as PDF, PNG or SVG: the same bytes from the same figure, without the date."""
+    buffer = BytesIO()
+    metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(file_format)
+    with matplotlib.rc_context({"svg.hashsalt": "cal_cli"}):
+        figure.savefig(buffer, format=file_format, dpi=dpi, metadata=metadata)
+    return buffer.getvalue()

@@ -1,9 +1,17 @@
-"""Where a result comes from: package versions, device and commit."""
+"""What a result comes from: versions, device, commit and files; and whether earlier work is still valid."""
 
+import contextlib
+import hashlib
+import json
 import platform
+import shutil
 import subprocess
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+from cal_cli.runtime.files import read_json, write_whole
 
 
 def get_versions() -> dict[str, str]:
@@ -30,3 +38,69 @@ def get_git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return answer.stdout.strip()
+
+
+HASHES = Path("runs/hashes.json")  # of files that were read before, by path, size and time
+LARGE = 2**30  # bytes; a larger file counts by its size and time, without being read
+
+
+def fingerprint(*paths: str | Path) -> str:
+    """Return the first 16 hexadecimal digits of a SHA-256 over the names and contents of files and folders.
+
+    A file with the path, size and time of an earlier call is not read again. A path that does not exist, such as a hub
+    id, counts by its name.
+    """
+    known: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError):  # missing or damaged
+        known = json.loads(HASHES.read_text())
+    before, digest = len(known), hashlib.sha256()
+    for path in map(Path, paths):
+        found = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        for file in found:
+            digest.update(f"{file.relative_to(path) if path.is_dir() else file.name}\0".encode())
+            if not file.is_file():
+                continue
+            state = file.stat()
+            key = f"{file.resolve()} {state.st_size} {state.st_mtime_ns}"
+            if key not in known and state.st_size <= LARGE:
+                known[key] = hashlib.sha256(file.read_bytes()).hexdigest()
+            digest.update(known.get(key, key).encode())
+    if len(known) > before:
+        with contextlib.suppress(OSError):  # without it, files are read again
+            write_whole(HASHES, json.dumps(known))
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_states(files: Iterable[Path]) -> str:
+    """Return such digits for the names, sizes and times of many files, such as images, without reading them.
+
+    A file that does not exist counts by its name.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file}\0".encode())
+        if file.is_file():
+            state = file.stat()
+            digest.update(f"{state.st_size}\0{state.st_mtime_ns}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def begin_work(folder: Path, identity: Mapping[str, Any], anew: bool = False) -> list[str]:
+    """Prepare a folder for work that may be interrupted; discard what is there if its identity, in `_of.json`, differs.
+
+    Args:
+        folder: of the unfinished work.
+        identity: what the work depends on, as JSON.
+        anew: discard what is there in any case.
+
+    Returns:
+        The keys in which discarded work differs.
+    """
+    # readers of a folder of Parquet files ignore names that begin with an underscore
+    path, now = folder / "_of.json", json.loads(json.dumps(identity))
+    before = read_json(path, {})
+    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if anew or differing:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_whole(path, json.dumps(now))
+    return differing if before else []

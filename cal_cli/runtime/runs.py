@@ -13,11 +13,14 @@ import yaml
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
+from cal_cli.runtime.config import update_target
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import read_json, remove_folder, write_whole
 
 TRAIN_RUNS = Path("runs/train")
 LEARNT = "objective.json"  # in a run and in its checkpoints: what the objective has learnt from the data
+# options of earlier versions, with the only value that is left
+RETIRED = (("objective.rule.unit", "sample"), ("rule.unit", "sample"))
 # keys of a run's config that say how it is carried out and reported, not what it computes
 OPERATIONAL = (
     "resume",
@@ -60,7 +63,9 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in node.items():
         if isinstance(value, dict):
             options |= flatten(value, f"{prefix}{key}.")
-        elif value is not None:
+        elif key == "_target_":
+            options[f"{prefix}{key}"] = update_target(value)
+        elif value is not None and (f"{prefix}{key}", value) not in RETIRED:
             options[f"{prefix}{key}"] = value
     return options
 

@@ -11,7 +11,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from cal_cli.data.noise import NoiseConfig
 from cal_cli.data.sample import Conversations
-from cal_cli.models.lora import AdapterConfig
+from cal_cli.models.parts import AdapterConfig
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.processes import LaunchConfig, get_process_state
 

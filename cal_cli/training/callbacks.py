@@ -1,8 +1,10 @@
-"""Callbacks of `cal train`: `metrics.jsonl`, progress, old checkpoints, and an orderly stop on Ctrl-C."""
+"""Callbacks of `cal train`: metrics, progress, checkpoints, a stop on Ctrl-C; and the bad samples of a run."""
 
 import json
 import signal
 import time
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from cal_cli.data.sample import Bad
 from cal_cli.objective import WeightedLoss
-from cal_cli.runtime.console import make_progress
+from cal_cli.runtime.console import Notify, make_progress
+from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import remove_folder, write_whole
 from cal_cli.runtime.runs import list_checkpoints
 
@@ -143,3 +147,42 @@ class StopOnSignal(TrainerCallback):
             self.stopped = bool(stopped)
         if self.stopped and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
+
+
+REPORTED = 10  # messages; the file has all samples
+
+
+class TooManyBadSamples(InputError):
+    """More samples are bad than `data.max_bad_fraction` allows."""
+
+
+class BadSamples:
+    """The bad samples of a run: at most `allowed`, in a file that a resumed run continues."""
+
+    def __init__(self, path: Path, allowed: int, notify: Notify) -> None:
+        self.path, self.allowed, self.notify = path, allowed, notify
+        text = path.read_text() if path.is_file() else ""
+        whole = text[: text.rfind("\n") + 1]  # a kill may have left the last line incomplete
+        if whole != text:
+            write_whole(path, whole)
+        self.known = {Bad(**json.loads(line)) for line in whole.splitlines()}
+
+    def count(self) -> int:
+        """Return the number of samples in the file, those of other processes included."""
+        return len(self.path.read_text().splitlines()) if self.path.is_file() else 0
+
+    def add(self, found: Iterable[Bad]) -> None:
+        """Record the samples that are not recorded yet. Raises TooManyBadSamples if there are more than allowed."""
+        for bad in found:
+            if bad in self.known:
+                continue
+            self.known.add(bad)
+            with self.path.open("a") as file:
+                file.write(json.dumps(asdict(bad)) + "\n")
+            if len(self.known) <= REPORTED:
+                self.notify(f"left out: sample {bad.id}: {bad.problem}")
+            if len(self.known) > self.allowed:
+                raise TooManyBadSamples(
+                    f"{len(self.known)} samples are bad, more than data.max_bad_fraction allows ({self.allowed}); "
+                    f"{self.path} lists them; cal data-check finds all bad samples and writes the others"
+                )

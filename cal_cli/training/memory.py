@@ -15,10 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForImageTextToText
 
 from cal_cli.models.load import checkpoint_activations
-from cal_cli.models.lora import AdapterConfig, add_adapters, find_adapted_layers
-from cal_cli.models.parameter_groups import freeze_parts, group_parameters
+from cal_cli.models.parts import AdapterConfig, add_adapters, find_adapted_layers, freeze_parts, group_parameters
 from cal_cli.objective.head import LOGITS_HELD
-from cal_cli.training.fsdp import find_decoder_layers
+from cal_cli.training.trainer import find_decoder_layers
 
 
 @dataclass

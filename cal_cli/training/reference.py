@@ -23,12 +23,11 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from cal_cli.data.collator import Collator
-from cal_cli.data.placed import PlacedSamples, collate_good
+from cal_cli.data.collator import Collator, PlacedSamples, collate_good
 from cal_cli.data.sample import Conversations
 from cal_cli.models.load import get_device
 from cal_cli.objective import RuleLoss, WeightedLoss, find_sentence_ends
-from cal_cli.objective.before_training import score_before_training
+from cal_cli.objective.loss import score_before_training
 from cal_cli.objective.rules import TokenScores, WeightRule
 from cal_cli.runtime.console import track_items
 from cal_cli.runtime.errors import InputError

@@ -22,17 +22,24 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from cal_cli.data.collator import Collator
-from cal_cli.data.hf_datasets import load_conversations
 from cal_cli.data.images import open_image
 from cal_cli.data.llava_json import load_llava_json
 from cal_cli.data.noise import NoiseConfig, inject_noise
+from cal_cli.data.tables import load_conversations
 from cal_cli.evaluation.benchmark import make_benchmark
 from cal_cli.evaluation.results import score_answers
-from cal_cli.inspection.attention_page import AttentionSample, PictureMaps, list_kinds, render_attention
-from cal_cli.inspection.audit_page import AuditedSample, Run, render_audit
-from cal_cli.inspection.heatmap import HeatmapSample, render_heatmap
-from cal_cli.inspection.tokens import Piece, Token
-from cal_cli.inspection.words import RankedWord
+from cal_cli.inspection.pages import (
+    AttentionSample,
+    AuditedSample,
+    HeatmapSample,
+    PictureMaps,
+    Run,
+    list_kinds,
+    render_attention,
+    render_audit,
+    render_heatmap,
+)
+from cal_cli.inspection.tokens import Piece, RankedWord, Token
 from cal_cli.runtime.errors import InputError
 from cal_cli.toy.model import load_tiny
 

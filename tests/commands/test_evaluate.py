@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import time
-from importlib.util import find_spec
 
 import datasets
 import pytest
@@ -19,7 +18,6 @@ from tests.cal import cal, started
 from tests.evaluation.fixtures import COMMIT, NAMES, cache, write
 from tests.evaluation.test_benchmark import CONF, benchmark
 
-without_lmms_eval = pytest.mark.skipif(find_spec("lmms_eval") is not None, reason="lmms-eval is installed")
 TOP = {"ocrbench": 0.003, "mmt": 100, "mme": 400}
 
 
@@ -202,7 +200,6 @@ def test_several_benchmarks_one_after_the_other_and_what_they_tell(data, tmp_pat
     [
         (["batch_size=0"], "batch_size=0: must be at least 1"),
         (["limit=0"], "limit=0: must be at least 1"),
-        (["engine=vllm"], "allowed are cal and lmms_eval"),
         (["launch=fsdp", "launch.processes=2"], "distributes questions and does not shard models"),
         (["dtype=int8"], "allowed are float32, bfloat16, float16"),
         (["benchmark=textvqua"], "did you mean textvqa?"),
@@ -211,8 +208,6 @@ def test_several_benchmarks_one_after_the_other_and_what_they_tell(data, tmp_pat
         (["benchmark=docvqa"], "hf download --repo-type dataset lmms-lab-encoder/DocVQA"),
         (["checkpoint=nobody/nothing"], "run `hf download nobody/nothing`"),
         (["checkpoint=nowhere"], "there is no such folder"),
-        (["engine=lmms_eval"], "names no task of lmms-eval"),
-        pytest.param(["engine=lmms_eval", "benchmark=pope"], "cal_cli[lmms-eval]", marks=without_lmms_eval),
     ],
 )
 def test_wrong_words_are_told(words, said, tmp_path):
@@ -231,20 +226,3 @@ def test_what_is_in_the_cache_needs_no_network(fetched, tmp_path):
     cal("eval", "benchmark=pope", "benchmark.max_new_tokens=2", "checkpoint=tiny", folder=tmp_path, **fetched)
     told = json.loads((tmp_path / "runs/eval/pope/tiny/results.json").read_text())
     assert told["n"] == 4 and told["data"] == {"path": "lmms-lab-encoder/POPE", "name": None, "revision": COMMIT}
-
-
-@pytest.mark.slow
-def test_lmms_eval_itself_has_the_same_values(fetched, knowing, tmp_path):
-    """The second engine, from end to end, on a model that knows all answers."""
-    pytest.importorskip("lmms_eval.models.simple.llava_hf")
-    words = ["eval", "benchmark=pope", f"checkpoint={knowing}"]
-    found = []
-    for engine in ("cal", "lmms_eval"):
-        cal(*words, f"engine={engine}", "force=true", folder=tmp_path, **fetched)
-        told = results(tmp_path, "pope", knowing)
-        assert told["n"] == 4 and told["settings"]["engine"] == engine
-        found.append({name: metric["value"] for name, metric in told["metrics"].items()})
-    ours, theirs = found
-    assert ours.pop("answered_yes") == 0.5
-    assert ours == pytest.approx(theirs) and theirs["pope_f1_score"] == 1
-    assert told["versions"]["lmms_eval"] and told["generation"]["max_new_tokens"] == 128

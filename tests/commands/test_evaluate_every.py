@@ -7,8 +7,8 @@ import signal
 import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from cal_cli.evaluation.scorer import Scorer, spread
-from cal_cli.toy.benchmark import make_benchmark
+from cal_cli.evaluation.evaluator import Scorer, spread
+from cal_cli.toy.world import make_benchmark
 from tests.cal import cal, started
 
 WORDS = ["train", "name=t", "data.n=96", "batch_size=16", "logging_steps=3", "objective=posterior", "noise.ratio=0.5"]

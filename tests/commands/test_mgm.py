@@ -16,10 +16,10 @@ from transformers import (
 )
 
 from tests.cal import cal
+from tests.models.mgm.test_model import AUX
+from tests.models.mgm.test_source import publish
 from tests.models.parts import save_language_model, save_vision_tower
 from tests.models.published_kinds import TEXT, byte_tokenizer
-from tests.models.test_mgm import AUX
-from tests.models.test_mgm_source import publish
 
 SHORT = ["batch_size=4", "global_batch_size=8", "max_steps=4", "logging_steps=1", "save_steps=2", "workers=0"]
 SHORT += ["bf16=false", "learning_rate=1e-3"]

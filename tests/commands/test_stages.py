@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, CLIPVisionModel
 
-from cal_cli.models.parameter_groups import freeze_parts, group_parameters, set_rates
+from cal_cli.models.parts import freeze_parts, group_parameters, set_rates
 from tests.cal import cal
 from tests.models.parts import save_language_model, save_vision_tower
 

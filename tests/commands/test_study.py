@@ -178,7 +178,6 @@ SHIPPED = {
     "learning_rate": 54,
     "batches": 45,
     "epochs": 30,
-    "variance": 54,
     "projector": 10,
     "smol_pretrain": 2,
 }

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cal_cli.data.chat_formats import make_turns
-from cal_cli.data.hf_datasets import load_conversations
-from cal_cli.data.llava_json import find_problem, load_llava_json
+from cal_cli.data.llava_json import load_llava_json
+from cal_cli.data.tables import load_conversations, make_turns
+from cal_cli.data.validate import find_problem
 from cal_cli.runtime.errors import InputError
 from tests.cal import cal
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from cal_cli.data.hf_datasets import load_conversations
 from cal_cli.data.images import MAX_ASPECT_RATIO, open_image
 from cal_cli.data.llava_json import load_llava_json, write_llava_json
+from cal_cli.data.tables import load_conversations
 from cal_cli.runtime.errors import InputError
 
 SQUARE = np.zeros((12, 12))

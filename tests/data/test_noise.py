@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cal_cli.data.exchange import exchange
-from cal_cli.data.noise import NoiseConfig, describe_changes, swap_conversations
+from cal_cli.data.noise import NoiseConfig, describe_changes, exchange, swap_conversations
 from cal_cli.runtime.errors import InputError
 from tests.cal import cal
 

@@ -13,7 +13,7 @@ from cal_cli.data.noise import WORDS as WORDS_FILE
 from cal_cli.data.noise import NoiseConfig, describe_changes, edit_conversations, inject_noise
 from cal_cli.data.noise_kinds import KINDS, WordLists, add_sentence, cut_text, load_words, replace_word, shuffle_words
 from cal_cli.runtime.errors import InputError
-from cal_cli.toy.scenes import make_scenes
+from cal_cli.toy.world import make_scenes
 from tests.cal import cal
 
 WORDS = WordLists(

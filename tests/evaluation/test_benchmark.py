@@ -9,8 +9,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from cal_cli.commands.hydra_app import CONF
-from cal_cli.evaluation.benchmark import place_images
-from cal_cli.evaluation.benchmark_data import find_split_files
+from cal_cli.evaluation.benchmark import find_split_files, place_images
 from cal_cli.runtime.config import build
 from cal_cli.runtime.errors import InputError
 from tests.evaluation.fixtures import NAMES, rows_of, write

@@ -4,9 +4,7 @@ import shutil
 
 import pytest
 
-from cal_cli.evaluation.captions import Captions
-from cal_cli.evaluation.metrics import MME, POPE, Boxes, Mean, MMStar, OCRBench
-from cal_cli.evaluation.questions import Question
+from cal_cli.evaluation.metrics import MME, POPE, Boxes, Captions, Mean, MMStar, OCRBench, Question
 from cal_cli.runtime.errors import InputError
 from cal_cli.statistics.bootstrap import estimate_values
 

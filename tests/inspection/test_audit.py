@@ -11,16 +11,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cal_cli.data.collator import Collator
-from cal_cli.inspection.audit import Auditor, find_part, list_parts, read_parts
-from cal_cli.inspection.audit_page import PAGE_LENGTH, AuditedSample, Run, make_turns, render_audit
-from cal_cli.inspection.audit_summary import (
+from cal_cli.inspection.audit import (
+    Auditor,
     add_delta,
+    find_part,
     find_stretch,
+    list_parts,
+    read_parts,
     summarize_audit,
     summarize_samples,
     summarize_sentences,
 )
 from cal_cli.inspection.detection import compute_auc, compute_average_precision, draw_detectors, trace_detector
+from cal_cli.inspection.pages import PAGE_LENGTH, AuditedSample, Run, make_turns, render_audit
 from cal_cli.objective import contrast_logits
 
 

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPModel, LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from cal_cli.models.llava_templates import SYSTEM
-from cal_cli.toy.scenes import make_scenes
+from cal_cli.models.llava import SYSTEM
+from cal_cli.toy.world import make_scenes
 
 
 def llama_tokenizer():

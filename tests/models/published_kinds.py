@@ -13,7 +13,7 @@ from transformers import (
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
-from cal_cli.toy.scenes import make_scenes
+from cal_cli.toy.world import make_scenes
 from tests.objective.families import VISION
 
 # each family's way of writing a conversation, our own words

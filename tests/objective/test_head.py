@@ -21,8 +21,7 @@ from transformers import (
 
 from cal_cli.objective import ContrastiveAlignmentLoss, contrast_logits
 from cal_cli.objective import head as head_module
-from cal_cli.objective.find_head import find_head
-from cal_cli.objective.head import LanguageHead
+from cal_cli.objective.head import LanguageHead, find_head
 
 SMALL = {
     "vocab_size": 60,

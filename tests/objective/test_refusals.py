@@ -5,8 +5,7 @@ import torch
 from transformers import BartConfig, BartForConditionalGeneration, OPTConfig, OPTModel
 
 from cal_cli.objective import ContrastiveAlignmentLoss, NonFiniteLoss, contrast_logits
-from cal_cli.objective.masks import make_masks
-from cal_cli.objective.text_pass import get_position_ids
+from cal_cli.objective.passes import get_position_ids, make_masks
 from tests.objective.families import gemma3, llava, llava_sliding, make, qwen3_vl
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from trl import SFTConfig, SFTTrainer
 
 from cal_cli.objective import RuleLoss, find_sentence_ends, head
-from cal_cli.objective.forward import run_with_image
+from cal_cli.objective.passes import run_with_image
 from cal_cli.objective.rules import (
     ClampedDifference,
     GivenWeights,
@@ -23,7 +23,7 @@ from cal_cli.objective.rules import (
     VisualInformationGain,
     WeightRule,
 )
-from cal_cli.toy.scenes import make_scenes
+from cal_cli.toy.world import make_scenes
 from tests.objective.naive import naive_logits
 from tests.objective.rules.naive import naive_weights
 from tests.objective.rules.test_rules import NAMES, RULES

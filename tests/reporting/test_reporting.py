@@ -5,9 +5,18 @@ import json
 import pytest
 import yaml
 
-from cal_cli.reporting.collect import Condition, choose_baseline, collect_results, tabulate_metric
-from cal_cli.reporting.curves import draw_curves, summarize_curves, tabulate_curves
-from cal_cli.reporting.figures import choose_axis, describe_seeds, draw_lines, draw_noise_figure, make_panels, save
+from cal_cli.reporting.figures import (
+    choose_axis,
+    describe_seeds,
+    draw_curves,
+    draw_lines,
+    draw_noise_figure,
+    make_panels,
+    save,
+    summarize_curves,
+    tabulate_curves,
+)
+from cal_cli.reporting.results import Condition, choose_baseline, collect_results, tabulate_metric
 from cal_cli.reporting.tables import summarize_metric
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.runs import find_unfinished_runs

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from cal_cli.reporting.collect import Condition
+from cal_cli.reporting.results import Condition
 from cal_cli.reporting.tables import make_mean_tables, make_pair_table, summarize_metric
 
 SIX = ["scene_accuracy", "questions_accuracy", "reading_accuracy", "charts_accuracy", "documents_anls", "iou"]

@@ -4,13 +4,13 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from cal_cli.evaluation.generation import generate_answers
+from cal_cli.evaluation.evaluator import generate_answers
 from cal_cli.runtime.errors import InputError
-from cal_cli.toy.benchmark import make_benchmark
 from cal_cli.toy.families import FAMILIES
 from cal_cli.toy.families.objects import WORDS_OF
-from cal_cli.toy.irrelevant import WORDS
+from cal_cli.toy.materials import WORDS
 from cal_cli.toy.model import BASE, TinyModel, make_random_model
+from cal_cli.toy.world import make_benchmark
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 
 from cal_cli import CALTrainer, ContrastiveAlignmentLoss, accept_objective
 from cal_cli.data.collator import Collator
-from cal_cli.toy.scenes import make_scenes
+from cal_cli.toy.world import make_scenes
 from tests.conftest import model_with_large_deltas
 
 OBJECTIVES = {

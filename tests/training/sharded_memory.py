@@ -10,8 +10,8 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from cal_cli import ContrastiveAlignmentLoss, accept_objective
 from cal_cli.data.collator import IGNORED
 from cal_cli.models.load import ModelSource, checkpoint_activations
-from cal_cli.models.parameter_groups import freeze_parts
-from cal_cli.training.fsdp import shard
+from cal_cli.models.parts import freeze_parts
+from cal_cli.training.trainer import shard
 
 
 def resident(name: str) -> int:

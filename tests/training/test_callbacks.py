@@ -1,13 +1,15 @@
 """Old checkpoints: which of them stay, and that a kill in the middle of a removal leaves none that looks whole."""
 
+import json
 import os
 import shutil
 
 import pytest
 from transformers import TrainerState, TrainingArguments
 
+from cal_cli.data.sample import Bad
 from cal_cli.runtime.runs import find_last_checkpoint
-from cal_cli.training.callbacks import CheckpointRemover
+from cal_cli.training.callbacks import BadSamples, CheckpointRemover, TooManyBadSamples
 
 
 @pytest.fixture
@@ -49,3 +51,26 @@ def test_a_kill_in_the_middle_of_a_removal_leaves_no_half_of_a_checkpoint(checkp
     assert sorted(path.name for path in checkpoints.iterdir()) == [f"checkpoint-{step}" for step in (10, 4, 6, 8)]
     save(checkpoints, 2)
     assert {path.name for path in checkpoints.iterdir()} == {"checkpoint-8", "checkpoint-10"}
+
+
+ONE, TWO, THREE = (Bad(str(number), "cannot be read") for number in (1, 2, 3))
+
+
+def test_each_is_named_once_and_one_too_many_is_named_and_raised(tmp_path):
+    messages, path = [], tmp_path / "bad.jsonl"
+    found = BadSamples(path, 2, messages.append)
+    assert found.count() == 0
+    found.add([ONE, TWO])
+    found.add([TWO, ONE])  # the next epoch
+    again = BadSamples(path, 2, messages.append)  # the run goes on
+    again.add([TWO])
+    assert found.count() == again.count() == 2
+    assert messages == [f"left out: sample {number}: cannot be read" for number in (1, 2)]
+    with pytest.raises(TooManyBadSamples, match=r"3 samples are bad, more than .* allows \(2\)"):
+        again.add([THREE])
+    assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["1", "2", "3"]
+
+
+def test_none_may_be_bad(tmp_path):
+    with pytest.raises(TooManyBadSamples):
+        BadSamples(tmp_path / "bad.jsonl", 0, print).add([ONE])

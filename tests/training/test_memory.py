@@ -7,9 +7,8 @@ from transformers import ConvNextConfig, ConvNextModel
 
 from cal_cli.bench.steps import measure_tensor_bytes
 from cal_cli.models.load import ModelSource, checkpoint_activations
-from cal_cli.models.lora import AdapterConfig, add_adapters
-from cal_cli.models.mgm_source import MGMSource
-from cal_cli.models.parameter_groups import freeze_parts
+from cal_cli.models.mgm.source import MGMSource
+from cal_cli.models.parts import AdapterConfig, add_adapters, freeze_parts
 from cal_cli.objective import ContrastiveAlignmentLoss
 from cal_cli.runtime.processes import find_free_port
 from cal_cli.training.memory import plan_memory

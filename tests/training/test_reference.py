@@ -10,10 +10,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cal_cli.data.collator import Collator
 from cal_cli.objective import IGNORED, RuleLoss
-from cal_cli.objective.conditions import blur
+from cal_cli.objective.contrasts import blur
 from cal_cli.objective.rules import VisualInformationGain
 from cal_cli.toy.model import BASE
-from cal_cli.toy.scenes import make_scenes
+from cal_cli.toy.world import make_scenes
 from cal_cli.training.reference import prepare_scores
 from tests.cal import cal
 

@@ -11,7 +11,7 @@ from cal_cli import CALTrainer, ContrastiveAlignmentLoss
 from cal_cli.data.collator import Collator
 from cal_cli.objective import NonFiniteLoss, RuleLoss
 from cal_cli.objective.rules import MismatchPosterior
-from cal_cli.toy.scenes import make_scenes
+from cal_cli.toy.world import make_scenes
 
 
 def arguments(folder, **options):

@@ -4,15 +4,17 @@ A rule knows nothing of models or batches. Its attributes say what it needs. `Ru
 weights and normalises them. A rule of your own is a dataclass like these, see `WeightRule`.
 """
 
-from cal_cli.objective.rules.base import TokenScores, WeightRule
-from cal_cli.objective.rules.contrastive import (
+from cal_cli.objective.rules.base import (
     ClampedDifference,
+    GivenWeights,
+    ProbabilityPower,
     ProbabilityRatio,
     TextImprobability,
+    TokenScores,
     TopExcess,
     VisualInformationGain,
+    WeightRule,
 )
-from cal_cli.objective.rules.plain import GivenWeights, ProbabilityPower
 from cal_cli.objective.rules.posterior import MismatchPosterior
 from cal_cli.objective.rules.sample_losses import LossMixture, LossTruncation
 

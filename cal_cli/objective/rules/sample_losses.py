@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cal_cli.objective.rules.base import TokenScores, WeightRule
-from cal_cli.objective.rules.contrastive import average_by, check_share
+from cal_cli.objective.rules.base import TokenScores, WeightRule, average_by, check_share
 
 WIDTH, BINS = 0.02, 1000  # of the histogram, in nats: mean losses from 0 to 20
 FLOOR = 5e-4  # least variance of a component, as in DivideMix's code

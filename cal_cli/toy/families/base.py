@@ -8,8 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from PIL import Image
 
-from cal_cli.evaluation.metrics import Parts, divide
-from cal_cli.evaluation.questions import Question
+from cal_cli.evaluation.metrics import Parts, Question, divide
 
 SPLITS = ("train", "test")
 TEST_SHARE = 8  # one content in eight belongs to the test split

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cal_cli.evaluation.metrics import Parts, divide
-from cal_cli.evaluation.questions import Question
+from cal_cli.evaluation.metrics import Parts, Question, divide
 from cal_cli.toy.families.base import Asked, Box, Family, Turn
 from cal_cli.toy.families.objects import (
     SYNONYMS,
@@ -19,8 +18,7 @@ from cal_cli.toy.families.objects import (
     identify_things,
     paint_things,
 )
-from cal_cli.toy.irrelevant import write_irrelevant
-from cal_cli.toy.marks import count_words, mark_words
+from cal_cli.toy.materials import count_words, mark_words, write_irrelevant
 
 PROMPTS = ("describe the picture.", "what do you see?", "tell me about the picture.")
 FORMS = (

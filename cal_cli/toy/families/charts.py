@@ -5,11 +5,10 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from cal_cli.evaluation.metrics import Parts
-from cal_cli.evaluation.questions import Question
+from cal_cli.evaluation.metrics import Parts, Question
 from cal_cli.evaluation.scoring_rules import relaxed_accuracy
 from cal_cli.toy.families.base import BRIEFLY, Asked, Family, Turn
-from cal_cli.toy.pictures import CELL, COLOURS, FONTS, GRID, draw_glyphs, draw_shift, make_canvas
+from cal_cli.toy.materials import CELL, COLOURS, FONTS, GRID, draw_glyphs, draw_shift, make_canvas
 
 LABELS = "abcdefghkmps"
 STEP = 5  # pixels of height for each unit

@@ -5,11 +5,10 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from cal_cli.evaluation.metrics import Parts
-from cal_cli.evaluation.questions import Question
+from cal_cli.evaluation.metrics import Parts, Question
 from cal_cli.evaluation.scoring_rules import anls
 from cal_cli.toy.families.base import BRIEFLY, Asked, Family, Turn
-from cal_cli.toy.pictures import FONTS, draw_glyphs, draw_shift, make_canvas
+from cal_cli.toy.materials import FONTS, draw_glyphs, draw_shift, make_canvas
 
 NAMES = ("ana", "bob", "eva", "ian", "kim", "leo", "mia", "ned", "pam", "ray", "sam", "tom", "una", "vic", "wes", "zoe")
 FIELDS = ("name", "date", "total", "code")  # a picture has their first letters

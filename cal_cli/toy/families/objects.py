@@ -7,7 +7,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from cal_cli.toy.families.base import Box
-from cal_cli.toy.pictures import CELL, COLOURS, COLUMNS, GRID, ROWS, make_canvas
+from cal_cli.toy.materials import CELL, COLOURS, COLUMNS, GRID, ROWS, make_canvas
 
 SHAPES = ("square", "disc", "ring", "triangle", "cross")
 SIDES = {"small": 8, "large": 12}  # pixels

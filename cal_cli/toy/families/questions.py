@@ -7,8 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from cal_cli.evaluation.metrics import Parts, divide, find_kinds
-from cal_cli.evaluation.questions import Question
+from cal_cli.evaluation.metrics import Parts, Question, divide, find_kinds
 from cal_cli.toy.families.base import Asked, Family, Turn
 from cal_cli.toy.families.objects import (
     SHAPES,
@@ -19,8 +18,7 @@ from cal_cli.toy.families.objects import (
     identify_things,
     paint_things,
 )
-from cal_cli.toy.marks import mark_words
-from cal_cli.toy.pictures import COLOURS
+from cal_cli.toy.materials import COLOURS, mark_words
 
 KINDS = ("colour", "shape", "place", "count", "comparison")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")

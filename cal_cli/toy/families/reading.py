@@ -5,11 +5,10 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from cal_cli.evaluation.metrics import Parts
-from cal_cli.evaluation.questions import Question
+from cal_cli.evaluation.metrics import Parts, Question
 from cal_cli.evaluation.scoring_rules import contained
 from cal_cli.toy.families.base import BRIEFLY, Asked, Family, Turn
-from cal_cli.toy.pictures import COLOURS, FONTS, GRID, ROWS, draw_glyphs, draw_shift, make_canvas
+from cal_cli.toy.materials import COLOURS, FONTS, GRID, ROWS, draw_glyphs, draw_shift, make_canvas
 
 SHORT_WORDS = """
     cat dog sun hat bus cup map pen key box fan jam log net owl pie rug van wax zip

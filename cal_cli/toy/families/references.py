@@ -6,8 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from cal_cli.evaluation.metrics import Boxes, Parts, divide
-from cal_cli.evaluation.questions import Question
+from cal_cli.evaluation.metrics import Boxes, Parts, Question, divide
 from cal_cli.toy.families.base import Asked, Family, Turn
 from cal_cli.toy.families.objects import Scene, Thing, draw_things, find_unique, identify_things, paint_things
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cal_cli.toy.benchmark import Scenes, make_benchmark
 from cal_cli.toy.families import FAMILIES
 from cal_cli.toy.families.captions import write_caption
 from cal_cli.toy.families.questions import KINDS, NUMBERS, find_answer, write_question
-from cal_cli.toy.marks import unmark
+from cal_cli.toy.materials import unmark
+from cal_cli.toy.world import Scenes, make_benchmark
 
 SEED = st.integers(0, 10**6)
 

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from cal_cli.toy.families.captions import Captions, write_caption
 from cal_cli.toy.families.objects import SIDES, draw_things, find_things, find_unique, paint_things
-from cal_cli.toy.marks import unmark
-from cal_cli.toy.pictures import COLOURS, COLUMNS, ROWS
+from cal_cli.toy.materials import COLOURS, COLUMNS, ROWS, unmark
 
 
 def objects_painted(image):

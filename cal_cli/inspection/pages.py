@@ -1,0 +1,308 @@
+"""The four pages, HTML that needs no network: heat map (Figure 2a), attention, patch words and audit."""
+
+import base64
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+from PIL import Image
+
+from cal_cli.data.sample import Conversations, Entry, get_image_names
+from cal_cli.inspection.attention import ImageGrid, enlarge
+from cal_cli.inspection.audit import add_delta
+from cal_cli.inspection.patch_words import PatchWords, spell_word
+from cal_cli.inspection.tokens import Piece, RankedWord, Token
+
+SCALE = 5.0  # as in the paper: full colour at a delta of 5; tokens that the image contradicts (below 0) are blue
+SEEN, CONTRADICTED = (230, 97, 1), (50, 100, 220)
+
+
+@dataclass
+class HeatmapSample:
+    """One sample of the page."""
+
+    id: str
+    images: list[Image.Image]
+    texts: dict[str, list[Piece]]  # its text under each checkpoint, by the checkpoint's name
+    is_noise: bool | None
+
+
+def render_heatmap(samples: list[HeatmapSample], title: str, words: Sequence[Sequence[RankedWord]] = ((), ())) -> str:
+    """Render the page as HTML that needs no network; text from the data is escaped.
+
+    `words` are the most and the least visual ones, see `rank_words`.
+    """
+    environment = Environment(loader=PackageLoader("cal_cli", "inspection"), autoescape=True)
+    environment.globals.update(
+        colour=get_colour, grade=grade, data_uri=encode_image, describe=describe_token, grade_weight=grade_weight
+    )
+    template = environment.get_template("heatmap.html.jinja")
+    texts = [pieces for sample in samples for pieces in sample.texts.values()]
+    kinds_known = any(piece.token and piece.token.kind for pieces in texts for piece in pieces)
+    return template.render(samples=samples, title=title, words=words, scale=SCALE, kinds_known=kinds_known)
+
+
+def grade(delta: float) -> float:
+    """Return the strength of a delta's colour, from -1 to 1."""
+    return max(-1.0, min(delta / SCALE, 1.0))
+
+
+def grade_weight(weight: float) -> float:
+    """Return the strength of a weight's colour: -1 for a weight of 0, 0 for 1, and 1 for 5 or more."""
+    return min((weight - 1) / (SCALE - 1), 1.0) if weight > 1 else weight - 1
+
+
+def get_colour(strength: float) -> str:
+    """Return the CSS colour of a strength from -1 to 1: orange above 0, blue below, none at 0."""
+    red, green, blue = SEEN if strength > 0 else CONTRADICTED
+    return f"rgba({red}, {green}, {blue}, {abs(strength):.3f})"
+
+
+def describe_token(token: Token) -> str:
+    """Describe a token in a line: its probabilities, deltas, weight and kind."""
+    shown, hidden = (math.exp(logprob) for logprob in token.logprob)
+    kind = f", {token.kind}" if token.kind else ""
+    return (
+        f"probability {shown:.3g} with the image, {hidden:.3g} without: log-probability {token.logprob_delta:+.2f}, "
+        f"raw logit {token.logit_delta:+.2f}, weight {token.weight:.2f}{kind}"
+    )
+
+
+def encode_image(image: Image.Image) -> str:
+    """Encode an image as a data URI with a PNG of at most 512 pixels in width and height."""
+    image = image.copy()
+    image.thumbnail((512, 512))
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+SUMMED, RELEVANCY = "attention, sum over layers", "relevancy"
+
+
+@dataclass
+class PictureMaps:
+    """Maps of every token over one picture.
+
+    Attributes:
+        picture: as the image tokens see it.
+        maps: float [tokens, kinds, rows, columns], in the order of `list_kinds`.
+    """
+
+    picture: Image.Image
+    maps: np.ndarray
+
+
+@dataclass
+class AttentionSample:
+    """A sample of the page.
+
+    Attributes:
+        id: of the sample.
+        pieces: the text of each token of the conversation, and the number of the map of a supervised one, else None.
+        words: the number of the word that each piece belongs to, see `number_words`.
+        checkpoints: for each checkpoint its name and its pictures.
+    """
+
+    id: str
+    pieces: list[tuple[str, int | None]]
+    words: list[int]
+    checkpoints: list[tuple[str, list[PictureMaps]]]
+
+
+def list_kinds(layers: int) -> list[str]:
+    """List the kinds of maps: attention summed over layers, relevancy, and the attention of each layer."""
+    return [SUMMED, RELEVANCY, *(f"attention, layer {layer}" for layer in range(1, layers + 1))]
+
+
+def render_attention(samples: Sequence[AttentionSample], kinds: Sequence[str], title: str, note: str) -> str:
+    """Render the page as HTML that needs no network; text from the data is escaped.
+
+    Args:
+        samples: of the page.
+        kinds: names of the maps.
+        title: of the page.
+        note: about attention sinks.
+    """
+    environment = Environment(loader=PackageLoader("cal_cli", "inspection"), autoescape=True)
+    environment.globals.update(data_uri=encode_picture, pack=pack_maps)
+    template = environment.get_template("attention.html.jinja")
+    return template.render(samples=samples, kinds=kinds, title=title, note=note)
+
+
+def pack_maps(maps: np.ndarray) -> dict[str, object]:
+    """Pack maps for the page: a byte for each cell, relative to the largest cell of its map, and that cell's value."""
+    tokens, kinds, rows, columns = maps.shape
+    largest = maps.max(axis=(2, 3), initial=0.0)
+    levels = (maps / np.maximum(largest, 1e-12)[..., None, None] * 255).round().astype(np.uint8)
+    return {
+        "rows": rows,
+        "columns": columns,
+        "sums": maps.sum(axis=(2, 3)).round(4).tolist(),
+        "levels": base64.b64encode(levels.reshape(tokens, kinds, -1).tobytes()).decode(),
+    }
+
+
+def encode_picture(picture: Image.Image) -> str:
+    """Return a picture as a data URI with a JPEG of a readable size."""
+    buffer = BytesIO()
+    enlarge(picture).save(buffer, "JPEG", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+@dataclass
+class PatchPicture:
+    """One picture of a sample, its image tokens and their words; the tokens are those `part` of all of the sample."""
+
+    picture: Image.Image
+    grid: ImageGrid
+    words: PatchWords
+    part: slice
+
+
+@dataclass
+class PatchSample:
+    """A sample of the page: for each checkpoint its name and its pictures."""
+
+    id: str
+    checkpoints: list[tuple[str, list[PatchPicture]]]
+
+
+def render_patch_words(samples: Sequence[PatchSample], tokenizer: Any, title: str) -> str:
+    """Render the page as HTML that needs no network; text from the model is escaped."""
+    environment = Environment(loader=PackageLoader("cal_cli", "inspection"), autoescape=True)
+    environment.globals.update(data_uri=encode_picture, pack=lambda picture: pack_words(picture, tokenizer))
+    return environment.get_template("patches.html.jinja").render(samples=samples, title=title)
+
+
+def pack_words(picture: PatchPicture, tokenizer: Any) -> dict[str, Any]:
+    """Pack the words of a picture's tokens for the page: a dictionary of words, and numbers into it with values."""
+    ids = picture.words.ids[:, picture.part].numpy()
+    values = picture.words.values[:, picture.part].double().numpy()
+    known = np.unique(ids)
+    spelled = [spell_word(tokenizer, int(number)) for number in known]
+    return {
+        "stages": picture.words.stages,
+        "words": [text for text, _ in spelled],
+        "whole": [int(whole) for _, whole in spelled],
+        "boxes": [
+            None if np.isnan(box).any() else box.round(4).tolist() for box in picture.grid.boxes.double().numpy()
+        ],
+        "ids": np.searchsorted(known, ids).tolist(),
+        "values": values.round(3).tolist(),
+    }
+
+
+LEVELS = (1.0, 2.0, 4.0)  # nats by which an image must make a token less probable for each stronger mark
+THUMBNAIL = 160  # pixels
+PAGE_LENGTH = 3_000_000  # characters; the page ends with the sample that exceeds this
+
+
+class Run(NamedTuple):
+    """Consecutive tokens of an answer that are shown alike."""
+
+    text: str
+    level: int  # how strongly the image contradicts them, from 0 for not at all
+    in_stretch: bool  # of the sample's most contradicted stretch
+
+
+@dataclass
+class AuditedSample:
+    """A sample of the page: what is asked and answered in turn, and its numbers."""
+
+    id: str
+    images: list[Image.Image]
+    turns: list[tuple[str, list[Run]]]
+    evidence: float
+    contradiction: float
+    p_mismatch: float
+    loss: float
+    is_noise: bool | None
+
+
+def make_turns(entry: Entry, tokens: pd.DataFrame, begin: int, end: int) -> list[tuple[str, list[Run]]]:
+    """Return each question of a sample with the runs of its answer.
+
+    Args:
+        entry: the sample.
+        tokens: the rows of its tokens, with `delta`.
+        begin, end: its most contradicted stretch, in rows.
+    """
+    questions = [turn["value"].replace("<image>", "").strip() for turn in entry["conversations"] if is_human(turn)]
+    levels = np.searchsorted(LEVELS, -tokens["delta"].to_numpy(), side="right")
+    inside = (np.arange(len(tokens)) >= begin) & (np.arange(len(tokens)) < end)
+    shown = tokens.assign(level=levels, inside=inside)[~tokens["special"].to_numpy()]
+    answers: dict[int, list[Run]] = {}
+    columns = (shown[name].tolist() for name in ("turn", "level", "inside", "token"))
+    for (turn, level, within), run in groupby(zip(*columns, strict=True), key=lambda row: row[:3]):
+        answers.setdefault(turn, []).append(Run("".join(row[3] for row in run), level, within))
+    return [(question, answers.get(number, [])) for number, question in enumerate(questions)]
+
+
+def is_human(turn: dict[str, str]) -> bool:
+    """Return whether a turn is a question."""
+    return turn["from"] == "human"
+
+
+def find_audited_samples(
+    data: Conversations, ranked: pd.DataFrame, parts: Iterable[pa.Table], changed: Collection[int] | None
+) -> Iterator[AuditedSample]:
+    """Yield the samples of the page, in the order of `ranked`, rows of `AuditSummary.samples`.
+
+    `parts` are the tokens of the audit, and `changed` the places of samples known to be wrong; None if that is unknown.
+    """
+    wanted = set(ranked["index"].tolist())
+    found: dict[int, pd.DataFrame] = {}
+    for part in parts:
+        for index, rows in add_delta(part).groupby("index", sort=False):
+            if index in wanted:
+                found[index] = rows
+    for row in ranked.rename(columns={"index": "place"}).itertuples():
+        entry = data.entries[row.place]
+        yield AuditedSample(
+            id=row.sample_id,
+            images=[data.open_image(name) for name in get_image_names(entry)],
+            turns=make_turns(entry, found[row.place], row.begin, row.end),
+            evidence=row.evidence,
+            contradiction=row.contradiction,
+            p_mismatch=row.p_mismatch,
+            loss=row.loss,
+            is_noise=None if changed is None else row.place in changed,
+        )
+
+
+def render_audit(samples: Iterable[AuditedSample], title: str, facts: Sequence[str]) -> str:
+    """Render the page as HTML that needs no network, of about `PAGE_LENGTH` at most; text from the data is escaped.
+
+    Args:
+        samples: the worst first; those that exceed the size are not read.
+        title: of the page.
+        facts: sentences to begin with.
+    """
+    environment = Environment(loader=PackageLoader("cal_cli", "inspection"), autoescape=True)
+    environment.globals.update(data_uri=make_thumbnail)
+    article = environment.get_template("audit_sample.html.jinja")
+    articles, size = [], 0
+    for number, sample in enumerate(samples, start=1):
+        articles.append(Markup(article.render(sample=sample, number=number)))
+        size += len(articles[-1])
+        if size > PAGE_LENGTH:
+            break
+    return environment.get_template("audit.html.jinja").render(articles=articles, title=title, facts=facts)
+
+
+def make_thumbnail(image: Image.Image) -> str:
+    """Return an image as a data URI with a JPEG of at most `THUMBNAIL` pixels in width and height."""
+    small = image.convert("RGB")
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

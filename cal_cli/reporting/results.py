@@ -1,0 +1,312 @@
+"""Read finished runs into one table by condition, objective and seed, and compare answers to the same questions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import OmegaConf
+
+from cal_cli.data.noise_kinds import SWAP
+from cal_cli.evaluation.metrics import Metric
+from cal_cli.runtime.config import build
+from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.files import read_json, read_lines
+from cal_cli.runtime.runs import OPERATIONAL, find_completed_runs, flatten, read_config, read_summary
+from cal_cli.statistics.bootstrap import (
+    estimate_differences,
+    estimate_differences_over_runs,
+    run_group_test,
+    sum_by_group,
+)
+
+# keys that are no part of a run's condition
+VARIED = ("name", "seed", "noise", "objective", *OPERATIONAL)
+AS_THE_RUN = "as the run"  # the value of a seed that is that of the run
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Under what runs were trained: objectives are compared with one another under the same condition."""
+
+    settings: tuple[tuple[str, Any], ...]  # keys of the config in which the runs differ, and their values
+    noise_kind: str  # `swap` for clean data, which are the same for every kind
+    noise_ratio: float
+
+    @property
+    def name(self) -> str:
+        """Settings and noise in words; the ratio alone for exchanged conversations."""
+        noise = f"{self.noise_ratio:g}" if self.noise_kind == SWAP else f"{self.noise_kind} {self.noise_ratio:g}"
+        settings = [f"{key}={write_setting(value)}" for key, value in self.settings]
+        return ", ".join([*settings, f"noise {noise}" if settings else noise])
+
+    @property
+    def order(self) -> tuple:
+        """The place of the condition in a table."""
+        values = [(0, value, "") if is_number(value) else (1, 0, str(value)) for _, value in self.settings]
+        return *values, self.noise_kind != SWAP, self.noise_kind, self.noise_ratio
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value of a config is a number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def write_setting(value: Any) -> str:
+    """Write a value of a config: a number in its shortest form, a path by its last three parts."""
+    text = f"{value:g}" if is_number(value) else str(value)
+    return "/".join(text.split("/")[-3:])
+
+
+@dataclass
+class Result:
+    """One finished and evaluated run."""
+
+    run: Path
+    objective: str  # its choice, and the options in which runs of that choice differ: `cal window=9`
+    condition: Condition
+    seed: int
+    metrics: dict[str, float]
+    intervals: dict[str, list[float] | None]  # of the metrics, over pictures
+    engine: str  # the program that answered and scored
+    headline: list[str]  # the metrics that the benchmark reports first
+    options: dict  # of the objective
+    settings: dict  # the rest of the config, by dotted names
+
+
+def collect_results(folders: list[str], benchmark: str, required: bool = True) -> tuple[list[Result], list[Path]]:
+    """Read every completed run in the folders and their subfolders.
+
+    Returns:
+        The evaluated runs, and the runs without results on the benchmark.
+
+    Raises:
+        InputError: a folder is missing, nothing is evaluated although it is required, or two runs are of the same
+            condition, objective and seed.
+    """
+    results, unevaluated = [], []
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise InputError(f"runs={folder}: there is no such folder")
+        for run in find_completed_runs(Path(folder)):
+            path = run / "eval" / benchmark / "results.json"
+            document = read_json(path, {})
+            if document.get("metrics"):
+                results.append(_read_result(run, document))
+            else:
+                unevaluated.append(run)
+    if required and not results:
+        raise InputError(
+            f"runs={','.join(folders)}: no completed run with results on {benchmark}; "
+            f"run cal eval benchmark={benchmark} checkpoint={folders[0]} first"
+        )
+    name_variants(results)
+    find_conditions(results)
+    check_distinct(results)
+    return results, unevaluated
+
+
+def _read_result(run: Path, document: dict) -> Result:
+    summary, config = read_summary(run), read_config(run)
+    noise = summary["noise"]
+    node = document.get("settings", {})
+    metrics = {name: metric["value"] for name, metric in document["metrics"].items()}
+    headline = node.get("benchmark", {}).get("headline") or []
+    return Result(
+        run=run,
+        objective=summary["objective"],
+        condition=Condition((), noise.get("kind", SWAP) if noise["ratio"] else SWAP, noise["ratio"]),
+        seed=summary["seed"],
+        metrics=metrics,
+        intervals={name: metric.get("ci95") for name, metric in document["metrics"].items()},
+        engine=node.get("engine", "cal"),
+        headline=[name for name in headline if name in metrics],
+        options=flatten(config["objective"]) | describe_first_stage(config),
+        settings=flatten(select_settings(config)),
+    )
+
+
+def select_settings(config: dict) -> dict:
+    """Return the part of a config that makes a run's condition, without what is as in every run by default."""
+    kept = {key: value for key, value in config.items() if key not in VARIED}
+    if kept["data"].get("seed") == config["seed"]:  # the default: the seed of the data is that of the run
+        kept["data"] = {**kept["data"], "seed": AS_THE_RUN}
+    noise_seed = config["noise"].get("seed", config["seed"])
+    kept["noise"] = {"seed": AS_THE_RUN if noise_seed == config["seed"] else noise_seed}
+    before = read_config(get_projector_run(config))
+    if before:  # whatever its folder
+        kept["model"] = {**kept["model"], "projector": select_settings(before)}
+    return kept
+
+
+def get_projector_run(config: dict) -> Path:
+    """Return the run of `stage=pretrain` whose projector a run started from; a missing folder if there was none."""
+    return Path(config.get("model", {}).get("projector") or "none").parent
+
+
+def describe_first_stage(config: dict) -> dict:
+    """Return the objective of the first stage, if it differs from that of the run."""
+    before = read_config(get_projector_run(config)).get("objective")
+    if before in (None, config["objective"]):
+        return {}
+    return {"stage_1": read_summary(get_projector_run(config))["objective"]}
+
+
+def name_variants(results: list[Result]) -> None:
+    """Append to an objective's name the options in which runs of the same choice differ."""
+    by_choice: dict[str, list[dict]] = {}
+    for result in results:
+        by_choice.setdefault(result.objective, []).append(result.options)
+    for result in results:
+        same = by_choice[result.objective]
+        varied = [f"{key}={value}" for key, value in result.options.items() if any(o.get(key) != value for o in same)]
+        result.objective = " ".join([result.objective, *varied])
+
+
+def find_conditions(results: list[Result]) -> None:
+    """Add to each condition the settings in which the runs differ."""
+    names = dict.fromkeys(name for result in results for name in result.settings)
+    differing = [name for name in names if len({str(result.settings.get(name)) for result in results}) > 1]
+    for result in results:
+        values = [result.settings.get(name) for name in differing]
+        plain = [value if value is None or isinstance(value, int | float) else str(value) for value in values]
+        result.condition = replace(result.condition, settings=tuple(zip(differing, plain, strict=True)))
+
+
+def check_distinct(results: list[Result]) -> None:
+    """Raise InputError if two runs are of the same condition, objective and seed."""
+    places: dict[tuple, Path] = {}
+    for result in results:
+        place = (result.objective, result.condition, result.seed)
+        if place in places:
+            raise InputError(
+                f"{result.run} and {places[place]} have the same objective, noise, seed and settings: "
+                "give runs=... without one of them"
+            )
+        places[place] = result.run
+
+
+def choose_baseline(results: Sequence[Result], given: str | None) -> str:
+    """Return the objective that others are compared with: the given one; else `ce`, or the first if no run has `ce`.
+
+    Raises InputError if no run has the given one.
+    """
+    objectives = sorted({result.objective for result in results})
+    if given is None:
+        return "ce" if "ce" in objectives else objectives[0]
+    if given not in objectives:
+        raise InputError(f"baseline={given}: no run has this objective; there are {', '.join(objectives)}")
+    return given
+
+
+def sort_results(results: Sequence[Result], baseline: str) -> list[Result]:
+    """Sort results by condition, objective and seed, the baseline first."""
+    return sorted(results, key=lambda r: (r.condition.order, r.objective != baseline, r.objective, r.seed))
+
+
+def tabulate_metric(results: Sequence[Result], metric: str, baseline: str = "ce") -> pd.DataFrame:
+    """Tabulate a metric: columns `condition`, `objective`, `seed` and `value`, in their order, the baseline first."""
+    rows = [[r.condition, r.objective, r.seed, r.metrics[metric]] for r in sort_results(results, baseline)]
+    return pd.DataFrame(rows, columns=["condition", "objective", "seed", "value"])
+
+
+def load_metric(results: dict[str, Any], folder: Path) -> Metric:
+    """Build the metric that scored some results. Raises InputError if they do not name it."""
+    if "metric" not in results:
+        raise InputError(f"{folder}: its results.json does not name its metric; run cal eval with force=true again")
+    return build(OmegaConf.create({"metric": results["metric"]}), "metric")
+
+
+def load_predictions(folder: Path) -> list[dict[str, Any]] | None:
+    """Load the scored lines of `predictions.jsonl`, joined with those of `parts.jsonl`; None if a file is missing."""
+    files = [folder / "predictions.jsonl", folder / "parts.jsonl"]
+    if not all(file.is_file() for file in files):
+        return None
+    lines = [read_lines(file) for file in files]
+    scored = [line for line in lines[0] if line["score"] is not None]
+    return [answer | parts for answer, parts in zip(scored, lines[1], strict=True)]
+
+
+def compare(first: Path, second: Path) -> dict[str, Any] | None:
+    """Compare the results in `second` with those in `first`.
+
+    Args:
+        first, second: folders with `results.json` and `predictions.jsonl` of one benchmark.
+
+    Returns:
+        `differences`: each value of `second` minus that of `first` with its 95 % interval by a bootstrap over pictures,
+        which are drawn for both together (None for a single picture); `test`: that of `run_group_test` over
+        pictures; `n`: the number of questions. None if one folder has no predictions, as from another engine.
+
+    Raises InputError if they do not answer the same questions.
+    """
+    found = load_answers([first, second])
+    if found is None:
+        return None
+    parts, scores, pictures, metric = found
+    differences = None
+    if len(set(pictures)) > 1:
+        differences = estimate_differences(metric.compute, parts[1], parts[0], pictures)
+    return {"differences": differences, "test": run_group_test(scores[0], scores[1], pictures), "n": len(pictures)}
+
+
+def compare_over_runs(first: Sequence[Path], second: Sequence[Path]) -> dict[str, dict[str, Any]] | None:
+    """Compare the results in several folders `second` with those in `first`, pair by pair, over all pairs together.
+
+    Returns:
+        That of `estimate_differences_over_runs`; None if the runs do not answer the same questions, or some have no
+        predictions.
+    """
+    try:
+        found = load_answers([*first, *second])
+    except InputError:  # other questions in other runs
+        return None
+    if found is None:
+        return None
+    parts, _, pictures, metric = found
+    return estimate_differences_over_runs(metric.compute, parts[len(first) :], parts[: len(first)], pictures)
+
+
+def load_answers(folders: Sequence[Path]) -> tuple[list, list, list[str], Metric] | None:
+    """Load the answers in folders with results to the same questions.
+
+    Returns:
+        For each folder the parts, and the scores, of its answers; the picture of each question; the metric. None if a
+        folder has no predictions.
+
+    Raises InputError if the folders do not answer the same questions, or the metric needs other parts than theirs.
+    """
+    results, answers = [read_json(folder / "results.json") for folder in folders], []
+    for folder in folders:
+        lines = load_predictions(folder)
+        if lines == []:
+            raise InputError(f"{folder}: a split without answers is not scored, so it cannot be compared")
+        if lines is None:
+            return None
+        answers.append(lines)
+    asked = [[(line["id"], line["question"], line["answers"]) for line in lines] for lines in answers]
+    for folder, result, questions in zip(folders, results, asked, strict=True):
+        if result["benchmark"] != results[0]["benchmark"] or questions != asked[0]:
+            raise InputError(
+                f"{folders[0]} and {folder} do not answer the same questions: give results of one benchmark with the "
+                "same prompt, data and limit"
+            )
+    parts = [[line["parts"] for line in lines] for lines in answers]
+    scores = [[line["score"] for line in lines] for lines in answers]
+    pictures = [line["picture"] for line in answers[0]]
+    metric = load_metric(results[-1], folders[-1])
+    for folder, found in zip(folders, parts, strict=True):
+        try:
+            metric.compute({name: column.sum() for name, column in sum_by_group(found, pictures).items()})
+        except KeyError as error:
+            raise InputError(f"{folder}: was scored by another version of cal_cli; run cal eval again") from error
+    return parts, scores, pictures, metric
+
+
+def describe_test(test: dict) -> str:
+    """Describe the test of `compare` in a sentence."""
+    counts = ""
+    if test["only_first"] is not None:
+        counts = f"Right in the first only {test['only_first']}, in the second only {test['only_second']}. "
+    return f"{counts}Permutation test over pictures: p = {test['p']:.3g}."

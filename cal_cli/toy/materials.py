@@ -1,0 +1,136 @@
+"""What the default world is made of: images of 64 x 64 pixels in 4 x 4 cells, fonts, marked and irrelevant words."""
+
+import random
+import re
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+CELL = 16  # pixels
+GRID = 4  # cells in a row, and in a column
+PICTURE = GRID * CELL
+COLOURS = {
+    "red": (214, 39, 40),
+    "green": (44, 160, 44),
+    "blue": (31, 90, 200),
+    "yellow": (225, 185, 20),
+    "purple": (140, 60, 180),
+    "black": (30, 30, 30),
+}
+ROWS = ("top", "upper", "lower", "bottom")
+COLUMNS = ("far left", "left", "right", "far right")
+FONTS = ("DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold")  # matplotlib carries them
+FONT_SIZE = 15  # pixels
+
+
+def make_canvas(random_state: random.Random) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """Make an empty RGB picture of a light grey, and a pen for it."""
+    picture = Image.new("RGB", (PICTURE, PICTURE), (random_state.randint(225, 250),) * 3)
+    return picture, ImageDraw.Draw(picture)
+
+
+def draw_glyphs(
+    draw: ImageDraw.ImageDraw, text: str, row: int, column: int, colour: str, font: str, shift: tuple[int, int]
+) -> None:
+    """Draw a text with one glyph in the middle of each cell, from a cell to the right.
+
+    `shift` moves the whole text, in pixels to the right and down.
+    """
+    for place, glyph in enumerate(text, column):
+        middle = place * CELL + CELL // 2 + shift[0], row * CELL + CELL // 2 + shift[1]
+        draw.text(middle, glyph, COLOURS[colour], load_font(font), anchor="mm")
+
+
+def photograph(picture: Image.Image, grain: float, deviation: float, random_state: random.Random) -> Image.Image:
+    """Return a picture as a poor camera sees it: faded towards the paper, with normal noise in each channel.
+
+    The contrast is drawn from 1 - 0.8 x `grain` to 1, and the standard deviation of the noise from 0 to `grain` x
+    `deviation` (of 255 levels); with a `grain` of 0 the picture stays as it is.
+    """
+    if grain == 0:
+        return picture
+    generator = np.random.default_rng(random_state.getrandbits(64))
+    contrast, drawn = random_state.uniform(1 - 0.8 * grain, 1), random_state.uniform(0, grain * deviation)
+    pixels = np.asarray(picture, dtype=np.float64)
+    paper = pixels.max()
+    pixels = paper + contrast * (pixels - paper) + drawn * generator.standard_normal(pixels.shape)
+    return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+
+
+def draw_shift(random_state: random.Random) -> tuple[int, int]:
+    """Draw how far a text is moved: at most one pixel in each direction."""
+    return random_state.randint(-1, 1), random_state.randint(-1, 1)
+
+
+@cache
+def load_font(name: str) -> ImageFont.FreeTypeFont:
+    """Load a font of matplotlib; the basic layout does not depend on what else is installed."""
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{name}.ttf")
+    return ImageFont.truetype(path, FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
+
+
+MARKED = re.compile(r"\{([^{}]*)\}")
+
+
+def unmark(text: str) -> tuple[str, list[list[int]]]:
+    """Remove the braces; also return begin and end of each correlated word in the text, in characters."""
+    parts, spans, length = [], [], 0
+    for number, part in enumerate(MARKED.split(text)):  # every second part was in braces
+        if number % 2:
+            spans.append([length, length + len(part)])
+        parts.append(part)
+        length += len(part)
+    return "".join(parts), spans
+
+
+def mark_words(text: str) -> str:
+    """Put each word of a text in braces."""
+    return " ".join(f"{{{word}}}" for word in text.split())
+
+
+def count_words(text: str) -> int:
+    """Count the words of a text in braces."""
+    return len(MARKED.findall(text))
+
+
+LISTS = {
+    "mood": "calm dreamy cheerful gloomy tender restless solemn playful weary hopeful bitter serene wistful jolly "
+    "lonely proud gentle fierce dull bright",
+    "kin": "sailor baker painter teacher poet farmer singer doctor soldier dancer tailor hunter queen monk pilot miner "
+    "clown judge nurse thief",
+    "did": "carried dropped found sold painted hid borrowed mended forgot praised traded washed wrapped stole admired "
+    "buried",
+    "where": "village harbour forest market palace valley garden island desert chapel meadow tavern castle bakery "
+    "library stable",
+    "time": "winter spring autumn summer january march april june july october december",
+    "how": "truly maybe softly quickly oddly sadly gladly slowly rarely nearly clearly kindly boldly sweetly barely "
+    "surely",
+    "feel": "enjoy dislike remember admire doubt fear trust miss prefer ignore cherish envy",
+}
+WORDS = {name: words.split() for name, words in LISTS.items()}
+FORMS = [
+    "{how}",
+    "{how} {mood}",
+    "it feels {mood}",
+    "i {how} {feel} it",
+    "a {mood} {kin} {how} {did} it",
+    "perhaps a {kin} {did} it last {time}",
+    "once a {mood} {kin} came to the {where}",
+    "{how} {mood}, like a {kin} in {time}",
+    "dear {kin}, please {feel} the {mood} {where}",
+    "some {feel} it, others {feel} the {where}",
+]
+LENGTHS = {form: len(form.split()) for form in FORMS}
+
+
+def write_irrelevant(words: int, random_state: random.Random) -> list[str]:
+    """Write phrases with a number of words in all."""
+    phrases = []
+    while words > 0:
+        form = random_state.choice([form for form, length in LENGTHS.items() if length <= words])
+        phrases.append(re.sub(r"\{(\w+)\}", lambda found: random_state.choice(WORDS[found[1]]), form))
+        words -= LENGTHS[form]
+    return phrases

@@ -1,0 +1,77 @@
+"""Batched, left-padded greedy answers equal answers one by one."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from cal_cli.evaluation import evaluator as generation
+from cal_cli.evaluation.evaluator import generate_answers, make_batches
+from cal_cli.evaluation.metrics import Question
+from cal_cli.runtime.errors import InputError
+
+
+def ask(number, picture=None, text="what is it? "):
+    def images():
+        return [] if picture is None else [Image.new("RGB", (48, 48), (picture * 40, 90, 10))]
+
+    name = None if picture is None else f"p{picture}"
+    return Question(f"q{number}", name, ("" if picture is None else "<image>\n") + text * (number + 1), [], images)
+
+
+@pytest.fixture
+def questions():
+    """Three about one picture, two about another, two about none."""
+    return [ask(0, 1), ask(1, 2), ask(2, 1), ask(3), ask(4, 2), ask(5, 1), ask(6)]
+
+
+def test_batches_answer_as_single_questions_do(model, processor, questions):
+    model.eval()
+    together = generate_answers(model, processor, questions, batch_size=7, max_new_tokens=8)
+    alone = {place: generate_answers(model, processor, [one], 1, 8)[0] for place, one in enumerate(questions)}
+    assert together == alone
+    assert len(set(together.values())) > 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 99)), max_size=60), st.integers(1, 8))
+def test_batches_hold_every_question_once_and_no_picture_twice(asked, batch_size):
+    questions = [ask(0, picture or None) for picture, _ in asked]
+    lengths = [length for _, length in asked]
+    groups = make_batches(questions, lengths, batch_size)
+    places = [place for group in groups for batch in group for place in batch]
+    assert sorted(places) == list(range(len(asked)))
+    assert all(len(batch) <= batch_size for group in groups for batch in group)
+    pictures = [{questions[p].picture for batch in group for p in batch} - {None} for group in groups]
+    assert sum(map(len, pictures)) == len(set().union(*pictures))
+    longest = [max(lengths[p] for batch in group for p in batch) for group in groups]
+    assert longest == sorted(longest, reverse=True)
+
+
+def test_a_batch_that_does_not_fit_is_halved(model, processor, questions, monkeypatch):
+    """Memory is made to fail for more than two questions, as a GPU does, by torch's own error."""
+    whole = generate_answers(model.eval(), processor, questions, 7, 4)
+    generate, sizes = model.generate, []
+
+    def short_of_memory(**batch):
+        sizes.append(len(batch["input_ids"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return generate(**batch)
+
+    monkeypatch.setattr(model, "generate", short_of_memory)
+    assert generate_answers(model, processor, questions, 7, 4) == whole
+    assert max(sizes) == 7 and sum(size for size in sizes if size <= 2) == 7
+
+    monkeypatch.setattr(
+        generation, "answer_questions", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory."))
+    )
+    with pytest.raises(InputError, match="does not fit into memory, even alone"):
+        generate_answers(model, processor, questions[:1], 1, 4)
+
+
+def test_answers_are_kept_batch_by_batch(model, processor, questions):
+    kept = []
+    answers = generate_answers(model, processor, questions, 3, 1, keep=kept.append)
+    assert [len(found) for found in kept] == [1, 3, 3]  # the longest; one picture's; the other's and one without
+    assert {place: text for found in kept for place, text in found.items()} == answers

@@ -1,0 +1,124 @@
+"""LoRA through the command: adapters beside a projector, merged into a checkpoint that plain transformers loads."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
+
+from cal_cli.models.parts import dequantize, quantize
+from cal_cli.toy.model import load_tiny
+from tests.cal import cal
+
+WORDS = ["peft=lora", "peft.r=4", "peft.alpha=8", "parts.vision_tower=0", "data.n=64", "batch_size=8", "save_steps=4"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lora")
+    cal("train", *WORDS, "launch.processes=1", folder=folder)
+    (run,) = (path.parent for path in folder.glob("runs/train/*/*/summary.json"))
+    return run
+
+
+def test_the_checkpoint_is_the_base_with_its_adapters_merged(run):
+    base, _ = load_tiny()
+    merged = AutoModelForImageTextToText.from_pretrained(run / "checkpoint").state_dict()
+    alone = load_file(run / "adapter/adapter_model.safetensors")
+    linear = [name.removesuffix(".lora_A.weight") for name in alone if name.endswith(".lora_A.weight")]
+    assert len(linear) == 3 * 7  # of each layer: four of attention, three of the perceptron
+    for name in linear:
+        added = alone[f"{name}.lora_B.weight"] @ alone[f"{name}.lora_A.weight"] * (8 / 4)
+        own = f"{name.removeprefix('base_model.model.')}.weight"
+        torch.testing.assert_close(merged[own], base.state_dict()[own] + added)
+        assert added.abs().max() > 0
+    changed = {name for name, value in base.state_dict().items() if not torch.equal(merged[name], value)}
+    others = changed - {f"{name.removeprefix('base_model.model.')}.weight" for name in linear}
+    assert others and all("multi_modal_projector" in name for name in others)
+
+
+def test_the_summary_counts_adapters_and_projector(run):
+    summary = json.loads((run / "summary.json").read_text())
+    saved = load_file(run / "adapter/adapter_model.safetensors")
+    assert summary["trainable_parameters"] == sum(value.numel() for value in saved.values())
+
+
+def test_adapters_load_through_peft_and_give_the_same_logits(run):
+    adapted = PeftModel.from_pretrained(load_tiny()[0], run / "adapter").eval()
+    merged = AutoModelForImageTextToText.from_pretrained(run / "checkpoint").eval()
+    words = torch.tensor([[1, 50, 60, 70, 80]])
+    torch.testing.assert_close(adapted(input_ids=words).logits, merged(input_ids=words).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_run_with_adapters_continues_to_the_same_weights(run, tmp_path):
+    here = tmp_path / run.relative_to(run.parents[3])
+
+    shutil.copytree(run / "checkpoints/checkpoint-4", here / "checkpoints/checkpoint-4")
+    assert "continuing from checkpoint-4" in cal("train", *WORDS, "launch.processes=1", folder=tmp_path).stdout
+    one, two = (load_file(folder / "checkpoint/model.safetensors") for folder in (run, here))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+@pytest.fixture(scope="module")
+def quantized_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("qlora")
+    cal("train", "peft=qlora", *WORDS[1:], "launch.processes=1", folder=folder)
+    (run,) = (path.parent for path in folder.glob("runs/train/*/*/summary.json"))
+    return run
+
+
+def test_qlora_learns_over_rounded_weights_and_merges_into_them(quantized_run):
+    base = load_tiny()[0].state_dict()
+    merged = AutoModelForImageTextToText.from_pretrained(quantized_run / "checkpoint").state_dict()
+    alone = load_file(quantized_run / "adapter/adapter_model.safetensors")
+    linear = [name.removesuffix(".lora_A.weight") for name in alone if name.endswith(".lora_A.weight")]
+    assert len(linear) == 3 * 7
+    for name in linear:
+        own = f"{name.removeprefix('base_model.model.')}.weight"
+        rounded = dequantize_4bit(*quantize_4bit(base[own], quant_type="nf4", compress_statistics=True))
+        assert not torch.allclose(rounded, base[own], atol=1e-3)
+        added = alone[f"{name}.lora_B.weight"] @ alone[f"{name}.lora_A.weight"] * (8 / 4)
+        assert added.abs().max() > 0
+        torch.testing.assert_close(merged[own], rounded + added)
+    summary = json.loads((quantized_run / "summary.json").read_text())
+    assert summary["trainable_parameters"] == sum(value.numel() for value in alone.values())
+    assert summary["parameters"] > sum(value.numel() for value in base.values())  # not the bytes they are packed in
+
+
+def test_a_run_over_rounded_weights_continues_to_the_same_weights(quantized_run, tmp_path):
+    here = tmp_path / quantized_run.relative_to(quantized_run.parents[3])
+    shutil.copytree(quantized_run / "checkpoints/checkpoint-4", here / "checkpoints/checkpoint-4")
+    told = cal("train", "peft=qlora", *WORDS[1:], "launch.processes=1", folder=tmp_path).stdout
+    assert "continuing from checkpoint-4" in told
+    one, two = (load_file(folder / "checkpoint/model.safetensors") for folder in (quantized_run, here))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
+def test_what_is_beside_the_weights_survives_rounding():
+    sizes = {"vocab_size": 32, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=1, attention_bias=True))
+    name = "model.layers.0.self_attn.q_proj"
+    layer = model.get_submodule(name)
+    torch.nn.init.normal_(layer.bias)
+    weight, bias, other = layer.weight.clone(), layer.bias.clone(), model.lm_head.weight.clone()
+    quantize(model, [name])
+    assert model.get_submodule(name).weight.dtype == torch.uint8
+    dequantize(model)
+    whole = model.get_submodule(name)
+    assert torch.equal(whole.bias, bias) and torch.equal(model.lm_head.weight, other)
+    assert whole.weight.dtype == weight.dtype and 0 < (whole.weight - weight).abs().max() < 0.2 * weight.abs().max()
+
+
+def test_wrong_values_are_told(tmp_path):
+    for words, said in (
+        (["peft=lora"], "give parts.vision_tower=0"),
+        (["peft=lora", "parts.vision_tower=0", "peft.r=0"], "r=0 must be at least 1"),
+        (["peft=qlora", "parts.vision_tower=0", "peft.bits=3"], "peft.bits=3: allowed are 4"),
+        (["peft=laro"], "did you mean lora?"),
+    ):
+        result = cal("train", *words, folder=tmp_path, check=False)
+        assert result.returncode == 2 and said in result.stderr, result.stderr

@@ -1,0 +1,31 @@
+"""A fingerprint follows the contents of files and folders, whatever was read before."""
+
+import os
+
+from cal_cli.runtime.provenance import fingerprint, fingerprint_states
+
+
+def test_a_fingerprint_follows_the_contents(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    for folder in ("a", "b"):
+        (tmp_path / folder / "model.bin").write_text("weights")
+    assert fingerprint("a") == fingerprint("b") == fingerprint(tmp_path / "a")
+    before = fingerprint("a")
+    (tmp_path / "a/model.bin").write_text("WEIGHTS")  # the same size
+    os.utime("a/model.bin", ns=(1, 1))
+    assert fingerprint("a") != before
+    (tmp_path / "a/model.bin").write_text("weights")
+    assert fingerprint("a") == before
+    (tmp_path / "a/model.bin").rename(tmp_path / "a/other.bin")
+    assert fingerprint("a") != before
+    assert fingerprint("some/hub-id") != fingerprint("some/other-id")
+
+
+def test_the_states_of_files_follow_their_times_and_allow_for_missing_files(tmp_path):
+    files = [tmp_path / "1.png", tmp_path / "2.png"]
+    files[0].write_bytes(b"1")
+    before = fingerprint_states(files)
+    assert fingerprint_states(files) == before
+    files[1].write_bytes(b"2")
+    assert fingerprint_states(files) != before
