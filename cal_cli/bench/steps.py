@@ -11,7 +11,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cal_cli.bench.released import compute_released_loss
-from cal_cli.objective import RuleLoss, WeightedLoss, scores_without_image
+from cal_cli.objective import RuleLoss, scores_without_image
+from cal_cli.objective.contrasts import Cached
 
 WAYS = {  # besides our objectives
     "ce_library": "CE as transformers does it: logits at every position",
@@ -20,7 +21,7 @@ WAYS = {  # besides our objectives
 LEARNING_STEPS = 20  # before a step is timed: more than the warm-up of the rules that learn
 
 
-def make_loss(way: str, model: Any, batch: dict, objective: WeightedLoss | None = None) -> Callable[[], torch.Tensor]:
+def make_loss(way: str, model: Any, batch: dict, objective: RuleLoss | None = None) -> Callable[[], torch.Tensor]:
     """Return a function that computes the loss of a batch in one of the `WAYS`, or else with an objective.
 
     What an objective reads from its data is added to the batch; what it learns from the batch, it has learnt before.
@@ -31,7 +32,7 @@ def make_loss(way: str, model: Any, batch: dict, objective: WeightedLoss | None 
         return lambda: compute_released_loss(model, batch)
     assert objective is not None
     batch = {**batch, "loss_weights": torch.ones_like(batch["labels"], dtype=torch.float32)}
-    if isinstance(objective, RuleLoss) and objective.contrast == "cached":
+    if isinstance(objective.contrast, Cached):
         batch["scores_without_image"] = scores_without_image(objective, model, batch)
     with torch.no_grad():
         measured = objective(model, batch).measured

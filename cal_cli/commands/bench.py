@@ -16,7 +16,7 @@ from rich.table import Table
 from cal_cli.bench import steps
 from cal_cli.bench.shapes import Checkpoint, Shape
 from cal_cli.commands.hydra_app import get_job
-from cal_cli.objective import CrossEntropyLoss, WeightedLoss
+from cal_cli.objective import CrossEntropyLoss, RuleLoss
 from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console, make_table, track_items
 from cal_cli.runtime.errors import InputError
@@ -117,7 +117,7 @@ def measure_steps(config: DictConfig, settings: BenchConfig, console: Console) -
     return result
 
 
-def make_objective(way: str, model: Any) -> WeightedLoss | None:
+def make_objective(way: str, model: Any) -> RuleLoss | None:
     """Build the objective of a way; None for a way that has none of ours. Its reference is a copy of the model."""
     if way in steps.WAYS:
         return None

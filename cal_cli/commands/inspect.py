@@ -32,7 +32,7 @@ from cal_cli.inspection.pages import (
     render_patch_words,
 )
 from cal_cli.inspection.patch_words import find_patch_words, measure_regions
-from cal_cli.inspection.tokens import decode_token, number_words
+from cal_cli.inspection.tokens import number_words, spell_tokens
 from cal_cli.models.load import load_checkpoint
 from cal_cli.runtime.config import build, check_types, list_names
 from cal_cli.runtime.console import make_console, make_table, show_progress
@@ -140,7 +140,7 @@ def show_attention(settings: InspectConfig, data: Conversations, node: Any, cons
     for sample, opened in read_samples(data, settings.samples or 4):
         checkpoints = []
         for name, model, processor in pair:
-            batch = Collator(processor)([sample]).to(model.device)
+            batch = Collator(processor, keep_text=True)([sample]).to(model.device)
             attention, relevancy = record_attention(model, batch), compute_relevancy(model, batch)
             layers = max(layers, len(attention.weights))
             pictures = []
@@ -155,7 +155,8 @@ def show_attention(settings: InspectConfig, data: Conversations, node: Any, cons
             numbers = {position: number for number, position in enumerate(attention.position.tolist())}
             ids, special = batch["input_ids"][0].tolist(), set(processor.tokenizer.all_special_ids)
             columns = [column for column in range(len(ids)) if ids[column] != model.config.image_token_id]
-            texts = [decode_token(processor.tokenizer, ids, column) for column in columns]
+            spelled = spell_tokens(batch["text"][0], batch["offsets"][0])
+            texts = [spelled[column] for column in columns]
         pieces = [(text, numbers.get(column)) for text, column in zip(texts, columns, strict=True)]
         plain = [column in numbers and ids[column] not in special for column in columns]
         words = number_words([text if inside else None for text, inside in zip(texts, plain, strict=True)])

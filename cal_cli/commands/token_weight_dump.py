@@ -27,6 +27,7 @@ from cal_cli.inspection.pages import HeatmapSample, render_heatmap
 from cal_cli.inspection.tokens import Piece, RankedWord, make_token_table, rank_words
 from cal_cli.models.load import load_checkpoint
 from cal_cli.objective import RuleLoss
+from cal_cli.objective.contrasts import Cached, Reference
 from cal_cli.runtime.config import build, check_types, list_names
 from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
@@ -66,7 +67,8 @@ def token_weight_dump(config: DictConfig) -> None:
     if len(names) > 1 and settings.output is not None:
         raise InputError("output is the folder of one checkpoint: leave it out, or give one checkpoint")
     objective = build(config, "objective")
-    if not isinstance(objective, RuleLoss) or objective.rule.once or objective.contrast in ("cached", "reference"):
+    reads_more = objective.rule.once or isinstance(objective.contrast, Cached | Reference)
+    if not objective.rule.reads or "given" in objective.rule.reads or reads_more:
         raise InputError(
             "cal token-weight-dump shows weights that a checkpoint alone gives: choose an objective with a weight rule "
             "that needs neither another model nor scores from before training, such as cal, posterior, ratio or gce"

@@ -27,7 +27,7 @@ from cal_cli.data.sample import Conversations
 from cal_cli.evaluation.evaluator import Scorer
 from cal_cli.models.load import ModelSource, checkpoint_activations
 from cal_cli.models.parts import add_adapters, freeze_parts, trains_only_projector
-from cal_cli.objective import NonFiniteLoss, WeightedLoss
+from cal_cli.objective import NonFiniteLoss, RuleLoss
 from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
@@ -100,7 +100,7 @@ def carry_out(config: DictConfig, settings: TrainConfig, processes: int, job: Jo
 
 
 def prepare(
-    config: DictConfig, settings: TrainConfig, objective: WeightedLoss, job: Job, state: PartialState, console: Console
+    config: DictConfig, settings: TrainConfig, objective: RuleLoss, job: Job, state: PartialState, console: Console
 ) -> tuple[RunTrainer, Path | None]:
     """Build data, model, objective and trainer; also return the checkpoint to continue from."""
     set_seed(settings.seed)  # for whatever is drawn while the model is built, such as adapters

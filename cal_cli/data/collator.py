@@ -38,7 +38,7 @@ def to_messages(turns: list[dict[str, str]], image: Any) -> list[dict]:
 class RenderedText(NamedTuple):
     """A conversation as its template renders it, with one placeholder for each image."""
 
-    length: int  # in characters
+    text: str
     answers: list[tuple[int, int]]  # begin and end of each of the assistant's texts with its end token
 
 
@@ -68,6 +68,10 @@ class Collator:
         processor: a processor with a chat template and a fast tokenizer.
         max_length: number of tokens after which a sample is cut; None keeps everything.
         keep_ids: also return `id`, the samples' names, which `CALTrainer` uses in error messages.
+        keep_text: also return `text`, each sample as the template renders it; `offsets`, int64 [batch, length, 2],
+            begin and end of each token in it, where a token reaches from the end of the one before it and those of
+            images are empty; and `answer`, int64 [batch, length], the number of the answer that a token belongs to,
+            from 0, and -1 elsewhere.
         leave_out: leave bad samples out of a batch that has a good one. If there are any, `bad` lists them, together
             with those that the dataset replaced.
 
@@ -80,6 +84,7 @@ class Collator:
     max_length: int | None = None
     keep_ids: bool = False
     leave_out: bool = False
+    keep_text: bool = False
 
     def __call__(self, samples: list[dict]) -> BatchFeature:
         bad = [one for sample in samples for one in sample.get("bad", ())]
@@ -127,7 +132,14 @@ class Collator:
             raise InputError(f"the model's processor refuses the samples {names}: {error}") from error
         replaced = batch.pop("text_replacement_offsets", [()] * len(samples))  # missing for text only
         batch.convert_to_tensors("pt")  # only now: some processors would convert the replacement offsets too
-        answers = self._find_supervised(texts, batch, replaced)
+        # The processor's own mask is not used: in transformers 5.17 it is shifted by the length of the image, and it
+        # does not exist if the template does not mark answers.
+        offsets = batch.pop("offset_mapping")
+        located = [find_supervised(*one) for one in zip(texts, offsets, replaced, strict=True)]
+        answers = torch.stack(located).masked_fill(batch["attention_mask"] == 0, -1)
+        if self.keep_text:
+            batch["text"], batch["answer"] = [text.text for text in texts], answers
+            batch["offsets"] = torch.stack([tile(*one) for one in zip(offsets, replaced, strict=True)])
         batch["labels"] = batch["input_ids"].masked_fill(answers < 0, IGNORED)
         if LOSS_WEIGHTS in samples[0]:
             batch[LOSS_WEIGHTS] = self._place_weights(samples, answers)
@@ -136,7 +148,7 @@ class Collator:
             self._refuse(samples, beyond.any(dim=1), "is cut within its image")
             shape = batch["input_ids"].shape
             for name, value in batch.items():
-                if getattr(value, "shape", None) == shape:  # token types too, if the model has them
+                if getattr(value, "shape", ())[:2] == shape:  # token types too, if the model has them
                     batch[name] = value[:, : self.max_length]
         if "scores_without_image" in samples[0]:
             batch["scores_without_image"] = place([one["scores_without_image"] for one in samples], batch["labels"])
@@ -147,15 +159,6 @@ class Collator:
         if self.keep_ids:
             batch["id"] = [str(sample["id"]) for sample in samples]
         return batch
-
-    def _find_supervised(self, texts: list[RenderedText], batch: BatchFeature, replaced: list) -> Tensor:
-        """Find the answer of each of the assistant's tokens, int64 [batch, length], -1 elsewhere; removes the offsets.
-
-        The processor's own mask is not used: in transformers 5.17 it is shifted by the length of the image, and it does
-        not exist if the template does not mark answers.
-        """
-        rows = [find_supervised(*one) for one in zip(texts, batch.pop("offset_mapping"), replaced, strict=True)]
-        return torch.stack(rows).masked_fill(batch["attention_mask"] == 0, -1)
 
     def _place_weights(self, samples: list[dict], answers: Tensor) -> Tensor:
         """Put the weights that come with the samples at the tokens of their answers: float32 [batch, length], else 1.
@@ -231,11 +234,12 @@ def render(messages: Sequence[list[dict]], processor: Any) -> list[RenderedText]
         return_assistant_tokens_mask=True,
         tokenizer_kwargs={"return_offsets_mapping": True},
     )
+    written = processor.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
     texts = []
-    for offsets, mask in zip(found["offset_mapping"], found["assistant_masks"], strict=True):
+    for text, offsets, mask in zip(written, found["offset_mapping"], found["assistant_masks"], strict=True):
         runs = [list(run) for kept, run in groupby(zip(offsets, mask, strict=True), key=lambda token: token[1]) if kept]
         answers = [(run[0][0][0], run[-1][0][1]) for run in runs]
-        texts.append(RenderedText(max(end for _, end in offsets), answers))
+        texts.append(RenderedText(text, answers))
     return texts
 
 
@@ -262,7 +266,7 @@ def find_answers(messages: list[dict], processor: Any) -> RenderedText:
         if not (whole.startswith(through) and through.startswith(before)):
             raise InputError(f"the model's chat template renders a turn differently when others follow: {ADVICE}")
         answers.append((len(before), len(through.rstrip())))
-    return RenderedText(len(whole), answers)
+    return RenderedText(whole, answers)
 
 
 def find_supervised(text: RenderedText, offsets: Tensor, replaced: Sequence[Mapping[str, Any]]) -> Tensor:
@@ -273,8 +277,8 @@ def find_supervised(text: RenderedText, offsets: Tensor, replaced: Sequence[Mapp
 
     Raises InputError if the processor changed another part of the text.
     """
-    growth = [(one["span"][1], measure(one["new_span"]) - measure(one["span"])) for one in replaced]
-    if int(offsets.max()) > text.length + sum(more for _, more in growth):
+    growth = [(one["span"][1], find_growth(one)) for one in replaced]
+    if int(offsets.max()) > len(text.text) + sum(more for _, more in growth):
         raise InputError("the processor changes more of the text than its images: the answers cannot be found")
     starts, found = offsets[:, 0], torch.full((len(offsets),), -1)
     for number, (start, end) in enumerate(text.answers):
@@ -283,9 +287,26 @@ def find_supervised(text: RenderedText, offsets: Tensor, replaced: Sequence[Mapp
     return found
 
 
-def measure(span: tuple[int, int]) -> int:
-    """Return the length of a span."""
-    return span[1] - span[0]
+def find_growth(replaced: Mapping[str, Any]) -> int:
+    """Return how many characters longer an image's tokens are than its placeholder."""
+    (begin, end), (new_begin, new_end) = replaced["span"], replaced["new_span"]
+    return new_end - new_begin - (end - begin)
+
+
+def tile(offsets: Tensor, replaced: Sequence[Mapping[str, Any]]) -> Tensor:
+    """Return begin and end of each token in the rendered text, int64 [length, 2]; see `Collator`.
+
+    `offsets` and `replaced` are as in `find_supervised`.
+    """
+    ends = offsets[:, 1].cummax(dim=0).values
+    placed, shift = ends.clone(), 0
+    for one in replaced:
+        begin, end = one["span"]
+        grown = end + shift + find_growth(one)
+        placed[(ends > begin + shift) & (ends < grown)] = begin
+        shift += find_growth(one)
+        placed[ends >= grown] = ends[ends >= grown] - shift
+    return torch.stack([torch.cat([placed.new_zeros(1), placed[:-1]]), placed], dim=1)
 
 
 class PlacedSamples(Dataset):

@@ -6,9 +6,10 @@ last part, and memory does not grow with the data.
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,21 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedModel
 
 from cal_cli.data.collator import Collator, PlacedSamples, collate_good
 from cal_cli.data.sample import Conversations
-from cal_cli.inspection.tokens import decode_token
-from cal_cli.objective import find_sentence_ends
-from cal_cli.objective.contrasts import contrast
-from cal_cli.objective.passes import run_with_image, split_sentences
+from cal_cli.inspection.tokens import spell_tokens
+from cal_cli.objective.contrasts import contrast_tokens
+from cal_cli.objective.passes import run_with_image
 from cal_cli.objective.rules import MismatchPosterior, TokenScores
 from cal_cli.runtime.files import write_whole
 from cal_cli.statistics.mixture import compute_posterior, estimate_share
 
 PART = 256  # samples of a part
+ENDS = (".", "!", "?", "。", "！", "？", "\n")  # of sentences
+CLOSING = "\"')]}”’»"  # may follow the end of a sentence within a token
 TOKENS = pa.schema(
     [
         ("index", pa.int64()),  # of the sample in the data
@@ -74,10 +75,9 @@ class Auditor:
     """
 
     def __init__(self, model: PreTrainedModel, collate: Collator, batch_size: int, workers: int) -> None:
-        self.model, self.collate, self.batch_size, self.workers = model, collate, batch_size, workers
-        self.tokenizer = collate.processor.tokenizer
-        self.ends = find_sentence_ends(self.tokenizer)
-        self.special = set(self.tokenizer.all_special_ids)
+        self.model, self.batch_size, self.workers = model, batch_size, workers
+        self.collate = replace(collate, keep_text=True)
+        self.special = set(collate.processor.tokenizer.all_special_ids)
 
     def write_part(self, data: Conversations, places: Sequence[int], path: Path) -> None:
         """Contrast the samples at some places, and write the table of their tokens; bad samples have none."""
@@ -103,24 +103,27 @@ class Auditor:
     @torch.no_grad()
     def _contrast(self, batch: Any, places: Sequence[int], ids: Sequence[str]) -> list[tuple]:
         """Return a row of `TOKENS` for each supervised token of a batch."""
-        forward = run_with_image(self.model, batch)
-        found, positions = contrast(forward, score="logprob"), forward.positions
-        turns = number_within(positions.turns, positions.rows)
-        sentences = number_within(split_sentences(positions, self.ends), positions.rows)
-        written = batch["input_ids"].tolist()
-        columns = (found.sample_index, found.position, found.labels, turns, sentences)
-        scores = (found.with_image, found.without_image)
-        rows = []
-        for row, position, label, turn, sentence, *both in zip(*(c.tolist() for c in (*columns, *scores)), strict=True):
-            text = decode_token(self.tokenizer, written[row], position)
-            rows.append((places[row], ids[row], position, text, label in self.special, turn, sentence, *both))
+        contrast = contrast_tokens(run_with_image(self.model, batch), score="logprob")
+        spelled = [spell_tokens(*one) for one in zip(batch["text"], batch["offsets"], strict=True)]
+        answers = batch["answer"].tolist()
+        columns = (
+            contrast.sample_index,
+            contrast.position,
+            contrast.labels,
+            contrast.with_image,
+            contrast.without_image,
+        )
+        rows: list[tuple] = []
+        for row, tokens in groupby(zip(*(c.tolist() for c in (*columns, *scores)), strict=True), key=itemgetter(0)):
+            ended, turn, sentence = False, -1, -1  # of the token before
+            for _, position, label, *both in tokens:
+                text, special, answer = spelled[row][position], label in self.special, answers[row][position]
+                ends = special or text.rstrip(CLOSING + " ").endswith(ENDS)
+                # ends that follow each other, such as a full stop and the end token, are of the same sentence
+                sentence += answer != turn or (ended and not ends)
+                rows.append((places[row], ids[row], position, text, special, answer, sentence, *both))
+                ended, turn = ends, answer
         return rows
-
-
-def number_within(numbers: Tensor, rows: Tensor) -> Tensor:
-    """Number from 0 within each row of a batch what is numbered through the batch; both int64 [positions], sorted."""
-    firsts = torch.cat([rows.new_ones(1, dtype=torch.bool), rows.diff() != 0])
-    return numbers - numbers[firsts][firsts.cumsum(0) - 1]
 
 
 def count_characters(entry: dict) -> int:

@@ -1,6 +1,6 @@
 """Figure 6 of the paper: the words of image tokens; and whether words look at the objects that they name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from cal_cli.data.collator import Collator
 from cal_cli.data.sample import REGIONS, Conversations, get_image_names
 from cal_cli.inspection.attention import compute_relevancy, find_image_grids, record_attention
-from cal_cli.inspection.tokens import decode_token, find_touched
+from cal_cli.inspection.tokens import find_touched
 from cal_cli.objective.head import find_head
 from cal_cli.objective.passes import find_image_columns, find_positions, select_model_inputs, unwrap_adapters
 
@@ -110,22 +110,22 @@ def measure_regions(
     Raises ValueError if the model is not supported, or its image processor changes the shape of the picture.
     """
     entry, sample = data.entries[place], data[place]
-    batch = Collator(processor)([sample]).to(model.device)
+    batch = Collator(processor, keep_text=True)([sample]).to(model.device)
     (grid,) = find_image_grids(model, batch)
     width, height = data.open_image(get_image_names(entry)[0]).size
     if width != height and grid.shape[0] == grid.shape[1]:
         raise ValueError("regions need square pictures with this model, whose processor pads or cuts others")
-    found = find_region_tokens(model, processor.tokenizer, batch, entry)
+    positions = find_positions(model, batch)
+    regions = find_region_tokens(batch, entry, (positions.columns + 1).tolist())
     attention = record_attention(model, batch)
-    chosen = sorted({token for _, tokens in found for token in tokens})
+    chosen = sorted({token for _, tokens in regions for token in tokens})
     relevancy = dict(zip(chosen, compute_relevancy(model, batch, chosen)[:, grid.columns], strict=True))
     seen = attention.select(grid.columns, remove_sinks)
     words = find_patch_words(model, batch, BEST)
-    labels = find_positions(model, batch).labels
     measured = []
-    for (left, upper, right, lower), tokens in found:
+    for (left, upper, right, lower), tokens in regions:
         inside = grid.find_inside((left / width, upper / height, right / width, lower / height))
-        said = (words.ids[:, inside.cpu()] == labels[tokens[0]].cpu()).flatten(1).any(dim=1)
+        said = (words.ids[:, inside.cpu()] == positions.labels[tokens[0]].cpu()).flatten(1).any(dim=1)
         measured.append(
             {
                 "attention": compute_share(seen[:, tokens].sum(dim=0), inside),
@@ -145,24 +145,19 @@ def compute_share(values: Tensor, inside: Tensor) -> float:
 
 
 def find_region_tokens(
-    model: PreTrainedModel, tokenizer: Any, batch: Mapping[str, Any], entry: dict[str, Any]
+    batch: Mapping[str, Any], entry: dict[str, Any], columns: Sequence[int]
 ) -> list[tuple[tuple[float, float, float, float], list[int]]]:
     """Find the box and the supervised tokens, by their numbers, of each region of a sample that has some.
 
-    `batch` has the sample alone.
+    `batch` has the sample alone, and `columns` are those of its supervised tokens.
     """
-    positions, ids = find_positions(model, batch), batch["input_ids"][0].tolist()
-    places = [number for number, turn in enumerate(entry["conversations"]) if turn["from"] == "gpt"]
-    answers: list[list[int]] = [[] for _ in places]
-    for token, turn in enumerate((positions.turns - positions.turns[0]).tolist()):
-        answers[turn].append(token)
-    columns = (positions.columns + 1).tolist()
-    found = []
+    numbers = {column: number for number, column in enumerate(columns)}
+    places = [place for place, turn in enumerate(entry["conversations"]) if turn["from"] == "gpt"]
+    regions = []
     for turn, begin, end, *box in entry[REGIONS]:
-        answer = answers[places.index(turn)]
-        pieces = [decode_token(tokenizer, ids, columns[token]) for token in answer]
-        touched = find_touched(pieces, entry["conversations"][turn]["value"], [[begin, end]])
-        tokens = [token for token, inside in zip(answer, touched or [], strict=False) if inside]
+        value = entry["conversations"][turn]["value"]
+        touched = find_touched(batch, 0, places.index(turn), value, [[begin, end]]) or {}
+        tokens = [numbers[column] for column, inside in touched.items() if inside and column in numbers]
         if tokens:
-            found.append((tuple(box), tokens))
-    return found
+            regions.append((tuple(box), tokens))
+    return regions

@@ -1,7 +1,6 @@
 """The token table: each supervised token with both scores, delta, weight and the kind of its word; words, ranked."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -12,9 +11,13 @@ from transformers import PreTrainedModel
 from cal_cli.data.collator import Collator
 from cal_cli.data.sample import CORRELATED, Conversations, Entry
 from cal_cli.objective import RuleLoss
-from cal_cli.objective.contrasts import contrast
-from cal_cli.objective.passes import Positions, run_with_image
+from cal_cli.objective.contrasts import contrast_tokens
+from cal_cli.objective.passes import run_with_image
 
+# the paper's kinds of words
+CORRELATED_WORD = "correlated"  # it can only be known by looking
+IRRELEVANT_WORD = "irrelevant"  # it does not depend on the image
+CONTRADICTED_WORD = "contradicted"  # it would depend on the image, and is wrong
 SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -64,7 +67,7 @@ class Piece(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """What is known of a token: whether it does not describe its picture, and its kind; None if that is unknown."""
+    """What is known of a token: whether it does not describe its image, and its kind; None if that is unknown."""
 
     is_noise: bool | None = None
     kind: str | None = None
@@ -93,78 +96,130 @@ def make_token_table(
         A table with the columns of `SCHEMA`, and the text of each sample in pieces. The table's metadata names the
         `score` of delta, `logit` or `logprob`.
     """
-    collate, tokenizer = Collator(processor), processor.tokenizer
+    collate, tokenizer = Collator(processor, keep_text=True), processor.tokenizer
     special = set(tokenizer.all_special_ids)
-    rows: dict[str, list] = {field.name: [] for field in SCHEMA}
+    table: list[tuple] = []
     pieces: list[list[Piece]] = []
     for start in range(0, len(data), batch_size):
-        indices = range(start, min(start + batch_size, len(data)))
-        samples = [data[index] for index in indices]
-        batch = collate(samples).to(model.device)
-        forward = run_with_image(model, batch, objective.reach)
-        positions = forward.positions
-        contrasts = [contrast(forward, score=score) for score in ("logit", "logprob")]
-        columns = (
-            positions.rows,
-            positions.columns + 1,
-            positions.labels,
-            *(scores for found in contrasts for scores in (found.with_image, found.without_image)),
-            objective.weigh_positions(objective.score_tokens(forward), forward),
-        )
-        values = zip(*(column[positions.supervised].tolist() for column in columns), strict=True)
-        supervised: dict[tuple[int, int], Token] = {}
-        entries = [data.entries[index] for index in indices]
-        truths = find_truths(entries, start, noisy, positions, batch["input_ids"].tolist(), tokenizer)
-        for sample, position, token_id, *numbers, weight in values:
-            truth = truths[sample, position]
-            token = Token(tuple(numbers[:2]), tuple(numbers[2:]), weight, truth.kind, token_id in special)
-            supervised[sample, position] = token
+        places = range(start, min(start + batch_size, len(data)))
+        batch = collate([data[place] for place in places]).to(model.device)
+        entries = [data.entries[place] for place in places]
+        truths = [
+            find_truths(entry, None if noisy is None else noisy.get(place, False), batch, row)
+            for row, (place, entry) in enumerate(zip(places, entries, strict=True))
+        ]
+        tokens: list[dict[int, Token]] = [{} for _ in places]
+        for row, column, label, *scores, weight in score_batch(model, batch, objective):
+            truth = truths[row].get(column, Truth())
+            token = Token(tuple(scores[:2]), tuple(scores[2:]), weight, truth.kind, label in special)
+            tokens[row][column] = token
             delta = token.logit_delta if objective.score == "logit" else token.logprob_delta
-            named = (samples[sample]["id"], position, token_id, tokenizer.decode([token_id]))
-            row = (*named, *token.logit, delta, weight, *truth, *token.logprob)
-            for column, value in zip(rows.values(), row, strict=True):
-                column.append(value)
-        for sample, ids in enumerate(batch["input_ids"].tolist()):
-            text = [
-                Piece(decode_token(tokenizer, ids, position), supervised.get((sample, position)))
-                for position in range(len(ids))
-                if batch["attention_mask"][sample, position] and ids[position] != model.config.image_token_id
-            ]
-            pieces.append([piece for piece in text if piece.text])
-    return pa.table(rows, SCHEMA.with_metadata({"score": objective.score})), pieces
+            named = (entries[row]["id"], column, label, tokenizer.decode([label]))
+            table.append((*named, *token.logit, delta, weight, *truth, *token.logprob))
+        shown = batch["attention_mask"].bool() & (batch["input_ids"] != model.config.image_token_id)
+        for row, texts in enumerate(map(spell_tokens, batch["text"], batch["offsets"])):
+            visible = [column for column, text in enumerate(texts) if text and shown[row, column]]
+            pieces.append([Piece(texts[column], tokens[row].get(column)) for column in visible])
+    columns = zip(*table, strict=True)
+    values = {field.name: list(column) for field, column in zip(SCHEMA, columns, strict=True)}
+    return pa.table(values, SCHEMA.with_metadata({"score": objective.score})), pieces
+
+
+def score_batch(model: PreTrainedModel, batch: Mapping[str, Any], objective: RuleLoss) -> Iterable[tuple]:
+    """Return, for each supervised token, row, column, label, both logits, both log-probabilities, and weight."""
+    forward = run_with_image(model, batch, objective.reach)
+    positions = forward.positions
+    contrasts = [contrast_tokens(forward, score=score) for score in ("logit", "logprob")]
+    columns = (
+        positions.rows,
+        positions.columns + 1,
+        positions.labels,
+        *(scores for contrast in contrasts for scores in (contrast.with_image, contrast.without_image)),
+        objective.weigh_positions(objective.score_tokens(forward), forward),
+    )
+    return zip(*(column[positions.supervised].tolist() for column in columns), strict=True)
+
+
+def spell_tokens(text: str, offsets: torch.Tensor) -> list[str]:
+    """Return each token's part of a rendered text, for `text` and `offsets` of a sample, see `Collator`."""
+    return [text[begin:end] for begin, end in offsets.tolist()]
 
 
 def find_truths(
-    entries: list[Entry],
-    start: int,
-    noisy: dict[int, dict[str, Any]] | None,
-    positions: Positions,
-    ids: list[list[int]],
-    tokenizer: Any,
-) -> dict[tuple[int, int], Truth]:
-    """Find what is known of each supervised token of a batch, by row and column, see `find_truth`.
+    entry: Entry, change: Mapping[str, Any] | bool | None, batch: Mapping[str, Any], row: int
+) -> dict[int, Truth]:
+    """Find what is known of the tokens of a sample's answers, by their columns.
 
-    `entries` are those of the batch, and `start` is the index of the first.
+    Args:
+        entry: the sample after the change; its `correlated` marks, if it has some, give the kinds.
+        change: what was changed in it, see `inject_noise`; False if nothing was, None if that is unknown.
+        batch: with the text of the samples.
+        row: the sample's row of the batch.
     """
-    supervised = positions.supervised
-    places = list(zip(positions.rows[supervised].tolist(), (positions.columns[supervised] + 1).tolist(), strict=True))
-    answers: dict[int, dict[int, list[tuple[int, int]]]] = {}
-    for place, turn in zip(places, positions.turns[supervised].tolist(), strict=True):
-        answers.setdefault(place[0], {}).setdefault(turn, []).append(place)
-    found: dict[tuple[int, int], Truth] = {}
-    for row, turns in answers.items():
-        chosen = list(turns.values())
-        pieces = [[decode_token(tokenizer, ids[row], column) for _, column in answer] for answer in chosen]
-        truths = find_truth(entries[row], (noisy or {}).get(start + row), noisy is not None, pieces)
-        for answer, known in zip(chosen, truths, strict=True):
-            found |= dict(zip(answer, known, strict=True))
-    return found
+    truths: dict[int, Truth] = {}
+    answers = [(place, turn["value"]) for place, turn in enumerate(entry["conversations"]) if turn["from"] == "gpt"]
+    edited = isinstance(change, Mapping) and "spans" in change
+    swapped = isinstance(change, Mapping) and not edited
+    for number, (place, value) in enumerate(answers):
+        marked: Mapping[int, bool] | None = None
+        wrong: Mapping[int, bool] | None = None
+        if entry.get(CORRELATED) is not None:
+            spans = [mark[1:] for mark in entry[CORRELATED] if mark[0] == place]
+            marked = find_touched(batch, row, number, value, spans)
+        columns = find_answer(batch, row, number)
+        if isinstance(change, Mapping) and edited and change["turn"] == place:
+            wrong = find_touched(batch, row, number, value, change["spans"])
+        elif change is not None:
+            wrong = dict.fromkeys(columns, swapped)
+        for column in columns:
+            is_noise = None if wrong is None else wrong[column]
+            truths[column] = Truth(is_noise, choose_kind(is_noise, None if marked is None else marked[column], swapped))
+    return truths
 
 
-def decode_token(tokenizer: Any, ids: list[int], position: int) -> str:
-    """Decode one token with the space before it, which some tokenizers drop when they decode it alone."""
-    before = ids[max(position - 1, 0) : position]
-    return tokenizer.decode([*before, ids[position]])[len(tokenizer.decode(before)) :] if before else ""
+def choose_kind(is_noise: bool | None, correlated: bool | None, swapped: bool) -> str | None:
+    """Return the kind of a token's word, None if it is unknown; irrelevant words of swapped texts stay irrelevant."""
+    if is_noise and not swapped:
+        return CONTRADICTED_WORD
+    if correlated is None:
+        return None
+    if not correlated:
+        return IRRELEVANT_WORD
+    return CONTRADICTED_WORD if is_noise else CORRELATED_WORD
+
+
+def find_answer(batch: Mapping[str, Any], row: int, number: int) -> list[int]:
+    """Return the columns of an answer's tokens, its end token included, in one row of a batch."""
+    return (batch["answer"][row] == number).nonzero()[:, 0].tolist()
+
+
+def find_touched(
+    batch: Mapping[str, Any], row: int, number: int, value: str, spans: Sequence[Sequence[int]]
+) -> dict[int, bool] | None:
+    """Find the tokens of an answer that hold a character of one of the spans, by their columns.
+
+    Args:
+        batch: with the text of the samples.
+        row: of the batch.
+        number: of the answer in its sample, from 0.
+        value: the answer's text.
+        spans: begin and end in it; an empty span means what follows it, such as the end token of a cut text.
+
+    Returns:
+        A bool for each token; None if the template does not render the answer as it is, so that places are unknown.
+    """
+    columns, offsets = find_answer(batch, row, number), batch["offsets"][row].tolist()
+    if not columns:
+        return {}
+    shift = batch["text"][row].find(value, offsets[columns[0]][0])
+    if not 0 <= shift < max(offsets[columns[-1]][1], 1):
+        return None
+
+    def touches(column: int, first: int, last: int) -> bool:
+        begin, end = (place - shift for place in offsets[column])
+        return begin >= first if first == last else begin < last and end > first
+
+    return {column: any(touches(column, *span) for span in spans) for column in columns}
 
 
 EDGES = ".,;:!?\"'()[]{}<>"  # characters that do not belong to a word at its ends
@@ -243,84 +298,3 @@ def rank_words(samples: Iterable[Sequence[Piece]], least: int = 3, size: int = 1
     visual = sorted((word for word in ranked if word.delta > 0), key=lambda word: -word.delta)
     contradicted = sorted((word for word in ranked if word.delta < 0), key=lambda word: word.delta)
     return [visual[:size], contradicted[:size]]
-
-
-CORRELATED_WORD = "correlated"  # it can only be known by looking
-IRRELEVANT_WORD = "irrelevant"  # it does not depend on the picture
-CONTRADICTED_WORD = "contradicted"  # it would depend on the picture, and is wrong
-WORD_KINDS = (CORRELATED_WORD, IRRELEVANT_WORD, CONTRADICTED_WORD)
-
-
-def find_truth(
-    entry: Entry, change: Mapping[str, Any] | None, noise_known: bool, answers: Sequence[Sequence[str]]
-) -> list[list[Truth]]:
-    """Find what is known of the tokens of a sample's answers.
-
-    Args:
-        entry: the sample after the change; its `correlated` marks, if it has some, give the kinds.
-        change: what was changed in it, see `inject_noise`; None if nothing was.
-        noise_known: whether the changes are known at all.
-        answers: for each answer, the text of each token, special tokens included.
-
-    Returns:
-        For each answer, an item for each token.
-    """
-    places = [place for place, turn in enumerate(entry["conversations"]) if turn["from"] == "gpt"]
-    found = []
-    for place, pieces in zip(places, answers, strict=False):
-        text = entry["conversations"][place]["value"]
-        marked: list[bool] | None = None
-        if entry.get(CORRELATED) is not None:
-            spans = [mark[1:] for mark in entry[CORRELATED] if mark[0] == place]
-            marked = find_touched(pieces, text, spans)
-        exchanged = change is not None and "spans" not in change
-        wrong: list[bool] | None = [exchanged] * len(pieces)
-        if change is not None and change.get("turn") == place:
-            wrong = find_touched(pieces, text, change["spans"])
-        found.append(
-            [
-                describe(
-                    (None if wrong is None else wrong[n]) if noise_known else None,
-                    None if marked is None else marked[n],
-                    exchanged,
-                )
-                for n in range(len(pieces))
-            ]
-        )
-    return found
-
-
-def describe(is_noise: bool | None, correlated: bool | None, exchanged: bool) -> Truth:
-    """Combine whether a token is noise and its word marked; irrelevant words of `exchanged` texts stay so."""
-    if is_noise and not exchanged:
-        return Truth(is_noise, CONTRADICTED_WORD)
-    if correlated is None:
-        return Truth(is_noise)
-    if not correlated:
-        return Truth(is_noise, IRRELEVANT_WORD)
-    return Truth(is_noise, CONTRADICTED_WORD if is_noise else CORRELATED_WORD)
-
-
-def find_touched(pieces: Sequence[str], text: str, spans: Sequence[Sequence[int]]) -> list[bool] | None:
-    """Find the tokens that hold a character of one of the spans.
-
-    Args:
-        pieces: the text of each token of an answer, special tokens included.
-        text: the answer.
-        spans: begin and end in the answer; an empty span means what follows it, such as the end token of a cut text.
-
-    Returns:
-        bool for each token; None if the tokens do not spell the answer, so that their places are unknown.
-    """
-    shift = "".join(pieces).find(text)
-    if shift < 0:
-        return None
-    ends = [end - shift for end in accumulate(map(len, pieces))]
-    places = [(end - len(piece), end) for piece, end in zip(pieces, ends, strict=True)]
-    return [any(touches(place, span) for span in spans) for place in places]
-
-
-def touches(place: tuple[int, int], span: Sequence[int]) -> bool:
-    """Return whether a token at a place holds a character of a span, or follows it if it is empty."""
-    begin, end = span
-    return place[0] >= begin if begin == end else place[0] < end and place[1] > begin

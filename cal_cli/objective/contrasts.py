@@ -1,11 +1,20 @@
-"""The contrast: each label token's score with the image and without it (Algorithm 1, steps 1 and 2)."""
+"""What the image is compared with, and both scores of each label token (Algorithm 1, steps 1 and 2).
+
+| contrast | the second score comes from | cost |
+|---|---|---|
+| `no_image` | the text alone (CAL) | one forward pass of the decoder over the text |
+| `masked_patches` | the image with a fraction of its patches covered (table 8 of the paper) | a whole forward pass |
+| `blur` | the image blurred by a Gaussian (table 9) | a whole forward pass |
+| `reference` | a frozen model that reads the text alone (PRIOR) | a forward pass of that model over the text |
+| `cached` | `no_image`, `blur` or `reference`, computed once with the weights before training | nothing |
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +34,189 @@ from cal_cli.objective.rules.base import SCORES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class ImageContrast:
+    """What the image is compared with. A subclass knows its own options and computes the second score."""
+
+    name: ClassVar[str]
+
+    def score(self, forward: ForwardPass, score: str) -> Tensor:
+        """Score the label tokens of the samples that show an image, without gradient.
+
+        Args:
+            forward: the pass with the image.
+            score: `logit` or `logprob`.
+
+        Returns:
+            float32 [positions with an image].
+
+        Raises:
+            ValueError: the contrast is not possible for this model or batch.
+        """
+        raise NotImplementedError
+
+
+class NoImage(ImageContrast):
+    """The text alone."""
+
+    name = "no_image"
+
+    def score(self, forward: ForwardPass, score: str) -> Tensor:
+        if forward.hidden_without_image is None:  # logits and log-probabilities share one pass
+            forward.hidden_without_image = run_without_image(forward)
+        labels = forward.positions.labels[forward.positions.has_image]
+        return score_labels(forward.head, forward.hidden_without_image, labels, score)
+
+
+class ChangedImage(ImageContrast):
+    """The same image, changed."""
+
+    def change(self, pixels: Tensor, model: Any) -> Tensor:
+        """Return the pixel values of the changed images, in the same shape."""
+        raise NotImplementedError
+
+    def score(self, forward: ForwardPass, score: str) -> Tensor:
+        positions = forward.positions
+        shown = positions.has_image
+        if not shown.any():
+            return torch.empty(0, device=positions.rows.device)
+        inputs = select_model_inputs(forward.batch)
+        inputs["pixel_values"] = self.change(inputs["pixel_values"], forward.model)
+        with torch.no_grad():
+            hidden = forward.model.base_model(**inputs, use_cache=False).last_hidden_state
+        chosen = hidden[positions.rows[shown], positions.columns[shown]]
+        return score_labels(forward.head, chosen, positions.labels[shown], score)
+
+
+@dataclass
+class MaskedPatches(ChangedImage):
+    """The image with a random `ratio` of its patches, above 0 and at most 1, covered."""
+
+    name = "masked_patches"
+    ratio: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1:
+            raise ValueError(f"ratio={self.ratio}: the share of covered patches must be above 0 and at most 1")
+
+    def change(self, pixels: Tensor, model: Any) -> Tensor:
+        return cover_patches(pixels, self.ratio, model.config.vision_config.patch_size)
+
+
+@dataclass
+class Blurred(ChangedImage):
+    """The image blurred by a Gaussian with the standard deviation `sigma`, in pixels."""
+
+    name = "blur"
+    sigma: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.sigma > 0:
+            raise ValueError(f"sigma={self.sigma}: the blur's width in pixels must be above 0")
+
+    def change(self, pixels: Tensor, model: Any) -> Tensor:
+        return blur(pixels, self.sigma)
+
+
+@dataclass
+class Reference(ImageContrast):
+    """A frozen model that reads the text alone: a language model, or a vision-language model, with the same tokenizer.
+
+    `cal train` also accepts the model's folder here, and loads it.
+    """
+
+    name = "reference"
+    model: Any = None
+
+    def score(self, forward: ForwardPass, score: str) -> Tensor:
+        if self.model is None:
+            raise ValueError("contrast=reference needs a frozen model: give reference=...")
+        batch, positions = forward.batch, forward.positions
+        shown = positions.has_image
+        samples, row = positions.rows[shown].unique(return_inverse=True)
+        if not len(samples):
+            return torch.empty(0, device=positions.rows.device)
+        text = ~find_image_columns(forward.model, batch["input_ids"])
+        if batch.get("attention_mask") is not None:
+            text &= batch["attention_mask"].bool()
+        text = text[samples]
+        column = text.cumsum(dim=1)[row, positions.columns[shown]] - 1  # of the last token before the label
+        if (column < 0).any():
+            raise ValueError(
+                "contrast=reference: a supervised token has no text before it; let the text begin with one"
+            )
+        order = text.int().argsort(dim=1, descending=True, stable=True)[:, : text.sum(dim=1).max()]
+        mask = text.gather(1, order).long()
+        inputs = {"input_ids": batch["input_ids"][samples[:, None], order] * mask, "attention_mask": mask}
+        labels = positions.labels[shown]
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        largest = max(int(labels.max()), int(inputs["input_ids"].max()))
+        if largest >= vocabulary:
+            raise ValueError(
+                f"the reference model has {vocabulary} words and the text holds token {largest}: it must share the "
+                "tokenizer of the model in training"
+            )
+        with torch.no_grad():
+            outputs = self.model.base_model(**inputs, use_cache=False)
+            head = find_head(self.model, inputs, outputs)
+            return score_labels(head, outputs.last_hidden_state[row, column], labels, score)
+
+
+@dataclass
+class Cached(ImageContrast):
+    """Scores that the batch carries, of another contrast, computed once with the model before training."""
+
+    name = "cached"
+    computed: ImageContrast
+
+    def score(self, forward: ForwardPass, score: str) -> Tensor:
+        cached = forward.batch.get(CACHED_SCORES)
+        if cached is None:
+            raise ValueError(
+                f"contrast=cached: the batch has no {CACHED_SCORES} (float32 [batch, length], at the labels' "
+                "positions); compute them once with scores_without_image()"
+            )
+        positions = forward.positions
+        shown = positions.has_image
+        scores = cached[positions.rows[shown], positions.columns[shown] + 1].float()
+        if scores.isnan().any():
+            raise ValueError(
+                f"contrast=cached: {CACHED_SCORES} lacks a supervised token; compute it from the same data"
+            )
+        return scores
+
+
+CONTRASTS = ("no_image", "masked_patches", "blur", "cached", "reference")
+USED_BY = {"ratio": ("masked_patches",), "sigma": ("blur", "cached"), "reference": ("reference", "cached")}
+
+
+def make_contrast(
+    name: str | None, default: str, ratio: float | None = None, sigma: float | None = None, reference: Any = None
+) -> ImageContrast | None:
+    """Make a contrast from its name and options, those of configs; None for no name.
+
+    `default` is what `cached` computes if neither a blur's `sigma` nor a `reference` is given.
+
+    Raises ValueError if an option is outside its range, or the contrast does not use it.
+    """
+    given = {"ratio": ratio, "sigma": sigma, "reference": reference}
+    given = {option: value for option, value in given.items() if value is not None}
+    for option, value in given.items():
+        if name not in USED_BY[option]:
+            allowed = " or ".join(f"contrast={choice}" for choice in USED_BY[option])
+            raise ValueError(f"{option}={value} has no effect with contrast={name}: it needs {allowed}")
+    if len(given) > 1:
+        raise ValueError(f"sigma={sigma} and a reference exclude each other: the scores of one of them are cached")
+    if name == "cached":
+        computed = "blur" if sigma is not None else "reference" if reference is not None else default
+        inner = make_contrast(computed, default, sigma=sigma, reference=reference)
+        assert inner is not None
+        return Cached(inner)
+    if name == "reference":
+        return Reference(reference)
+    kinds: dict[str, Any] = {"no_image": NoImage, "masked_patches": MaskedPatches, "blur": Blurred}
+    return None if name is None else kinds[name](**given)
 
 
 @dataclass
@@ -48,30 +240,16 @@ class Contrast:
         return self.with_image - self.without_image
 
 
-def contrast(
-    forward: ForwardPass,
-    condition: str = "no_image",
-    score: str = "logit",
-    ratio: float | None = None,
-    sigma: float | None = None,
-    reference: Any = None,
-) -> Contrast:
-    """Score the label tokens of a forward pass with the image and under a condition without it, without gradient.
+def contrast_tokens(forward: ForwardPass, contrast: ImageContrast | None = None, score: str = "logit") -> Contrast:
+    """Score the label tokens of a forward pass with the image and under a contrast, without gradient.
 
-    Args:
-        forward: the pass with the image.
-        condition: what the image is compared with, see `conditions.py`.
-        score: `logit` or `logprob`.
-        ratio, sigma, reference: options of the condition, see `score_without_image`.
-
-    Raises:
-        ValueError: the condition is not possible for this model or batch.
+    `contrast` None means `NoImage`; `score` is `logit` or `logprob`. Raises ValueError as the contrast does.
     """
     positions = forward.positions
     with torch.no_grad():
         with_image = score_labels(forward.head, forward.hidden, positions.labels, score)
         without_image = with_image.clone()
-        without_image[positions.has_image] = score_without_image(forward, condition, score, ratio, sigma, reference)
+        without_image[positions.has_image] = (contrast or NoImage()).score(forward, score)
     return Contrast(
         with_image=with_image,
         without_image=without_image,
@@ -101,150 +279,14 @@ def contrast_logits(model: PreTrainedModel, batch: Mapping[str, Any], score: str
     if score not in SCORES:
         raise ValueError(f"score={score}: allowed are {' and '.join(SCORES)}")
     with torch.no_grad():
-        found = contrast(run_with_image(model, batch), score=score)
-    if not torch.isfinite(found.delta).all():
-        rows = found.sample_index[~torch.isfinite(found.delta)].unique().tolist()
+        contrast = contrast_tokens(run_with_image(model, batch), score=score)
+    if not torch.isfinite(contrast.delta).all():
+        rows = contrast.sample_index[~torch.isfinite(contrast.delta)].unique().tolist()
         raise FloatingPointError(
             f"a {score} of the labels is nan or infinite in row {', '.join(map(str, rows))} of the batch: look at "
             "these samples' pixel values and at the model's weights"
         )
-    return found
-
-
-CONTRASTS = ("no_image", "masked_patches", "blur", "cached", "reference")
-RATIO, SIGMA = 0.5, 1.0  # defaults: share of the patches that are covered, width of the blur in pixels
-
-
-def check_contrast_options(
-    condition: str | None, ratio: float | None = None, sigma: float | None = None, reference: Any = None
-) -> None:
-    """Raise ValueError if an option is outside its range, or the condition does not use it."""
-    used = {"ratio": ("masked_patches",), "sigma": ("blur", "cached"), "reference": ("reference", "cached")}
-    for name, value in (("ratio", ratio), ("sigma", sigma), ("reference", reference)):
-        if value is not None and condition not in used[name]:
-            allowed = " or ".join(f"contrast={choice}" for choice in used[name])
-            raise ValueError(f"{name}={value} has no effect with contrast={condition}: it needs {allowed}")
-    if sigma is not None and reference is not None:
-        raise ValueError(f"sigma={sigma} and a reference exclude each other: the scores of one of them are cached")
-    if ratio is not None and not 0 < ratio <= 1:
-        raise ValueError(f"ratio={ratio}: the share of covered patches must be above 0 and at most 1")
-    if sigma is not None and not sigma > 0:
-        raise ValueError(f"sigma={sigma}: the blur's width in pixels must be above 0")
-
-
-def score_without_image(
-    forward: ForwardPass,
-    condition: str,
-    score: str,
-    ratio: float | None = None,
-    sigma: float | None = None,
-    reference: Any = None,
-) -> Tensor:
-    """Score the label tokens of the samples that show an image, under a condition, without gradient.
-
-    Args:
-        forward: the pass with the image.
-        condition: one of `CONTRASTS`.
-        score: `logit` or `logprob`.
-        ratio: share of the patches that `masked_patches` covers; None means 0.5.
-        sigma: standard deviation of `blur` in pixels; None means 1.
-        reference: the frozen model of `reference`.
-
-    Returns:
-        float32 [positions with an image].
-
-    Raises:
-        ValueError: the condition is not possible for this model or batch.
-    """
-    positions = forward.positions
-    shown = positions.has_image
-    labels = positions.labels[shown]
-    if condition == "cached":
-        return read_cached_scores(forward)
-    if condition == "reference":
-        return score_with_reference(forward, reference, score)
-    if condition == "no_image":
-        if forward.hidden_without_image is None:  # logits and log-probabilities share one pass
-            forward.hidden_without_image = run_without_image(forward)
-        return score_labels(forward.head, forward.hidden_without_image, labels, score)
-    if not shown.any():
-        return labels.new_empty(0, dtype=torch.float32)
-    inputs = select_model_inputs(forward.batch)
-    if condition == "blur":
-        inputs["pixel_values"] = blur(inputs["pixel_values"], SIGMA if sigma is None else sigma)
-    else:
-        patch_size = forward.model.config.vision_config.patch_size
-        inputs["pixel_values"] = cover_patches(inputs["pixel_values"], RATIO if ratio is None else ratio, patch_size)
-    with torch.no_grad():
-        hidden = forward.model.base_model(**inputs, use_cache=False).last_hidden_state
-    return score_labels(forward.head, hidden[positions.rows[shown], positions.columns[shown]], labels, score)
-
-
-def read_cached_scores(forward: ForwardPass) -> Tensor:
-    """Read the scores of the label tokens from the batch, float32 [positions with an image].
-
-    Raises ValueError if some are missing.
-    """
-    cached = forward.batch.get(CACHED_SCORES)
-    if cached is None:
-        raise ValueError(
-            f"contrast=cached: the batch has no {CACHED_SCORES} (float32 [batch, length], at the labels' positions); "
-            "compute them once with scores_without_image()"
-        )
-    positions = forward.positions
-    shown = positions.has_image
-    scores = cached[positions.rows[shown], positions.columns[shown] + 1].float()
-    if scores.isnan().any():
-        raise ValueError(f"contrast=cached: {CACHED_SCORES} lacks a supervised token; compute it from the same data")
-    return scores
-
-
-def score_with_reference(forward: ForwardPass, reference: Any, score: str) -> Tensor:
-    """Score the label tokens with a frozen model that reads the text alone.
-
-    Args:
-        forward: the pass with the image.
-        reference: a language model, or a vision-language model that is given no image, with the same tokenizer.
-        score: `logit` or `logprob`.
-
-    Returns:
-        float32 [positions with an image].
-
-    Raises:
-        ValueError: no reference, one with another vocabulary, or a label with no text before it.
-    """
-    if reference is None:
-        raise ValueError("contrast=reference needs a frozen model: give reference=...")
-    batch, positions = forward.batch, forward.positions
-    shown = positions.has_image
-    samples, row = positions.rows[shown].unique(return_inverse=True)
-    if not len(samples):
-        return torch.empty(0, device=positions.rows.device)
-    text = ~find_image_columns(forward.model, batch["input_ids"])
-    if batch.get("attention_mask") is not None:
-        text &= batch["attention_mask"].bool()
-    text = text[samples]
-    column = text.cumsum(dim=1)[row, positions.columns[shown]] - 1  # of the last word before the label
-    if (column < 0).any():
-        raise ValueError("contrast=reference: a supervised token has no text before it; let the text begin with one")
-    order = text.int().argsort(dim=1, descending=True, stable=True)[:, : text.sum(dim=1).max()]
-    inputs = {
-        "input_ids": batch["input_ids"][samples[:, None], order],
-        "attention_mask": text.gather(1, order).long(),
-    }
-    labels = positions.labels[shown]
-    vocabulary = reference.get_input_embeddings().weight.shape[0]
-    largest = max(int(labels.max()), int(inputs["input_ids"][inputs["attention_mask"].bool()].max()))
-    if largest >= vocabulary:
-        raise ValueError(
-            f"the reference model has {vocabulary} words and the text holds token {largest}: it must share the "
-            "tokenizer of the model in training"
-        )
-    with torch.no_grad():
-        inputs["input_ids"] = inputs["input_ids"] * inputs["attention_mask"]
-        outputs = reference.base_model(**inputs, use_cache=False)
-        head = find_head(reference, inputs, outputs)
-        return score_labels(head, outputs.last_hidden_state[row, column], labels, score)
+    return contrast
 
 
 def blur(pixels: Tensor, sigma: float) -> Tensor:
@@ -275,25 +317,23 @@ def blur(pixels: Tensor, sigma: float) -> Tensor:
 
 
 def cover_patches(pixels: Tensor, ratio: float, patch_size: int | tuple[int, int]) -> Tensor:
-    """Set a random share of each image's patches to 0, the mean colour.
+    """Set a random fraction of each image's patches to 0, the mean colour.
 
     Args:
         pixels: float [..., channels, height, width], or [patches, features] if the processor cuts the image into
-            patches; then the share is that of all patches in the batch.
-        ratio: share of the patches, in (0, 1].
+            patches; then the fraction is that of all patches in the batch.
+        ratio: fraction of the patches, in (0, 1].
         patch_size: height and width of a patch in pixels.
     """
+
+    def draw(rows: int, patches: int) -> Tensor:  # bool [rows, patches]: a random `ratio` of each row is true
+        return torch.rand((rows, patches), device=pixels.device).argsort(dim=1).argsort(dim=1) < round(ratio * patches)
+
     if pixels.dim() < 4:
-        return pixels * ~_draw_share((1, len(pixels)), ratio, pixels.device).view(-1, *[1] * (pixels.dim() - 1))
+        return pixels * ~draw(1, len(pixels)).view(-1, *[1] * (pixels.dim() - 1))
     height, width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
     rows, columns = math.ceil(pixels.shape[-2] / height), math.ceil(pixels.shape[-1] / width)
     images = pixels.shape[:-3]
-    covered = _draw_share((math.prod(images), rows * columns), ratio, pixels.device).view(-1, rows, columns)
+    covered = draw(math.prod(images), rows * columns).view(-1, rows, columns)
     covered = covered.repeat_interleave(height, dim=1).repeat_interleave(width, dim=2)
     return pixels * ~covered[:, : pixels.shape[-2], : pixels.shape[-1]].view(*images, 1, *pixels.shape[-2:])
-
-
-def _draw_share(shape: tuple[int, int], ratio: float, device: torch.device) -> Tensor:
-    """Draw a bool tensor in which, in each row, a random `ratio` of the entries is true."""
-    ranks = torch.rand(shape, device=device).argsort(dim=1).argsort(dim=1)
-    return ranks < round(ratio * shape[1])

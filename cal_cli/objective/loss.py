@@ -1,25 +1,22 @@
-"""The loss: cross-entropy of the supervised tokens, each weighted (Algorithm 1, step 5)."""
+"""The loss: cross-entropy of the supervised tokens, each weighted (Algorithm 1, step 5).
+
+One loss composes a weight rule, what the image is compared with, pooling and normalisation. CAL, plain cross-entropy
+and PRIOR are presets of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from cal_cli.objective.contrasts import CONTRASTS, Contrast, check_contrast_options, contrast, score_without_image
-from cal_cli.objective.passes import (
-    GIVEN_WEIGHTS,
-    ForwardPass,
-    Positions,
-    run_with_image,
-    score_labels,
-    split_sentences,
-)
-from cal_cli.objective.rules import ClampedDifference, TextImprobability, TokenScores, WeightRule
+from cal_cli.objective.contrasts import CONTRASTS, Cached, Contrast, Reference, contrast_tokens, make_contrast
+from cal_cli.objective.passes import GIVEN_WEIGHTS, ForwardPass, Positions, run_with_image, score_labels
+from cal_cli.objective.rules import ClampedDifference, EqualWeights, TextImprobability, TokenScores, WeightRule
 from cal_cli.objective.weights import (
     NORMALIZATIONS,
     check_window,
@@ -32,6 +29,10 @@ from cal_cli.objective.weights import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from cal_cli.objective.contrasts import ImageContrast
+
+POOLINGS = ("answer", "flat")
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -66,22 +67,15 @@ class LossOutput(ModelOutput):
     cross_entropy: Tensor = None  # type: ignore[assignment]  # without gradient
     weights: Tensor = None  # type: ignore[assignment]
     delta: Tensor | None = None  # None if the weights do not depend on it
-    denominator: Tensor = None  # type: ignore[assignment]  # scalar: what the loss is divided by, see `WeightedLoss`
-    measured: Tensor | None = None  # float32 [any], see `WeightedLoss.learn`
+    denominator: Tensor = None  # type: ignore[assignment]  # scalar: what the loss is divided by, see `RuleLoss`
+    measured: Tensor | None = None  # float32 [any], see `RuleLoss.learn`
 
 
-class Weighing(NamedTuple):
-    """What a loss finds out about the tokens of a batch before it computes their cross-entropy."""
+class RuleLoss:
+    """Cross-entropy of the supervised tokens, weighted by a rule: `loss = RuleLoss(ProbabilityRatio(), window=3)`.
 
-    weights: Tensor  # float32 [positions]
-    delta: Tensor | None = None  # float32 [positions]; None if the weights do not depend on it
-    measured: Tensor | None = None  # what an objective that estimates something learns from, see `WeightedLoss.learn`
-
-
-class WeightedLoss:
-    """Cross-entropy of the supervised tokens, each weighted by a rule: `out = loss(model, batch)`.
-
-    A subclass defines `weigh`, and `normalization`: one of
+    `out = loss(model, batch)`. A second pass runs only if the rule contrasts. Tokens of samples without an image then
+    have weight 1. The normalizations are
 
     - `batch`: divide by the sum of the weights of the whole batch;
     - `tokens`: divide by the number of supervised tokens of the whole batch, so that small weights make a small loss;
@@ -93,34 +87,120 @@ class WeightedLoss:
     The loss of a batch that is computed in parts is sum(loss * denominator) / sum(denominator) over the parts'
     outputs: their `denominator` is the sum of the weights, the number of tokens, of samples, of tokens, and 1, in this
     order.
+
+    Some rules learn something from the data, as `MismatchPosterior` does: `loss.learn(out.measured)` after each
+    optimizer step replaces the rule by one that has learnt from it. `CALTrainer` does so, with the sum over all
+    micro-batches and processes.
+
+    Args:
+        rule: computes the weights from the scores, see `rules`.
+        contrast: name of what the image is compared with, see `contrasts.py`; None means the rule's own.
+        window: width in tokens of the average over neighbouring weights, odd; 1 pools nothing.
+        pooling: `answer` averages over the supervised tokens of one sample; `flat` along the flattened
+            (batch x sequence) axis, supervised or not, as CAL's released code does.
+        shuffled: permute the pooled weights among the supervised tokens of the batch: a control with the same histogram
+            and no information.
+        normalization: see above.
+        ratio: fraction of the patches that `contrast="masked_patches"` covers; None means 0.5.
+        sigma: standard deviation of `contrast="blur"` in pixels; None means 1. With `contrast="cached"`, the cached
+            scores are those of the blurred image.
+        reference: the frozen model of `contrast="reference"`, and of `contrast="cached"` if it is not None.
+
+    Raises:
+        ValueError: an option outside its range, or one that has no effect.
     """
 
-    normalization: str
-    reach = 0  # number of neighbours, on each side of a supervised token, whose weights are needed
+    def __init__(
+        self,
+        rule: WeightRule,
+        contrast: str | None = None,
+        window: int = 1,
+        pooling: str = "answer",
+        shuffled: bool = False,
+        normalization: str = "batch",
+        ratio: float | None = None,
+        sigma: float | None = None,
+        reference: Any = None,
+    ) -> None:
+        check_window(window)
+        for option, value, allowed in (
+            ("pooling", pooling, POOLINGS),
+            ("normalization", normalization, NORMALIZATIONS),
+            ("contrast", contrast, (*CONTRASTS, None) if contrast is None else CONTRASTS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{option}={value}: allowed are {', '.join(allowed[:-1])} and {allowed[-1]}")
+        kind = type(rule).__name__
+        if not rule.contrasts and contrast is not None:
+            raise ValueError(f"contrast={contrast} has no effect: {kind} reads no score without the image")
+        if rule.contrasts and contrast is None:
+            contrast = rule.contrast
+        if contrast in ("cached", "reference") and pooling == "flat":
+            raise ValueError(f"contrast={contrast} only knows supervised tokens: use pooling=answer")
+        if rule.once and contrast not in ("no_image", "blur", "reference"):
+            raise ValueError(
+                f"contrast={contrast}: {kind} is computed once before training; allowed are no_image, blur, reference"
+            )
+        self.rule, self.window, self.pooling = rule, window, pooling
+        self.shuffled, self.normalization = shuffled, normalization
+        self.contrast = make_contrast(contrast, rule.contrast, ratio, sigma, reference)
 
-    def weigh(self, forward: ForwardPass) -> Weighing:
-        """Compute the weights, without gradient."""
-        raise NotImplementedError
+    @property
+    def score(self) -> str:
+        """What the rule reads, `logit` or `logprob`."""
+        return self.rule.score
+
+    @property
+    def reach(self) -> int:
+        """Number of neighbours, on each side of a supervised token, whose weights flat pooling reads."""
+        return self.window // 2 if self.pooling == "flat" else 0
+
+    @property
+    def before_training(self) -> ImageContrast | None:
+        """The contrast whose scores are computed once before training; None if they are computed in each step."""
+        if self.rule.once:
+            return self.contrast
+        return self.contrast.computed if isinstance(self.contrast, Cached) else None
+
+    @property
+    def reference_contrast(self) -> Reference | None:
+        """The contrast with a frozen model, of each step or computed before; None if there is none."""
+        contrast = self.before_training or self.contrast
+        return contrast if isinstance(contrast, Reference) else None
+
+    @property
+    def reference(self) -> Any:
+        """The frozen model that reads the text alone; None if there is none."""
+        return None if self.reference_contrast is None else self.reference_contrast.model
+
+    @property
+    def weighs_in_chunks(self) -> bool:
+        """Whether the weights need only a sample's own log-probabilities, which the cross-entropy computes anyway."""
+        reads = self.rule.reads
+        alone = not (self.rule.mixes_samples or self.shuffled or self.rule.once or self.pooling == "flat")
+        return alone and self.score == "logprob" and "with_image" in reads and "entropy" not in reads
 
     @property
     def state(self) -> dict[str, Any]:
-        """What the objective has learnt from the data, as JSON; empty for most."""
-        return {}
+        """What the rule has learnt from the data, as JSON; empty for most."""
+        return self.rule.state
 
     @property
     def estimates(self) -> dict[str, float]:
         """The numbers to log of what it has learnt."""
-        return {}
+        return self.rule.estimates
 
     def learn(self, measured: Tensor) -> None:
         """Learn from an optimizer step; `measured` is the sum over the outputs of its micro-batches."""
+        self.rule = self.rule.learn(measured)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Set what has been learnt, such as that of a checkpoint."""
+        self.rule = self.rule.restore(state)
 
     def describe(self, delta: Tensor) -> dict[str, Tensor]:
-        """Return shares of tokens to log: from names to bool [tokens]; `delta` is float32 [tokens]."""
-        return {}
+        """Return fractions of tokens to log: from names to bool [tokens]; `delta` is float32 [tokens]."""
+        return self.rule.describe(delta)
 
     def __call__(self, model: PreTrainedModel, batch: Mapping[str, Any]) -> LossOutput:
         """Compute the loss of a batch.
@@ -137,184 +217,71 @@ class WeightedLoss:
             NonFiniteLoss: before any gradient is computed.
         """
         forward = run_with_image(model, batch, self.reach)
-        output = self.compute(forward)
+        output = self._compute_in_chunks(forward) if self.weighs_in_chunks else self._compute(forward)
         if not torch.isfinite(output.loss):
             wrong = ~torch.isfinite(output.cross_entropy) | ~torch.isfinite(output.weights)
             rows = forward.positions.rows[forward.positions.supervised]
             raise NonFiniteLoss(output.loss.item(), rows[wrong].unique().tolist())
         return output
 
-    def compute(self, forward: ForwardPass) -> LossOutput:
+    def _compute(self, forward: ForwardPass) -> LossOutput:
         """Compute the loss from the pass with the image: all weights first, then the cross-entropy."""
-        supervised = forward.positions.supervised
+        positions = forward.positions
+        supervised = positions.supervised
         with torch.no_grad():
-            weights, delta, measured = self.weigh(forward)
-            weights, rows = weights[supervised], forward.positions.rows[supervised]
+            scores = self.score_tokens(forward)
+            delta, measured = self._observe(scores, positions)
+            weights, rows = self.weigh_positions(scores, forward)[supervised], positions.rows[supervised]
             coefficients, denominator = compute_shares(weights, rows, self.normalization)
         loss, cross_entropy = forward.head.weighted_cross_entropy(
-            forward.hidden[supervised], forward.positions.labels[supervised], coefficients
+            forward.hidden[supervised], positions.labels[supervised], coefficients
         )
         delta = None if delta is None else delta[supervised]
         return LossOutput(loss, cross_entropy, weights, delta, denominator, measured)
 
+    def _compute_in_chunks(self, forward: ForwardPass) -> LossOutput:
+        """Compute the loss with the weights of a chunk of samples while their logits exist."""
+        positions = forward.positions
+        with torch.no_grad():
+            scores = self.score_tokens(forward, in_chunks=True)
+        weights = torch.empty_like(scores.with_image)
 
-@dataclass(frozen=True)
-class CrossEntropyLoss(WeightedLoss):
-    """Plain cross-entropy (CE): every supervised token has weight 1, and nothing is contrasted.
+        def weigh(part: slice, logprobs: Tensor) -> Tensor:
+            scores.with_image[part] = logprobs
+            own, rows = self.weigh_scores(scores[part], positions.has_image[part]), positions.rows[part]
+            weights[part] = pool_answers(own, rows, self.window)
+            return normalize_within_samples(weights[part], rows, self.normalization)
 
-    Args:
-        normalization: see `WeightedLoss`.
-
-    Raises:
-        ValueError: an unknown normalization.
-    """
-
-    normalization: str = "batch"
-
-    def __post_init__(self) -> None:
-        check_choices(self, normalization=NORMALIZATIONS)
-
-    def weigh(self, forward: ForwardPass) -> Weighing:
-        return Weighing(torch.ones_like(forward.positions.labels, dtype=torch.float32))
-
-
-def check_choices(options: Any, **allowed: tuple[str, ...]) -> None:
-    """Raise ValueError unless each named option is one of the allowed values."""
-    for name, choices in allowed.items():
-        if getattr(options, name) not in choices:
-            raise ValueError(
-                f"{name}={getattr(options, name)}: allowed are {', '.join(choices[:-1])} and {choices[-1]}"
-            )
-
-
-POOLINGS = ("answer", "flat")
-
-
-@dataclass
-class RuleLoss(WeightedLoss):
-    """Cross-entropy of the supervised tokens, weighted by a rule: `loss = RuleLoss(ProbabilityRatio(), window=3)`.
-
-    A second pass runs only if the rule contrasts. Tokens of samples without an image then have weight 1.
-
-    Some rules learn something from the data, as `MismatchPosterior` does: `loss.learn(out.measured)` after each
-    optimizer step replaces the rule by one that has learnt from it. `CALTrainer` does so, with the sum over all
-    micro-batches and processes.
-
-    Args:
-        rule: computes the weights from the scores, see `rules`.
-        contrast: what the image is compared with, see `conditions.py`; None means the rule's own.
-        window: width in tokens of the average over neighbouring weights, odd; 1 pools nothing.
-        pooling: `answer` averages over the supervised tokens of one sample; `flat` along the flattened
-            (batch x sequence) axis, supervised or not, as CAL's released code does.
-        shuffled: permute the pooled weights among the supervised tokens of the batch: a control with the same histogram
-            and no information.
-        normalization: see `WeightedLoss`.
-        ratio: share of the patches that `contrast="masked_patches"` covers; None means 0.5.
-        sigma: standard deviation of `contrast="blur"` in pixels; None means 1. With `contrast="cached"`, the cached
-            scores are those of the blurred image.
-        reference: the frozen model of `contrast="reference"`, and of `contrast="cached"` if it is not None.
-        sentence_ends: int64 [any], see `find_sentence_ends`, for a rule that tells sentences apart.
-
-    Raises:
-        ValueError: an option outside its range, or one that has no effect.
-    """
-
-    rule: WeightRule
-    contrast: str | None = None
-    window: int = 1
-    pooling: str = "answer"
-    shuffled: bool = False
-    normalization: str = "batch"
-    ratio: float | None = None
-    sigma: float | None = None
-    reference: Any = None
-    sentence_ends: Any = None
-
-    def __post_init__(self) -> None:
-        check_window(self.window)
-        check_choices(self, pooling=POOLINGS, normalization=NORMALIZATIONS)
-        if not self.rule.contrasts and self.contrast is not None:
-            raise ValueError(
-                f"contrast={self.contrast} has no effect: {type(self.rule).__name__} reads no score without the image"
-            )
-        if self.rule.contrasts and self.contrast is None:
-            self.contrast = self.rule.contrast
-        if self.contrast is not None:
-            check_choices(self, contrast=CONTRASTS)
-        check_contrast_options(self.contrast, self.ratio, self.sigma, self.reference)
-        if self.contrast in ("cached", "reference") and self.pooling == "flat":
-            raise ValueError(f"contrast={self.contrast} only knows supervised tokens: use pooling=answer")
-        if self.rule.once and self.contrast not in ("no_image", "blur", "reference"):
-            raise ValueError(
-                f"contrast={self.contrast}: {type(self.rule).__name__} is computed once before training; allowed are "
-                "no_image, blur and reference"
-            )
-
-    @property
-    def score(self) -> str:
-        """What the rule reads, `logit` or `logprob`."""
-        return self.rule.score
-
-    @property
-    def reach(self) -> int:  # type: ignore[override]
-        """Flat pooling also reads the neighbours of supervised positions."""
-        return self.window // 2 if self.pooling == "flat" else 0
-
-    @property
-    def condition_before_training(self) -> str | None:
-        """The contrast whose scores are computed once before training; None if they are computed in each step."""
-        if self.rule.once or self.contrast != "cached":
-            return self.contrast if self.rule.once else None
-        if self.reference is not None:
-            return "reference"
-        return self.rule.contrast if self.sigma is None else "blur"
-
-    @property
-    def weighs_in_chunks(self) -> bool:
-        """Whether the weights need only a sample's own log-probabilities, which the cross-entropy computes anyway."""
-        alone = not (self.rule.mixes_samples or self.shuffled or self.rule.once or self.pooling == "flat")
-        return (
-            alone and self.score == "logprob" and "with_image" in self.rule.reads and "entropy" not in self.rule.reads
-        )
-
-    @property
-    def state(self) -> dict[str, Any]:
-        return self.rule.state
-
-    @property
-    def estimates(self) -> dict[str, float]:
-        return self.rule.estimates
-
-    def learn(self, measured: Tensor) -> None:
-        self.rule = self.rule.learn(measured)
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.rule = self.rule.restore(state)
-
-    def describe(self, delta: Tensor) -> dict[str, Tensor]:
-        return self.rule.describe(delta)
+        samples = positions.rows.unique_consecutive(return_counts=True)[1].tolist()
+        total, cross_entropy = forward.head.weighted_cross_entropy(forward.hidden, positions.labels, weigh, samples)
+        divisor = compute_divisor(weights, positions.rows, self.normalization)
+        denominator = torch.ones_like(divisor) if self.normalization == "device_batch" else divisor
+        delta, measured = self._observe(scores, positions)
+        return LossOutput(total / divisor, cross_entropy, weights, delta, denominator, measured)
 
     def score_tokens(self, forward: ForwardPass, in_chunks: bool = False) -> TokenScores:
         """Compute the scores that the rule reads, of all positions; 0 for `with_image` if it is computed in chunks."""
-        positions, reads = forward.positions, self.rule.reads
-        scores = TokenScores(sample_index=positions.rows, turn_index=positions.turns)
-        if self.sentence_ends is not None:
-            scores.sentence_index = split_sentences(positions, self.sentence_ends)
-        if self.rule.once:
-            reads = ("given",)
+        positions, reads = forward.positions, ("given",) if self.rule.once else self.rule.reads
+        scores = TokenScores(sample_index=positions.rows)
         if in_chunks:
             scores.with_image = torch.zeros_like(positions.labels, dtype=torch.float32)
         elif "with_image" in reads:
             scores.with_image = score_labels(forward.head, forward.hidden, positions.labels, self.score)
         if "without_image" in reads:
             assert self.contrast is not None
-            found = score_without_image(forward, self.contrast, self.score, self.ratio, self.sigma, self.reference)
-            scores.without_image = found.new_zeros(len(positions.labels))
-            scores.without_image[positions.has_image] = found
+            without_image = self.contrast.score(forward, self.score)
+            scores.without_image = without_image.new_zeros(len(positions.labels))
+            scores.without_image[positions.has_image] = without_image
         if "entropy" in reads:
             scores.entropy = forward.head.entropies(forward.hidden)
         if "given" in reads:
-            scores.given = read_given_weights(forward)
+            given = forward.batch.get(GIVEN_WEIGHTS)
+            if given is None:
+                raise ValueError(
+                    f"the rule reads {GIVEN_WEIGHTS} (float32 [batch, length], at the labels' positions): the batch "
+                    "has none"
+                )
+            scores.given = given[positions.rows, positions.columns + 1].float()
         return scores
 
     def weigh_scores(self, scores: TokenScores, has_image: Tensor) -> Tensor:
@@ -325,10 +292,6 @@ class RuleLoss(WeightedLoss):
             return self.rule(scores)
         shown = has_image.nonzero()[:, 0]  # once: on a GPU each choice by a mask waits for the device
         return torch.ones_like(has_image, dtype=torch.float32).index_copy(0, shown, self.rule(scores[shown]).float())
-
-    def weigh(self, forward: ForwardPass) -> Weighing:
-        scores = self.score_tokens(forward)
-        return Weighing(self.weigh_positions(scores, forward), *self._observe(scores, forward.positions))
 
     def weigh_positions(self, scores: TokenScores, forward: ForwardPass) -> Tensor:
         """Compute the pooled weights of all positions, float32 [positions]."""
@@ -345,28 +308,6 @@ class RuleLoss(WeightedLoss):
             weights[positions.supervised] = among[torch.randperm(len(among), device=among.device)]
         return weights
 
-    def compute(self, forward: ForwardPass) -> LossOutput:
-        """Compute the loss; where possible, the weights of a chunk of samples while their logits exist."""
-        if not self.weighs_in_chunks:
-            return super().compute(forward)
-        positions = forward.positions
-        with torch.no_grad():
-            scores = self.score_tokens(forward, in_chunks=True)
-        weights = torch.empty_like(scores.with_image)
-
-        def weigh(part: slice, logprobs: Tensor) -> Tensor:
-            scores.with_image[part] = logprobs
-            found, rows = self.weigh_scores(scores[part], positions.has_image[part]), positions.rows[part]
-            weights[part] = pool_answers(found, rows, self.window)
-            return normalize_within_samples(weights[part], rows, self.normalization)
-
-        samples = positions.rows.unique_consecutive(return_counts=True)[1].tolist()
-        total, cross_entropy = forward.head.weighted_cross_entropy(forward.hidden, positions.labels, weigh, samples)
-        divisor = compute_divisor(weights, positions.rows, self.normalization)
-        denominator = torch.ones_like(divisor) if self.normalization == "device_batch" else divisor
-        delta, measured = self._observe(scores, positions)
-        return LossOutput(total / divisor, cross_entropy, weights, delta, denominator, measured)
-
     def _observe(self, scores: TokenScores, positions: Positions) -> tuple[Tensor | None, Tensor | None]:
         """Return delta, float32 [positions] (0 without an image, None if it is unknown), and what the rule measures."""
         if self.rule.once:
@@ -378,14 +319,14 @@ class RuleLoss(WeightedLoss):
         return delta, self.rule.measure(shown)
 
 
-def read_given_weights(forward: ForwardPass) -> Tensor:
-    """Read the weights that come with a batch, float32 [positions]; raises ValueError if there are none."""
-    given = forward.batch.get(GIVEN_WEIGHTS)
-    if given is None:
-        raise ValueError(
-            f"the rule reads {GIVEN_WEIGHTS} (float32 [batch, length], at the labels' positions): the batch has none"
-        )
-    return given[forward.positions.rows, forward.positions.columns + 1].float()
+WeightedLoss = RuleLoss  # its name in earlier versions
+
+
+class CrossEntropyLoss(RuleLoss):
+    """Plain cross-entropy (CE): every supervised token has weight 1, and nothing is contrasted; see `RuleLoss`."""
+
+    def __init__(self, normalization: str = "batch") -> None:
+        super().__init__(EqualWeights(), normalization=normalization)
 
 
 class ContrastiveAlignmentLoss(RuleLoss):
@@ -395,9 +336,8 @@ class ContrastiveAlignmentLoss(RuleLoss):
         score: what is contrasted: `logit` (the paper) or `logprob` (pointwise mutual information).
         alpha: lower bound of a weight, at least 0.
         beta: upper bound of a weight.
-        window: width in tokens of the average over neighbouring weights, odd; 1 pools nothing.
-        normalization: see `WeightedLoss`.
-        pooling, contrast, ratio, sigma, reference: see `RuleLoss`; the paper contrasts with `no_image`.
+        window, normalization, pooling, contrast, ratio, sigma, reference, shuffled: see `RuleLoss`; the paper
+            contrasts with `no_image`.
 
     Raises:
         ValueError: an option outside its range, or one that the chosen contrast does not use.
@@ -447,17 +387,13 @@ class PriorLoss(RuleLoss):
 
 
 def score_before_training(objective: RuleLoss, model: PreTrainedModel, batch: Mapping[str, Any]) -> Contrast:
-    """Compute once the scores that an objective reads in every step, see `RuleLoss.condition_before_training`.
+    """Compute once, with the model before training, the scores that an objective reads in every step.
 
-    Args:
-        objective: one whose `contrast` is `cached`, or whose rule is computed once.
-        model: the model before training.
-        batch: as the objective takes it.
+    `objective` is one whose `contrast` is `cached`, or whose rule is computed once; `batch` is as it takes it.
     """
-    condition = objective.condition_before_training or objective.rule.contrast
     with torch.no_grad():
         forward = run_with_image(model, batch)
-        return contrast(forward, condition, objective.score, objective.ratio, objective.sigma, objective.reference)
+        return contrast_tokens(forward, objective.before_training or objective.contrast, objective.score)
 
 
 def scores_without_image(objective: RuleLoss, model: PreTrainedModel, batch: Mapping[str, Any]) -> Tensor:
@@ -473,7 +409,7 @@ def scores_without_image(objective: RuleLoss, model: PreTrainedModel, batch: Map
     Returns:
         float32 [batch, length], at the labels' positions; nan where none is supervised.
     """
-    found = score_before_training(objective, model, batch)
-    scores = found.without_image.new_full(found.batch_shape, torch.nan)
-    scores[found.sample_index, found.position] = found.without_image
+    contrast = score_before_training(objective, model, batch)
+    scores = contrast.without_image.new_full(contrast.batch_shape, torch.nan)
+    scores[contrast.sample_index, contrast.position] = contrast.without_image
     return scores

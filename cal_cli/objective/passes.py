@@ -21,6 +21,8 @@ IGNORED = -100  # the label of an unsupervised position, as in torch and transfo
 CACHED_SCORES = "scores_without_image"  # the key of a batch that `contrast="cached"` reads
 IMAGE_TOKENS = ("image_token_id", "video_token_id")  # keys of a config: tokens whose columns hold features
 GIVEN_WEIGHTS = "loss_weights"  # the key of a batch with weights that come with the data, see `GivenWeights`
+# keys of a batch that are not for the model
+NOT_INPUTS = ("labels", CACHED_SCORES, GIVEN_WEIGHTS, "text", "offsets", "answer")
 
 
 @dataclass
@@ -35,12 +37,6 @@ class Positions:
     labels: Tensor  # int64
     has_image: Tensor  # bool, whether the row's sample shows an image
     supervised: Tensor  # bool
-
-    @property
-    def turns(self) -> Tensor:
-        """int64, the answer that each supervised position belongs to: a run of consecutive supervised columns."""
-        begins = (self.columns.diff() != 1) | (self.rows.diff() != 0)
-        return F.pad(begins.cumsum(0), (1, 0))
 
 
 @dataclass
@@ -140,7 +136,7 @@ def unwrap_adapters(model: Any) -> Any:
 
 def select_model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries of a batch that the model itself takes."""
-    return {name: value for name, value in batch.items() if name not in ("labels", CACHED_SCORES, GIVEN_WEIGHTS)}
+    return {name: value for name, value in batch.items() if name not in NOT_INPUTS}
 
 
 # what decoders take from the image beside its columns: for cross-attention (Mllama) and for lower layers (Qwen3-VL)
@@ -313,28 +309,3 @@ def _cut(mask: Tensor | None, text: Tensor, samples: Tensor, order: Tensor) -> T
     cut = by_query.gather(3, order[:, None, None, :].expand(-1, heads, columns, -1))
     hidden = ~text.gather(1, order)[:, None, None, :]
     return cut.masked_fill(hidden, False if cut.dtype == torch.bool else torch.finfo(cut.dtype).min)
-
-
-ENDS = (".", "!", "?", "。", "！", "？", "\n")
-CLOSING = "\"')]}”’»"  # may follow the end of a sentence within a token
-
-
-def find_sentence_ends(tokenizer: Any) -> Tensor:
-    """Return the ids of tokens after which a sentence begins, int64 [any]: those that end one, and special tokens.
-
-    A decimal point that is a token of its own ends a sentence too.
-    """
-    texts = tokenizer.batch_decode([[number] for number in range(len(tokenizer))])
-    special = set(tokenizer.all_special_ids)
-    ids = [n for n, text in enumerate(texts) if text.rstrip(CLOSING + " ").endswith(ENDS) or n in special]
-    return torch.tensor(ids, dtype=torch.long)
-
-
-def split_sentences(positions: Positions, ends: Tensor) -> Tensor:
-    """Return the sentence that each supervised position's label belongs to, int64 [positions].
-
-    Ends that follow each other, such as a full stop and the end token of the answer, belong to the same sentence.
-    """
-    ended = torch.isin(positions.labels, ends.to(positions.labels.device))
-    begins = (positions.turns.diff() != 0) | (ended[:-1] & ~ended[1:])
-    return F.pad(begins.cumsum(0), (1, 0))

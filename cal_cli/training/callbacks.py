@@ -15,7 +15,7 @@ from rich.progress import Progress
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cal_cli.data.sample import Bad
-from cal_cli.objective import WeightedLoss
+from cal_cli.objective import RuleLoss
 from cal_cli.runtime.console import Notify, make_progress
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import remove_folder, write_whole
@@ -28,7 +28,7 @@ class MetricsWriter(TrainerCallback):
     The estimates of the objective are among its values. Scores of the model in training have a line of their own.
     """
 
-    def __init__(self, path: Path, objective: WeightedLoss) -> None:
+    def __init__(self, path: Path, objective: RuleLoss) -> None:
         self.path, self.objective = path, objective
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:

@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from cal_cli.data.collator import Collator, PlacedSamples, collate_good
 from cal_cli.data.sample import Conversations
 from cal_cli.models.load import get_device
-from cal_cli.objective import RuleLoss, WeightedLoss, find_sentence_ends
+from cal_cli.objective import RuleLoss
 from cal_cli.objective.loss import score_before_training
 from cal_cli.objective.rules import TokenScores, WeightRule
 from cal_cli.runtime.console import track_items
@@ -38,7 +38,7 @@ CACHE = Path("runs/scores_without_image")
 SCORES = pa.list_(pa.float32())
 
 
-def load_objective_reference(objective: WeightedLoss, model: Any, processor: Any) -> WeightedLoss:
+def load_objective_reference(objective: RuleLoss, model: Any, processor: Any) -> RuleLoss:
     """Load the frozen model that an objective's `reference` names, if it needs one.
 
     A folder is loaded as a language model, or as a vision-language model that is given no image; None means a copy of
@@ -46,15 +46,10 @@ def load_objective_reference(objective: WeightedLoss, model: Any, processor: Any
 
     Raises InputError if there is no model, or one with another tokenizer.
     """
-    if not isinstance(objective, RuleLoss):
-        return objective
-    rule, contrast, reference = objective.rule, objective.contrast, objective.reference
-    if getattr(rule, "unit", None) == "sentence":
-        objective.sentence_ends = find_sentence_ends(processor.tokenizer)
-    by_default = contrast == "cached" and rule.contrast == "reference" and objective.sigma is None
-    if contrast == "reference" or reference is not None or by_default:
-        frozen = copy.deepcopy(model) if reference is None else load_reference(reference, processor)
-        objective.reference = frozen.to(get_device()).requires_grad_(False).eval()
+    contrast = objective.reference_contrast
+    if contrast is not None:
+        frozen = copy.deepcopy(model) if contrast.model is None else load_reference(contrast.model, processor)
+        contrast.model = frozen.to(get_device()).requires_grad_(False).eval()
     return objective
 
 
@@ -75,7 +70,7 @@ def load_reference(path: str, processor: Any) -> Any:
 
 
 def prepare_scores(
-    objective: WeightedLoss, model: Any, collate: Collator, data: Conversations, batch_size: int, console: Console
+    objective: RuleLoss, model: Any, collate: Collator, data: Conversations, batch_size: int, console: Console
 ) -> Conversations:
     """Return the samples with the numbers of each token that an objective reads from its data.
 
@@ -86,7 +81,7 @@ def prepare_scores(
 
     Raises InputError if the objective reads `loss_weights` and no sample has any.
     """
-    reads_weights = isinstance(objective, RuleLoss) and "given" in objective.rule.reads
+    reads_weights = "given" in objective.rule.reads
     if reads_weights != data.has_loss_weights():
         if reads_weights:
             raise InputError(
@@ -96,7 +91,7 @@ def prepare_scores(
         console.print("the data have loss_weights, which this objective does not read: objective=column does")
     if reads_weights:
         return data.replace(weighted=True)
-    if not isinstance(objective, RuleLoss) or objective.condition_before_training is None:
+    if objective.before_training is None:
         return data
     path = CACHE / f"{_compute_fingerprint(objective, model, collate, data)}.parquet"
     if path.is_file():
@@ -149,10 +144,11 @@ def _compute_fingerprint(objective: RuleLoss, model: Any, collate: Collator, dat
         for name, tensor in source.state_dict().items() if source is not None else ():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    assert objective.before_training is not None
     settings = [
-        objective.condition_before_training,
+        objective.before_training.name,
         objective.score,
-        objective.sigma,
+        getattr(objective.before_training, "sigma", None),
         collate.max_length,
         collate.processor.chat_template,
     ]

@@ -9,7 +9,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel, Trainer
 
-from cal_cli.objective import ContrastiveAlignmentLoss, LossOutput, NonFiniteLoss, WeightedLoss, accept_objective
+from cal_cli.objective import ContrastiveAlignmentLoss, LossOutput, NonFiniteLoss, RuleLoss, accept_objective
 
 if TYPE_CHECKING:
     Base = Trainer  # the trainer that the mixin precedes
@@ -37,9 +37,9 @@ class CALMixin(Base):
         NonFiniteLoss: from `train()`, before the step changes any weight.
     """
 
-    objective: WeightedLoss
+    objective: RuleLoss
 
-    def __init__(self, *args: Any, objective: WeightedLoss | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, objective: RuleLoss | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.objective = objective or ContrastiveAlignmentLoss()
         # the Trainer must divide the loss by the number of accumulated batches
@@ -47,7 +47,7 @@ class CALMixin(Base):
         self._sums: dict[str, Tensor] = {}
         self._step_loss: Tensor | float = 0.0  # of the micro-batches of this optimizer step, each times its denominator
         self._step_denominator: Tensor | float = 0.0
-        self._step_measured: Tensor | float = 0.0  # see `WeightedLoss.learn`
+        self._step_measured: Tensor | float = 0.0  # see `RuleLoss.learn`
         accept_objective(self.model)
         reference = getattr(self.objective, "reference", None)
         if reference is not None:

@@ -6,6 +6,7 @@ weights and normalises them. A rule of your own is a dataclass like these, see `
 
 from cal_cli.objective.rules.base import (
     ClampedDifference,
+    EqualWeights,
     GivenWeights,
     ProbabilityPower,
     ProbabilityRatio,
@@ -20,6 +21,7 @@ from cal_cli.objective.rules.sample_losses import LossMixture, LossTruncation
 
 __all__ = [
     "ClampedDifference",
+    "EqualWeights",
     "GivenWeights",
     "LossMixture",
     "LossTruncation",

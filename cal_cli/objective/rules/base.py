@@ -22,8 +22,6 @@ class TokenScores:
         with_image: float32, the label's logit or log-probability given the image and the text before it.
         without_image: float32, the same score given the text alone, or whatever the image is compared with.
         sample_index: int64, the sample that each token belongs to.
-        turn_index: int64, the answer that it belongs to.
-        sentence_index: int64, the sentence that it belongs to; None if the loss does not know where sentences end.
         entropy: float32, the entropy of the prediction with the image, in nats.
         given: float32, the weights that come with the data.
     """
@@ -31,8 +29,6 @@ class TokenScores:
     with_image: Tensor = None  # type: ignore[assignment]
     without_image: Tensor = None  # type: ignore[assignment]
     sample_index: Tensor = None  # type: ignore[assignment]
-    turn_index: Tensor | None = None
-    sentence_index: Tensor | None = None
     entropy: Tensor = None  # type: ignore[assignment]
     given: Tensor = None  # type: ignore[assignment]
 
@@ -56,7 +52,7 @@ class WeightRule:
         reads: the fields of `TokenScores` that it needs, of `with_image`, `without_image`, `entropy` and `given`. A
             rule that reads `without_image` is given only the tokens of samples with an image, and the others have
             weight 1.
-        contrast: what the image is compared with unless the loss says otherwise, see `conditions.py`.
+        contrast: what the image is compared with unless the loss says otherwise, see `contrasts.py`.
         mixes_samples: whether a token's weight depends on other samples of the batch.
         once: whether the weights are computed once, for all samples together, with the model before training.
     """
@@ -272,6 +268,16 @@ def check_share(share: float) -> None:
 
 
 @dataclass(frozen=True)
+class EqualWeights(WeightRule):
+    """w = 1: plain cross-entropy."""
+
+    reads: ClassVar[tuple[str, ...]] = ()
+
+    def __call__(self, scores: TokenScores) -> Tensor:
+        return torch.ones_like(scores.sample_index, dtype=torch.float32)
+
+
+@dataclass(frozen=True)
 class ProbabilityPower(WeightRule):
     """w = p(t)^q: a token that the model finds improbable counts little, whether it is noise or merely hard.
 
@@ -286,7 +292,6 @@ class ProbabilityPower(WeightRule):
         ValueError: a negative power.
 
     Example:
-        >>> import torch
         >>> ProbabilityPower(q=1.0)(TokenScores(torch.tensor([0.5, 0.01]).log()))
         tensor([0.5000, 0.0100])
     """
@@ -307,7 +312,6 @@ class GivenWeights(WeightRule):
     """w = the data's own `loss_weights`: a number for each answer or each of its tokens, 1 where a sample has none.
 
     Example:
-        >>> import torch
         >>> GivenWeights()(TokenScores(given=torch.tensor([0.5, 2.0])))
         tensor([0.5000, 2.0000])
     """

@@ -12,7 +12,6 @@ from cal_cli.objective.rules.base import TokenScores, WeightRule
 
 TRUST = 0.2  # least share of texts that are more probable with their picture, if the model uses pictures
 LEAST = 1e-3  # of a share that is estimated, so that it can grow again
-UNITS = ("sample", "turn", "sentence")
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class MismatchPosterior(WeightRule):
         w_t = sigmoid(log(p_t / q_t) + log((1 - r) / r))
         W = sigmoid(sum_t log[(1 - r) p_t / q_t + r] / temperature + log((1 - rho) / rho)), the same for a whole text.
 
-    The text is all that the assistant says of a sample, or each of its turns or sentences by itself (`unit`).
+    The text is all that the assistant says of a sample.
 
     While training, both shares are estimated by expectation maximisation: after each optimizer step they move towards
     the step's mean of 1 - W, and of 1 - w_t over tokens weighted by W. A model that does not use its images yet would
@@ -40,14 +39,13 @@ class MismatchPosterior(WeightRule):
     Args:
         rho: share of the texts, in [0, 1), or its first estimate; 0 switches the upper level off.
         r: share of the words, in [0, 1), or its first estimate; 0 switches the lower level off.
-        unit: what has its own W: `sample`, `turn` or `sentence`.
         temperature: divides the sum over a text, whose terms are correlated; 1 is the likelihood itself.
         estimated: whether `rho` and `r` are estimated while training.
         momentum: how much of an estimate remains after a step, in [0, 1).
         supported: running share of the texts that are more probable with the picture, in [0, 1].
 
     Raises:
-        ValueError: a value outside its range; when called with `unit="sentence"`, a loss without `sentence_ends`.
+        ValueError: a value outside its range.
 
     Source: ours. Related: mixtures fitted to losses (arXiv 2002.07394), visual information gain (arXiv 2602.17186).
 
@@ -60,7 +58,6 @@ class MismatchPosterior(WeightRule):
 
     rho: float = 0.1
     r: float = 0.05
-    unit: str = "sample"
     temperature: float = 1.0
     estimated: bool = True
     momentum: float = 0.9
@@ -72,8 +69,6 @@ class MismatchPosterior(WeightRule):
                 raise ValueError(f"{name}={getattr(self, name)}: the share must be at least 0 and below 1")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature={self.temperature}: must be above 0")
-        if self.unit not in UNITS:
-            raise ValueError(f"unit={self.unit}: allowed are {', '.join(UNITS[:-1])} and {UNITS[-1]}")
 
     @property
     def state(self) -> dict[str, Any]:
@@ -119,13 +114,7 @@ class MismatchPosterior(WeightRule):
             keep, other = math.log(1 - self.r), math.log(self.r)
             tokens = torch.sigmoid(delta + keep - other)
             evidence = F.softplus(delta + keep - other) + other  # log((1 - r) exp(delta) + r)
-        index = getattr(scores, f"{self.unit}_index")
-        if index is None:
-            raise ValueError(
-                f"unit={self.unit}: the loss does not know where sentences end; give RuleLoss(..., "
-                "sentence_ends=find_sentence_ends(tokenizer))"
-            )
-        indices, member = index.unique(return_inverse=True)
+        indices, member = scores.sample_index.unique(return_inverse=True)
         if not self.rho > 0:
             return tokens, delta.new_ones(len(indices)), member
         total = delta.new_zeros(len(indices)).index_add(0, member, evidence) / self.temperature
