@@ -17,7 +17,7 @@ from cal_cli.bench import steps
 from cal_cli.bench.shapes import Checkpoint, Shape
 from cal_cli.commands.hydra_app import get_job
 from cal_cli.objective import CrossEntropyLoss, RuleLoss
-from cal_cli.runtime.config import build, check_types
+from cal_cli.runtime.config import build, check_types, limited
 from cal_cli.runtime.console import make_console, make_table, track_items
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_whole
@@ -27,15 +27,15 @@ from cal_cli.statistics.seeds import format_interval
 from cal_cli.training.reference import load_objective_reference
 
 
-@dataclass
+@dataclass(kw_only=True)
 class BenchConfig:
-    """The types of `conf/bench.yaml`, which documents each key."""
+    """The types and ranges of `conf/bench.yaml`, which documents each key."""
 
     shape: Any
     ways: list[str]
-    repeats: int
-    depth: int | None
-    width: int | None
+    repeats: int = limited(1)
+    depth: int | None = limited(1)
+    width: int | None = limited(1)
     checkpointing: bool | None
     memory: bool
 
@@ -43,10 +43,6 @@ class BenchConfig:
 def bench(config: DictConfig) -> None:
     """Measure, write `bench.json` to the job's folder, and print a table."""
     settings = check_types(config, BenchConfig)
-    for key in ("repeats", "depth", "width"):
-        value = getattr(settings, key)
-        if value is not None and value < 1:
-            raise InputError(f"{key}={value}: must be at least 1")
     objectives = GlobalHydra.instance().config_loader().get_group_options("objective")
     allowed = [*steps.WAYS, *(name for name in objectives if name not in steps.WAYS)]
     unknown = sorted(set(settings.ways) - set(allowed))

@@ -40,7 +40,7 @@ from cal_cli.inspection.audit import (
 from cal_cli.inspection.detection import describe_detector, draw_detectors
 from cal_cli.inspection.pages import find_audited_samples, render_audit
 from cal_cli.models.load import load_checkpoint
-from cal_cli.runtime.config import check_types
+from cal_cli.runtime.config import check_types, limited
 from cal_cli.runtime.console import make_console, make_table, show_progress
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_whole
@@ -52,25 +52,23 @@ from cal_cli.statistics.seeds import format_interval
 from cal_cli.toy.model import BASE
 from cal_cli.training.record import identify_data
 
-CLEANINGS = ("drop", "weigh")
 
-
-@dataclass
+@dataclass(kw_only=True)
 class DataAuditConfig:
-    """The types of `conf/data_audit.yaml`, which documents each key."""
+    """The types and ranges of `conf/data_audit.yaml`, which documents each key."""
 
     seed: int
     checkpoint: str | None
     data: Any
     noise: NoiseConfig
     manifest: str | None
-    rank: str
-    clean: str
-    drop: float | None
-    page_samples: int
+    rank: str = limited(choices=RANKS)
+    clean: str = limited(choices=("drop", "weigh"))
+    drop: float | None = limited(0, below=1)
+    page_samples: int = limited(0)
     max_length: int | None
-    batch_size: int
-    workers: int
+    batch_size: int = limited(1)
+    workers: int = limited(0)
     dtype: str | None
     launch: LaunchConfig
     force: bool
@@ -118,16 +116,7 @@ def data_audit(config: DictConfig) -> None:
 
 
 def check_settings(settings: DataAuditConfig) -> None:
-    """Raise InputError if a setting is out of range."""
-    for name, least in (("batch_size", 1), ("workers", 0), ("page_samples", 0)):
-        if getattr(settings, name) < least:
-            raise InputError(f"{name}={getattr(settings, name)}: must be at least {least}")
-    if settings.rank not in RANKS:
-        raise InputError(f"rank={settings.rank}: allowed are {' and '.join(RANKS)}")
-    if settings.clean not in CLEANINGS:
-        raise InputError(f"clean={settings.clean}: allowed are {' and '.join(CLEANINGS)}")
-    if settings.drop is not None and not 0 <= settings.drop < 1:
-        raise InputError(f"drop={settings.drop}: allowed is a share from 0 to below 1, or null")
+    """Raise InputError if settings exclude each other."""
     if settings.clean == "weigh" and (settings.drop is not None or settings.max_length is not None):
         raise InputError("clean=weigh weighs all tokens of all samples: leave drop and max_length out")
     if settings.launch.shard is not None:

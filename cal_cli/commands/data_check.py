@@ -21,7 +21,7 @@ from cal_cli.data.llava_json import read_entries, write_llava_json
 from cal_cli.data.sample import rename_images
 from cal_cli.data.tables import Rows
 from cal_cli.data.validate import get_id, normalize
-from cal_cli.runtime.config import build, check_types
+from cal_cli.runtime.config import build, check_types, limited
 from cal_cli.runtime.console import make_console, make_table, render_markdown, track_items
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_whole
@@ -30,16 +30,16 @@ from cal_cli.runtime.provenance import get_versions
 SHOWN = 20  # bad samples on the terminal and in report.md; bad_samples.jsonl has all
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DataCheckConfig:
-    """The types of `conf/data_check.yaml`, which documents each key."""
+    """The types and ranges of `conf/data_check.yaml`, which documents each key."""
 
     model: Any
     data: Any
     max_length: int | None
-    max_pixels: int
-    boxes: str | None
-    workers: int | None
+    max_pixels: int = limited(1)
+    boxes: str | None = limited(choices=("image",))
+    workers: int | None = limited(0)
 
 
 def data_check(config: DictConfig) -> None:
@@ -49,12 +49,6 @@ def data_check(config: DictConfig) -> None:
     sources); for `data=table`, `rows.json` has the numbers of the good rows.
     """
     settings = check_types(config, DataCheckConfig)
-    if settings.max_pixels < 1 or (settings.workers is not None and settings.workers < 0):
-        raise InputError(
-            f"max_pixels={settings.max_pixels}, workers={settings.workers}: must be at least 1, and at least 0"
-        )
-    if settings.boxes not in (None, "image"):
-        raise InputError(f"boxes={settings.boxes}: allowed are null and image")
     job, console = get_job(), make_console()
     node: Any = OmegaConf.to_container(config.data)
     sources = find_sources(node)

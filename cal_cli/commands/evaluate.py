@@ -17,7 +17,7 @@ from cal_cli.commands.hydra_app import get_job
 from cal_cli.evaluation.benchmark import Benchmark
 from cal_cli.evaluation.evaluator import Evaluator
 from cal_cli.evaluation.results import load_results, read_predictions, score_answers
-from cal_cli.runtime.config import build, check_types
+from cal_cli.runtime.config import build, check_types, limited
 from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.processes import LaunchConfig, count_processes, get_process_state, is_worker, run_workers
@@ -26,14 +26,14 @@ from cal_cli.runtime.runs import find_checkpoints, get_result_folder, get_run_na
 from cal_cli.toy.model import BASE
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EvalConfig:
-    """The types of `conf/eval.yaml`, which documents each key."""
+    """The types and ranges of `conf/eval.yaml`, which documents each key."""
 
     benchmark: Any
     checkpoint: str | None
-    batch_size: int
-    limit: int | None
+    batch_size: int = limited(1)
+    limit: int | None = limited(1)
     dtype: str | None
     predictions: str | None
     launch: LaunchConfig
@@ -43,10 +43,6 @@ class EvalConfig:
 def evaluate(config: DictConfig) -> None:
     """Evaluate every checkpoint that `checkpoint=` names on every benchmark that `benchmark=` names; print tables."""
     settings = check_types(config, EvalConfig)
-    for name in ("batch_size", "limit"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise InputError(f"{name}={value}: must be at least 1")
     if settings.launch.shard is not None:
         raise InputError("launch: cal eval distributes questions and does not shard models: give launch=single or ddp")
     processes = count_processes(settings.launch)

@@ -5,10 +5,9 @@ import logging
 import os
 import re
 import shlex
-import string
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,7 +158,7 @@ def silence(transformers: Any) -> None:
 
 
 def print_help(config_name: str, words: list[str]) -> None:
-    """Print a command's help, with the choices of its config groups, those of `--config-dir` included."""
+    """Print a command's help: what it does, the choices of its groups, those of `--config-dir` included, its keys."""
     added = [words[i + 1] for i, word in enumerate(words[:-1]) if word in ("--config-dir", "-cd")]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         settings = compose(config_name, return_hydra_config=True).hydra
@@ -168,7 +167,31 @@ def print_help(config_name: str, words: list[str]) -> None:
     for group in sorted(group for group in groups if "/" not in group):
         options = {path.stem for folder in (str(CONF), *added) for path in Path(folder, group).glob("*.yaml")}
         lines.append(f"  {group}: {', '.join(sorted(options))}")
-    typer.echo(string.Template(settings.help.template).substitute(GROUPS="\n".join(lines) or "  none"))
+    # the template has a line `$KEYS`, or `$KEYS: ` and the keys to describe
+    before, keys, after = re.split(r"\$KEYS(.*)\n", settings.help.template)
+    described = describe_keys(config_name, keys.removeprefix(":").split(), settings.runtime.choices)
+    described += [] if after.startswith("  ") else [""]  # else the template has more of them
+    page = [before, "Choices (group=choice):", *(lines or ["  none"]), "", "Keys (key=value):", *described, after]
+    typer.echo("\n".join(page))
+
+
+def describe_keys(config_name: str, wanted: Sequence[str], choices: Mapping[str, str]) -> list[str]:
+    """Describe keys of a config by the comments in its YAML: `wanted` ones, or all that have a comment."""
+    found: dict[str, str] = {}
+    files = {config_name: ""} | {
+        f"{key.partition('.')[0]}": f"{key.partition('.')[0]}." for key in wanted if "." in key
+    }
+    for name, prefix in files.items():
+        path = CONF / (f"{name}/{choices[name]}.yaml" if name in choices else f"{name}.yaml")
+        parent = ""
+        for line in path.read_text().partition("\nhydra:")[0].splitlines() if path.is_file() else ():
+            if part := re.match(r"( *)(- )?(\w+): *(.*?)(?: +# (.*))?$", line):
+                indent, _, key, value, comment = part.groups()
+                parent = parent if indent else f"{key}." if not value else ""
+                key = f"{prefix}{parent if indent and not part[2] else ''}{key}".removesuffix("_name")
+                if (comment and not part[2]) or key in wanted:
+                    found[key] = f"  {key + '=' + re.sub(r', +', ',', value).replace('???', '...'):<26} {comment or ''}"
+    return [found[key] for key in wanted or found if key in found]
 
 
 def fail(message: str) -> None:

@@ -34,7 +34,7 @@ from cal_cli.inspection.pages import (
 from cal_cli.inspection.patch_words import find_patch_words, measure_regions
 from cal_cli.inspection.tokens import number_words, spell_tokens
 from cal_cli.models.load import load_checkpoint
-from cal_cli.runtime.config import build, check_types, list_names
+from cal_cli.runtime.config import build, check_types, limited, list_names
 from cal_cli.runtime.console import make_console, make_table, show_progress
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import FORMATS, write_whole
@@ -44,22 +44,21 @@ from cal_cli.statistics.seeds import format_interval
 from cal_cli.toy.model import BASE
 
 SHIPPED = {"tiny": BASE}
-SINKS = ("keep", "remove")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class InspectConfig:
-    """The types of `conf/inspect.yaml`, which documents each key."""
+    """The types and ranges of `conf/inspect.yaml`, which documents each key."""
 
     view: str
     seed: int
     checkpoint: Any
     data: Any
-    samples: int | None
-    sinks: str
-    words: int
-    layers: int
-    format: str | None
+    samples: int | None = limited(1)
+    sinks: str = limited(choices=("keep", "remove"))
+    words: int = limited(1)
+    layers: int = limited(1)
+    format: str | None = limited(choices=FORMATS)
     show: list[str]
     dtype: str | None
     output: str | None
@@ -71,13 +70,6 @@ def inspect(config: DictConfig) -> None:
     settings = check_types(config, InspectConfig)
     if settings.view not in VIEWS:
         raise InputError(f"view={settings.view}: allowed are {', '.join(VIEWS)}")
-    if settings.sinks not in SINKS:
-        raise InputError(f"sinks={settings.sinks}: allowed are {' and '.join(SINKS)}")
-    for name in ("words", "layers", "samples"):
-        if (value := getattr(settings, name)) is not None and value < 1:
-            raise InputError(f"{name}={value}: must be at least 1")
-    if settings.format is not None and settings.format not in FORMATS:
-        raise InputError(f"format={settings.format}: allowed are null, {', '.join(FORMATS)}")
     if settings.view != "attention" and (settings.format is not None or settings.show):
         raise InputError(f"view={settings.view}: format and show are those of view=attention")
     if settings.show and settings.format is None:

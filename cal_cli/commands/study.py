@@ -24,19 +24,19 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from cal_cli.commands.hydra_app import get_config_dirs
-from cal_cli.runtime.config import build, check_types, name_folder
+from cal_cli.runtime.config import build, check_types, limited, name_folder
 from cal_cli.runtime.console import make_console
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.runs import find_completed_runs, is_completed, read_summary
 
 
-@dataclass
+@dataclass(kw_only=True)
 class StudyConfig:
-    """The types of `conf/study.yaml`, which documents each key."""
+    """The types and ranges of `conf/study.yaml`, which documents each key."""
 
     experiment_name: str
     words: list[str]
-    jobs: int
+    jobs: int = limited(1)
     benchmark_name: str
     plan: bool
 
@@ -87,8 +87,6 @@ class Children:
 def study(config: DictConfig) -> None:
     """Train what is missing, evaluate and report; exit with 1 if a run failed, and name its command."""
     settings = check_types(config, StudyConfig)
-    if settings.jobs < 1:
-        raise InputError(f"jobs={settings.jobs}: must be at least 1")
     console = make_console()
     name, runs = list_runs(settings)
     benchmark_words = list_benchmark_words(settings)

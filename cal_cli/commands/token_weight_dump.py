@@ -28,7 +28,7 @@ from cal_cli.inspection.tokens import Piece, RankedWord, make_token_table, rank_
 from cal_cli.models.load import load_checkpoint
 from cal_cli.objective import RuleLoss
 from cal_cli.objective.contrasts import Cached, Reference
-from cal_cli.runtime.config import build, check_types, list_names
+from cal_cli.runtime.config import build, check_types, limited, list_names
 from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import read_json, write_whole
@@ -37,18 +37,18 @@ from cal_cli.statistics.seeds import format_interval
 from cal_cli.toy.model import BASE
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TokenWeightDumpConfig:
-    """The types of `conf/token_weight_dump.yaml`, which documents each key."""
+    """The types and ranges of `conf/token_weight_dump.yaml`, which documents each key."""
 
     seed: int
     checkpoint: Any
     data: Any
-    samples: int | None
+    samples: int | None = limited(1)
     objective: Any
     noise: NoiseConfig
     manifest: str | None
-    batch_size: int
+    batch_size: int = limited(1)
     heatmap_samples: int
     output: str | None
 
@@ -59,9 +59,6 @@ def token_weight_dump(config: DictConfig) -> None:
     Several checkpoints are also compared in a page and a histogram of their own.
     """
     settings = check_types(config, TokenWeightDumpConfig)
-    for key in ("batch_size", "samples"):
-        if (value := getattr(settings, key)) is not None and value < 1:
-            raise InputError(f"{key}={value}: must be at least 1")
     names = list_names(settings.checkpoint)
     checkpoints = [find_checkpoint(name, {"tiny": BASE}) for name in names]
     if len(names) > 1 and settings.output is not None:

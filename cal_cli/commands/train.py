@@ -36,7 +36,7 @@ from cal_cli.runtime.processes import count_processes, is_worker, join, run_work
 from cal_cli.runtime.runs import LEARNT, clear, find_last_checkpoint, hold, is_completed, write_summary
 from cal_cli.training.arguments import (
     TrainConfig,
-    check_ranges,
+    check_combinations,
     count_step_samples,
     divide_step,
     make_training_arguments,
@@ -59,7 +59,7 @@ from cal_cli.training.run_trainer import RunTrainer, estimate_length
 def train(config: DictConfig) -> None:
     """Carry out one run in the job's folder; exit with 130 after Ctrl-C, and with 1 after a non-finite loss."""
     settings = check_types(config, TrainConfig)
-    check_ranges(settings)
+    check_combinations(settings)
     job, console = get_job(), make_console()
     if settings.evaluate_every is None and (chosen := job.choices["benchmark"]) != "scenes":
         raise InputError(

@@ -88,7 +88,7 @@ def find_sources(data: dict[str, Any]) -> dict[str, Source | Rows]:
     """
     if "path" in data and not isinstance(data["path"], str):
         raise InputError(f"data.path={data['path']}: must be a text, the path of a file")
-    if data["_target_"].endswith("hf_datasets.load_conversations"):
+    if data["_target_"].endswith("tables.load_conversations"):
         table = load_table(data["path"], data["name"], data["split"])
         rows = Rows(table, data["path"], data["image_folder"])
         rows.as_written = True

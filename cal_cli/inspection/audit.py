@@ -114,7 +114,7 @@ class Auditor:
             contrast.without_image,
         )
         rows: list[tuple] = []
-        for row, tokens in groupby(zip(*(c.tolist() for c in (*columns, *scores)), strict=True), key=itemgetter(0)):
+        for row, tokens in groupby(zip(*(c.tolist() for c in columns), strict=True), key=itemgetter(0)):
             ended, turn, sentence = False, -1, -1  # of the token before
             for _, position, label, *both in tokens:
                 text, special, answer = spelled[row][position], label in self.special, answers[row][position]

@@ -58,7 +58,16 @@ def _clean(items: Sequence[str]) -> str:
     return re.sub(r"[^\w.+-]+", "_", "__".join(items).replace("=", "-"))
 
 
+# keys of a run's config that say how it is carried out and reported, not what it computes: they do not name its folder
+UNNAMED = ("resume", "force", "plan", "report_to", "launch", "benchmark", "evaluate_every", "evaluate_limit")
 OmegaConf.register_new_resolver("folder_name", name_folder, replace=True)
+OmegaConf.register_new_resolver("unnamed_keys", lambda: ["name", "experiment", *UNNAMED], replace=True)
+OmegaConf.register_new_resolver("command_name", lambda config_name: config_name.replace("_", "-"), replace=True)
+
+
+def limited(least: float | None = None, below: float | None = None, choices: Sequence[Any] = ()) -> Any:
+    """Declare the range of a setting, as the default of a field for `check_types`; null is within every range."""
+    return dataclasses.field(metadata={"least": least, "below": below, "choices": choices})
 
 
 def list_names(value: Any) -> list[str | None]:
@@ -69,9 +78,27 @@ def list_names(value: Any) -> list[str | None]:
 def check_types(config: DictConfig, schema: type[T]) -> T:
     """Check a resolved config against a dataclass and return an instance of it; `Any` fields stay configs.
 
-    Raises InputError for a missing value or a wrong type.
+    Raises InputError for a missing value, a wrong type, or a value outside the range that `limited` declares.
     """
-    return schema(**_check_values(config, schema))
+    values = _check_values(config, schema)
+    for field in dataclasses.fields(schema):  # type: ignore[arg-type]
+        check_range(field.name, values[field.name], **field.metadata)
+    return schema(**values)
+
+
+def check_range(
+    name: str, value: Any, least: float | None = None, below: float | None = None, choices: Sequence[Any] = ()
+) -> None:
+    """Raise InputError if a value is outside its range; null is within every range."""
+    if value is None:
+        return
+    if choices and value not in choices:
+        *others, last = choices
+        raise InputError(f"{name}={value}: allowed are {', '.join(map(str, others))} and {last}")
+    if least is not None and below is not None and not least <= value < below:
+        raise InputError(f"{name}={value}: allowed is a share from {least} to below {below}")
+    if least is not None and value < least:
+        raise InputError(f"{name}={value}: must be at least {least}")
 
 
 def build(config: DictConfig, key: str, **more: Any) -> Any:

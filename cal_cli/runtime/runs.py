@@ -13,7 +13,7 @@ import yaml
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from cal_cli.runtime.config import update_target
+from cal_cli.runtime.config import UNNAMED, update_target
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import read_json, remove_folder, write_whole
 
@@ -21,21 +21,8 @@ TRAIN_RUNS = Path("runs/train")
 LEARNT = "objective.json"  # in a run and in its checkpoints: what the objective has learnt from the data
 # options of earlier versions, with the only value that is left
 RETIRED = (("objective.rule.unit", "sample"), ("rule.unit", "sample"))
-# keys of a run's config that say how it is carried out and reported, not what it computes
-OPERATIONAL = (
-    "resume",
-    "force",
-    "workers",
-    "keep_checkpoints",
-    "save_steps",
-    "logging_steps",
-    "launch",
-    "report_to",
-    "plan",
-    "benchmark",
-    "evaluate_every",
-    "evaluate_limit",
-)
+# keys in which the config of a run may differ when it is continued; these four are in its folder's name
+OPERATIONAL = (*UNNAMED, "workers", "keep_checkpoints", "save_steps", "logging_steps")
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -12,13 +12,14 @@ from transformers.integrations import get_reporting_integration_callbacks
 from cal_cli.data.noise import NoiseConfig
 from cal_cli.data.sample import Conversations
 from cal_cli.models.parts import AdapterConfig
+from cal_cli.runtime.config import limited
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.processes import LaunchConfig, get_process_state
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TrainConfig:
-    """The types of `conf/train.yaml`, which documents each key."""
+    """The types and ranges of `conf/train.yaml`, which documents each key."""
 
     name: str
     seed: int
@@ -29,12 +30,12 @@ class TrainConfig:
     noise: NoiseConfig  # a typed config node
     epochs: float
     max_steps: int
-    batch_size: int
-    global_batch_size: int | None
-    learning_rate: float
-    weight_decay: float
-    warmup_ratio: float
-    max_grad_norm: float
+    batch_size: int = limited(1)
+    global_batch_size: int | None = limited(1)
+    learning_rate: float = limited(0)
+    weight_decay: float = limited(0)
+    warmup_ratio: float = limited(0, below=1)
+    max_grad_norm: float = limited(0)
     parts: dict[str, float]
     launch: LaunchConfig
     peft: AdapterConfig | None
@@ -43,36 +44,20 @@ class TrainConfig:
     report_to: Any  # a name or a list of names
     max_length: int | None
     bf16: bool | None
-    workers: int
-    logging_steps: int
-    save_steps: int
-    keep_checkpoints: int
+    workers: int = limited(0)
+    logging_steps: int = limited(1)
+    save_steps: int = limited(1)
+    keep_checkpoints: int = limited(1)
     benchmark: Any
-    evaluate_every: int | None
-    evaluate_limit: int
+    evaluate_every: int | None = limited(1)
+    evaluate_limit: int = limited(1)
     plan: bool
     resume: bool
     force: bool
 
 
-def check_ranges(settings: TrainConfig) -> None:
-    """Raise InputError if a value is outside its range."""
-    for key in (
-        "batch_size",
-        "global_batch_size",
-        "logging_steps",
-        "save_steps",
-        "keep_checkpoints",
-        "evaluate_every",
-        "evaluate_limit",
-    ):
-        if getattr(settings, key) is not None and getattr(settings, key) < 1:
-            raise InputError(f"{key}={getattr(settings, key)}: must be at least 1")
-    for key in ("learning_rate", "weight_decay", "max_grad_norm", "workers"):
-        if getattr(settings, key) < 0:
-            raise InputError(f"{key}={getattr(settings, key)}: must be at least 0")
-    if not 0 <= settings.warmup_ratio < 1:
-        raise InputError(f"warmup_ratio={settings.warmup_ratio}: allowed is a share of the steps from 0 to below 1")
+def check_combinations(settings: TrainConfig) -> None:
+    """Raise InputError if settings exclude each other."""
     if settings.peft is not None and settings.launch.shard is not None:
         raise InputError("peft cannot be sharded, because its adapters are merged at the end: give launch=ddp")
     if settings.evaluate_every is not None and settings.launch.shard is not None:

@@ -259,3 +259,26 @@ def test_templates_in_which_answers_cannot_be_found(processor, template, said):
     other.chat_template = template
     with pytest.raises(InputError, match=said):
         Collator(other)([sample("a", "b", "c", "d")])
+
+
+@pytest.mark.parametrize("max_length", [None, 30])
+def test_the_text_of_the_tokens_is_that_of_the_template(processor, max_length):
+    """Joined, the tokens spell the conversation, each answer in its own; images, padding and a cut have no text."""
+    samples = [
+        sample("what? <image>", "a red 🎈 ring.", "and?", "no", images=[Image.new("RGB", (48, 48))]),
+        sample("say", "yes"),
+    ]
+    batch = Collator(processor, max_length, keep_text=True)(samples)
+    for row, one in enumerate(samples):
+        text, offsets = batch["text"][row], batch["offsets"][row].tolist()
+        pieces = [text[begin:end] for begin, end in offsets]
+        cut = "".join(pieces)
+        assert text.startswith(cut) and (max_length is not None or cut == text)
+        image = batch["input_ids"][row] == processor.image_token_id
+        assert not any(pieces[column].strip("<image>") for column in image.nonzero()[:, 0].tolist())
+        answers = [turn["value"] for turn in one["conversations"] if turn["from"] == "gpt"]
+        for number, answer in enumerate(answers):
+            spelled = "".join(pieces[c] for c in (batch["answer"][row] == number).nonzero()[:, 0].tolist())
+            assert f" {answer}</s>".startswith(spelled) and (max_length is not None or spelled == f" {answer}</s>")
+        supervised = batch["labels"][row] != -100
+        assert torch.equal(supervised, (batch["answer"][row] >= 0) & (batch["attention_mask"][row] == 1))

@@ -15,6 +15,7 @@ from cal_cli.inspection.patch_words import (
     measure_regions,
     spell_word,
 )
+from cal_cli.objective.passes import find_positions
 from cal_cli.toy.world import make_scenes
 from tests.inspection.test_attention import single
 from tests.objective.families import IMAGE, gemma3, llava, llava_next, make, qwen3_vl
@@ -91,8 +92,9 @@ def test_a_region_s_tokens_spell_its_word(random_model, captions):
     model, processor = random_model
     for place in range(len(captions)):
         entry = captions.entries[place]
-        batch = Collator(processor)([captions[place]])
-        found = find_region_tokens(model, processor.tokenizer, batch, entry)
+        batch = Collator(processor, keep_text=True)([captions[place]])
+        columns = find_positions(model, batch).columns + 1
+        found = find_region_tokens(batch, entry, columns.tolist())
         assert len(found) == len(entry["regions"]) > 0
         labels = batch["labels"][0][batch["labels"][0] != -100]
         for (box, tokens), (turn, begin, end, *expected) in zip(found, entry["regions"], strict=True):
@@ -113,10 +115,10 @@ def test_measures_are_those_of_the_object_s_patch(random_model, captions):
     model, processor = random_model
     model.eval()
     measured = measure_regions(model, processor, captions, 0, remove_sinks=False)
-    batch = Collator(processor)([captions[0]])
+    batch = Collator(processor, keep_text=True)([captions[0]])
     attention = record_attention(model, batch)
     image = (batch["input_ids"][0] == model.config.image_token_id).nonzero()[:, 0]
-    found = find_region_tokens(model, processor.tokenizer, batch, captions.entries[0])
+    found = find_region_tokens(batch, captions.entries[0], attention.position.tolist())
     for numbers, ((left, upper, _, _), tokens) in zip(measured, found, strict=True):
         patch = 4 * (upper // 16) + left // 16
         summed = attention.weights[:, tokens][:, :, image].sum(dim=0)

@@ -1,5 +1,6 @@
 """The token table, the page and the histogram, read back."""
 
+import itertools
 import json
 import math
 import re
@@ -7,6 +8,7 @@ import re
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,7 +23,7 @@ from cal_cli.inspection.tokens import (
     Token,
     Word,
     find_touched,
-    find_truth,
+    find_truths,
     join_words,
     make_token_table,
     rank_words,
@@ -175,7 +177,15 @@ def make_entry(marks):
     return {"id": "1", "image": "a.png", "conversations": turns, "correlated": marks}
 
 
-PIECES = [["a", " red", " ring", "</s>"]]
+def make_text(answer, pieces):
+    """A batch of one sample whose answer is rendered after a prompt, in pieces."""
+    text = f"ASK {answer}"
+    ends = [4, *(4 + len("".join(pieces[: number + 1])) for number in range(len(pieces)))]
+    offsets = torch.tensor([[[0, 4], *itertools.pairwise(ends)]])
+    return {"text": [text], "offsets": offsets, "answer": torch.tensor([[-1] + [0] * len(pieces)])}
+
+
+RENDERED = make_text("a red ring</s>", ["a", " red", " ring", "</s>"])
 
 
 @pytest.mark.parametrize(
@@ -196,17 +206,19 @@ PIECES = [["a", " red", " ring", "</s>"]]
     ],
 )
 def test_kinds_of_an_answer(change, kinds, noise):
-    (found,) = find_truth(make_entry([[1, 2, 5], [1, 6, 10]]), change, True, PIECES)
-    assert [truth.kind for truth in found] == kinds
-    assert [truth.is_noise for truth in found] == noise
-    (unknown,) = find_truth(make_entry(None), None, False, PIECES)
-    assert [tuple(truth) for truth in unknown] == [(None, None)] * 4
+    found = find_truths(make_entry([[1, 2, 5], [1, 6, 10]]), change or False, RENDERED, 0)
+    assert list(found) == [1, 2, 3, 4]
+    assert [truth.kind for truth in found.values()] == kinds
+    assert [truth.is_noise for truth in found.values()] == noise
+    unknown = find_truths(make_entry(None), None, RENDERED, 0)
+    assert [tuple(truth) for truth in unknown.values()] == [(None, None)] * 4
 
 
 def test_tokens_that_do_not_spell_the_answer_are_unknown():
-    assert find_touched(["a", "?"], "a red ring", [[2, 5]]) is None
-    (found,) = find_truth(make_entry([[1, 2, 5]]), {"turn": 1, "spans": [[2, 5]]}, True, [["a", "?"]])
-    assert [tuple(truth) for truth in found] == [(None, None)] * 2
+    changed = make_text("a?", ["a", "?"])
+    assert find_touched(changed, 0, 0, "a red ring", [[2, 5]]) is None
+    found = find_truths(make_entry([[1, 2, 5]]), {"turn": 1, "spans": [[2, 5]]}, changed, 0)
+    assert [tuple(truth) for truth in found.values()] == [(None, None)] * 2
 
 
 @pytest.mark.parametrize("kind", ["swap", "attribute", "sentence"])

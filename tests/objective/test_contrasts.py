@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter1d
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cal_cli.objective import ContrastiveAlignmentLoss, PriorLoss, contrast_logits, scores_without_image
-from cal_cli.objective.contrasts import blur, cover_patches
+from cal_cli.objective.contrasts import Cached, blur, cover_patches
 from tests.objective.families import gemma3, llava, make, qwen2_vl
 
 
@@ -140,7 +140,7 @@ def test_cached_scores_give_the_same_loss_and_no_second_pass(objective):
     calls = []
     for module in (model.get_decoder(), *([objective.reference.model] if objective.reference else [])):
         module.register_forward_hook(lambda *_: calls.append(1))
-    objective.contrast = "cached"
+    objective.contrast = Cached(objective.contrast)
     output = objective(model, batch)
     assert len(calls) == 1
     torch.testing.assert_close(output.loss, expected.loss, atol=1e-6, rtol=1e-6)

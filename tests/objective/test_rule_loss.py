@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from trl import SFTConfig, SFTTrainer
 
-from cal_cli.objective import RuleLoss, find_sentence_ends, head
-from cal_cli.objective.passes import run_with_image
+from cal_cli.objective import RuleLoss, head
 from cal_cli.objective.rules import (
     ClampedDifference,
     GivenWeights,
@@ -32,39 +31,20 @@ from tests.objective.test_loss import hard_batch, make_batch, turns  # noqa: F40
 EPSILON = 1e-6
 
 
-def naive_index(batch, ends):
-    """The sample, answer and sentence of each supervised token, counted in Python."""
-    index = {"sample_index": [], "turn_index": [], "sentence_index": []}
-    turn = sentence = 0
-    for row, labels in enumerate(batch["labels"].tolist()):
-        for column, label in enumerate(labels):
-            if column == 0 or label == -100:
-                continue
-            if labels[column - 1] == -100 or column == 1:
-                turn, sentence = turn + 1, sentence + 1
-            elif labels[column - 1] in ends and label not in ends:
-                sentence += 1
-            for name, value in zip(index, (row, turn, sentence), strict=True):
-                index[name].append(value)
-    return index
-
-
-def naive_rule_loss(model, batch, rule, window, normalization, ends):
+def naive_rule_loss(model, batch, rule, window, normalization):
     """Loss and pooled weights, with Python loops over samples and tokens."""
     labels = batch["labels"]
     supervised = labels[:, 1:] != -100
     logits = naive_logits(model, {key: value for key, value in batch.items() if key != "loss_weights"})
     target = labels[:, 1:].clamp_min(0)[..., None]
     p, q = (one[:, :-1].softmax(-1).gather(2, target)[..., 0][supervised].detach() for one in logits)
-    index = naive_index(batch, ends)
-    rows = index["sample_index"]
+    rows = supervised.nonzero()[:, 0].tolist()
     has_image = (batch["input_ids"] == model.config.image_token_id).any(1).tolist()
     given = batch["loss_weights"][:, 1:][supervised].tolist()
     chosen = [n for n, row in enumerate(rows) if has_image[row] or not rule.contrasts]
-    some = {name: [values[n] for n in chosen] for name, values in index.items()}
     numbers = [[values[n] for n in chosen] for values in (p.double().tolist(), q.double().tolist(), given)]
     weights = [1.0] * len(rows)
-    for place, weight in zip(chosen, naive_weights(rule, *numbers, some), strict=True):
+    for place, weight in zip(chosen, naive_weights(rule, *numbers, [rows[n] for n in chosen]), strict=True):
         weights[place] = weight
     pooled = []
     for place, row in enumerate(rows):
@@ -103,16 +83,15 @@ def weighted_batch(hard_batch):  # noqa: F811
 # logits held at a time: all; one sample at least, so that longer ones are computed twice; a single token
 @pytest.mark.parametrize("held", [None, 8, 1])
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
-def test_the_loss_and_its_gradients_are_those_of_the_formula(model, processor, weighted_batch, rule, held, monkeypatch):
+def test_the_loss_and_its_gradients_are_those_of_the_formula(model, weighted_batch, rule, held, monkeypatch):
     vocabulary = model.get_output_embeddings().out_features
     if held is not None:
         monkeypatch.setitem(head.LOGITS_HELD, "cpu", held * vocabulary)
-    ends = find_sentence_ends(processor.tokenizer)
     for window, normalization in itertools.product((1, 3), ("batch", "tokens", "sample", "length")):
-        expected, weights = naive_rule_loss(model, weighted_batch, rule, window, normalization, set(ends.tolist()))
+        expected, weights = naive_rule_loss(model, weighted_batch, rule, window, normalization)
         expected_gradients = gradients_of(model, expected)
         contrast = "no_image" if rule.contrasts else None
-        loss = RuleLoss(rule, contrast, window=window, normalization=normalization, sentence_ends=ends)
+        loss = RuleLoss(rule, contrast, window=window, normalization=normalization)
         output = loss(model, weighted_batch)
         torch.testing.assert_close(output.weights, weights, atol=1e-4, rtol=1e-3)
         torch.testing.assert_close(output.loss, expected, atol=1e-5, rtol=1e-4)
@@ -195,20 +174,6 @@ def test_a_rule_that_is_computed_once_takes_its_weights_from_the_batch(model, we
             RuleLoss(rule)(model, weighted_batch)
 
 
-def test_sentences_end_where_their_marks_are(processor, model):
-    batch = make_batch(processor, [turns("hello", "a red ring. a blue square. no", "and?", "a ring")])
-    ends = find_sentence_ends(processor.tokenizer)
-    rule = MismatchPosterior(unit="sentence", estimated=False)
-    (full_stop,) = processor.tokenizer(".", add_special_tokens=False)["input_ids"][-1:]
-    assert full_stop in ends and processor.tokenizer.eos_token_id in ends
-    index = naive_index(batch, set(ends.tolist()))
-    assert len(set(index["turn_index"])) == 2 and len(set(index["sentence_index"])) == 4
-    scores = RuleLoss(rule, sentence_ends=ends).score_tokens(run_with_image(model, batch))
-    for name in ("turn_index", "sentence_index"):
-        found = getattr(scores, name)
-        assert torch.equal(found, torch.tensor(index[name]) - 1)
-
-
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -239,7 +204,8 @@ def test_what_is_cached_follows_from_the_options():
         (RuleLoss(VisualInformationGain()), "blur"),
         (RuleLoss(GivenWeights()), None),
     ):
-        assert loss.condition_before_training == condition
+        found = loss.before_training
+        assert (None if found is None else found.name) == condition
 
 
 def test_no_second_pass_without_a_contrast(model, hard_batch, monkeypatch):  # noqa: F811

@@ -15,12 +15,11 @@ from cal_cli.objective.rules import (
 )
 
 
-def naive_weights(rule, p, q, given, index):
+def naive_weights(rule, p, q, given, rows):
     """The weights of tokens by the probability of each with and without the image.
 
-    `p`, `q` and `given` are lists of numbers; `index` has the lists `sample_index`, `turn_index`, `sentence_index`.
+    `p`, `q` and `given` are lists of numbers, `rows` the sample of each token.
     """
-    rows = index["sample_index"]
     if isinstance(rule, GivenWeights):
         return given
     if isinstance(rule, ProbabilityPower):
@@ -39,10 +38,10 @@ def naive_weights(rule, p, q, given, index):
         means = {row: mean([-math.log(p[n]) for n in range(len(p)) if rows[n] == row]) for row in rows}
         return [naive_sample_weight(rule, means[row]) for row in rows]
     assert isinstance(rule, MismatchPosterior)
-    rho, r, unit = rule.rho, rule.r, index[f"{rule.unit}_index"]
+    rho, r = rule.rho, rule.r
     found = []
     for place in range(len(p)):
-        same = [other for other in range(len(p)) if unit[other] == unit[place]]
+        same = [other for other in range(len(p)) if rows[other] == rows[place]]
         matched = math.prod(((1 - r) * p[n] / q[n] + r) ** (1 / rule.temperature) for n in same)
         text = (1 - rho) * matched / ((1 - rho) * matched + rho)
         token = (1 - r) * p[place] / ((1 - r) * p[place] + r * q[place])

@@ -13,9 +13,8 @@ from cal_cli.objective.rules import MismatchPosterior, ProbabilityRatio, TokenSc
     st.lists(st.tuples(st.floats(-4, 4), st.floats(-4, 4), st.integers(0, 2)), min_size=1, max_size=8),
     st.floats(0.01, 0.9),
     st.floats(0.01, 0.9),
-    st.sampled_from(["sample", "turn", "sentence"]),
 )
-def test_the_posterior_is_the_gradient_of_the_mixture_s_likelihood(tokens, rho, r, unit):
+def test_the_posterior_is_the_gradient_of_the_mixture_s_likelihood(tokens, rho, r):
     logits = torch.tensor([one[0] for one in tokens], dtype=torch.float64, requires_grad=True)
     log_p, log_q = F.logsigmoid(logits), F.logsigmoid(torch.tensor([one[1] for one in tokens], dtype=torch.float64))
     rows = torch.tensor([one[2] for one in tokens])
@@ -25,9 +24,7 @@ def test_the_posterior_is_the_gradient_of_the_mixture_s_likelihood(tokens, rho, 
         loss = loss - ((1 - rho) * ((1 - r) * p + r * q).prod() + rho * q.prod()).log()
     (expected,) = torch.autograd.grad(loss, logits, retain_graph=True)
     with torch.no_grad():
-        scores = TokenScores(log_p, log_q, torch.zeros_like(rows))
-        setattr(scores, f"{unit}_index", rows)
-        weights = MismatchPosterior(rho=rho, r=r, unit=unit, estimated=False)(scores)
+        weights = MismatchPosterior(rho=rho, r=r, estimated=False)(TokenScores(log_p, log_q, rows))
     (found,) = torch.autograd.grad((-log_p * weights).sum(), logits)
     torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-6)
 
@@ -87,15 +84,8 @@ def test_a_model_that_does_not_use_its_images_keeps_plain_cross_entropy():
         ({"r": -0.1}, "at least 0"),
         ({"temperature": 0}, "above 0"),
         ({"momentum": 1.0}, "below 1"),
-        ({"unit": "word"}, "allowed are sample, turn and sentence"),
     ],
 )
 def test_options_outside_their_range_are_refused(options, said):
     with pytest.raises(ValueError, match=said):
         MismatchPosterior(**options)
-
-
-def test_sentences_need_to_be_told_apart():
-    scores = TokenScores(torch.zeros(2), torch.zeros(2), torch.zeros(2, dtype=torch.long))
-    with pytest.raises(ValueError, match="find_sentence_ends"):
-        MismatchPosterior(unit="sentence", estimated=False)(scores)

@@ -43,13 +43,11 @@ RULES = [
     MismatchPosterior(rho=0.5, r=0.0, estimated=False),
     MismatchPosterior(rho=0.0, r=0.2, estimated=False),
     MismatchPosterior(rho=0.3, r=0.05, temperature=3.0, estimated=False),
-    MismatchPosterior(rho=0.3, r=0.05, unit="turn", estimated=False),
-    MismatchPosterior(rho=0.3, r=0.05, unit="sentence", estimated=False),
 ]
 NAMES = [str(rule).split("histogram")[0] for rule in RULES]
 
 TOKENS = st.lists(
-    st.tuples(st.floats(-6, -0.01), st.floats(-6, -0.01), st.floats(0, 3), st.integers(0, 3), st.booleans()),
+    st.tuples(st.floats(-6, -0.01), st.floats(-6, -0.01), st.floats(0, 3), st.integers(0, 3)),
     min_size=1,
     max_size=12,
 )
@@ -60,16 +58,15 @@ TOKENS = st.lists(
 def test_weights_are_those_of_the_formula(rule, tokens):
     tokens = sorted(tokens, key=lambda token: token[3])  # sample after sample
     sample = torch.tensor([token[3] for token in tokens])
-    turn = torch.tensor([bool(n) and token[4] for n, token in enumerate(tokens)]).cumsum(0) + 10 * sample
     with_image, without_image, weights = (torch.tensor([token[n] for token in tokens]) for n in range(3))
-    scores = TokenScores(with_image, without_image, sample, turn, turn, given=weights)
-    index = {"sample_index": sample.tolist(), "turn_index": turn.tolist(), "sentence_index": turn.tolist()}
+    scores = TokenScores(with_image, without_image, sample, given=weights)
+    rows = sample.tolist()
     expected = naive_weights(
-        rule, with_image.double().exp().tolist(), without_image.double().exp().tolist(), weights.tolist(), index
+        rule, with_image.double().exp().tolist(), without_image.double().exp().tolist(), weights.tolist(), rows
     )
     found = rule(scores)
     if isinstance(rule, LossTruncation):  # the mean of a sample may round to either side of the threshold
-        means = [mean([-token[0] for token in tokens if token[3] == row]) for row in index["sample_index"]]
+        means = [mean([-token[0] for token in tokens if token[3] == row]) for row in rows]
         clear = torch.tensor([abs(one - rule.threshold) > 1e-4 for one in means])
         found, expected = found[clear], torch.tensor(expected)[clear].tolist()
     if isinstance(rule, TopExcess):  # equal differences may be taken in any order
@@ -84,7 +81,7 @@ def test_weights_are_those_of_the_formula(rule, tokens):
 def test_weights_are_finite_and_within_their_bounds(rule, tokens):
     with_image, without_image = (torch.tensor([one[n] for one in tokens]) for n in (0, 1))
     index = torch.tensor([one[2] for one in tokens])
-    weights = rule(TokenScores(with_image, without_image, index, index, index, given=torch.ones(len(tokens))))
+    weights = rule(TokenScores(with_image, without_image, index, given=torch.ones(len(tokens))))
     top = {ProbabilityRatio: 5.0, ClampedDifference: 2.0}.get(type(rule), 1.0)
     assert torch.isfinite(weights).all() and (weights >= 0).all() and (weights <= top + 1e-4).all()
 
@@ -92,7 +89,7 @@ def test_weights_are_finite_and_within_their_bounds(rule, tokens):
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
 def test_a_batch_without_images_is_no_error(rule):
     none, index = torch.zeros(0), torch.zeros(0, dtype=torch.long)
-    assert rule(TokenScores(none, none, index, index, index, given=none)).shape == (0,)
+    assert rule(TokenScores(none, none, index, given=none)).shape == (0,)
 
 
 @given(
