@@ -1,6 +1,5 @@
 """`cal bench`: time and memory of a training step as ratios with intervals, in `bench.json` and on the terminal."""
 
-import json
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +19,7 @@ from cal_cli.objective import CrossEntropyLoss, RuleLoss
 from cal_cli.runtime.config import build, check_types, limited
 from cal_cli.runtime.console import make_console, make_table, track_items
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import write_whole
+from cal_cli.runtime.files import write_json
 from cal_cli.runtime.provenance import get_device_name, get_versions
 from cal_cli.statistics.bootstrap import median_ratio
 from cal_cli.statistics.seeds import format_interval
@@ -52,7 +51,7 @@ def bench(config: DictConfig) -> None:
     result = measure_steps(config, settings, console)
     origin = {"command": job.command, "device": get_device_name(), "versions": get_versions()}
     path = job.folder / "bench.json"
-    write_whole(path, json.dumps(origin | result, indent=2) + "\n")
+    write_json(path, origin | result)
     console.print(f"{path}")
 
 

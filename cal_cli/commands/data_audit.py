@@ -1,6 +1,5 @@
 """`cal data-audit`: what in a data set its images contradict, and the data without it."""
 
-import json
 import os
 import shlex
 from collections.abc import Iterator
@@ -43,7 +42,7 @@ from cal_cli.models.load import load_checkpoint
 from cal_cli.runtime.config import check_types, limited
 from cal_cli.runtime.console import make_console, make_table, show_progress
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import write_whole
+from cal_cli.runtime.files import write_json, write_whole
 from cal_cli.runtime.processes import LaunchConfig, count_processes, get_process_state, is_worker, run_workers
 from cal_cli.runtime.provenance import begin_work, fingerprint, get_device_name, get_versions
 from cal_cli.runtime.runs import find_checkpoint, get_run_name, hold
@@ -187,7 +186,7 @@ def write_results(
     else:
         (folder / "detection.png").unlink(missing_ok=True)  # of an earlier audit, with noise that was known
     report |= {"device": get_device_name(), "versions": get_versions()}
-    write_whole(folder / "audit.json", json.dumps(report, indent=2) + "\n")
+    write_json(folder / "audit.json", report)
     for fact in facts:
         console.print(fact)
     if "detection" in report:
@@ -259,7 +258,7 @@ def write_clean(
     """Write the data without some samples, or with weights for their tokens; return what to type to train on them."""
     kept = [place for place in range(len(data)) if place not in left_out]
     if (rows := find_rows(data)) is not None:
-        write_whole(folder / "rows.json", json.dumps(rows.kept[kept].tolist()) + "\n")
+        write_json(folder / "rows.json", rows.kept[kept].tolist(), indent=None)
         return f"train on the {len(kept):,} others: the same data with {shlex.quote(f'data.rows={folder}/rows.json')}"
     if data.image_folder is None:
         return "the images are not files: write the data with cal noise-inject ratio=0 to have the others as clean.json"

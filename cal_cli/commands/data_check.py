@@ -24,7 +24,7 @@ from cal_cli.data.validate import get_id, normalize
 from cal_cli.runtime.config import build, check_types, limited
 from cal_cli.runtime.console import make_console, make_table, render_markdown, track_items
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import write_whole
+from cal_cli.runtime.files import write_json, write_whole
 from cal_cli.runtime.provenance import get_versions
 
 SHOWN = 20  # bad samples on the terminal and in report.md; bad_samples.jsonl has all
@@ -80,7 +80,7 @@ def data_check(config: DictConfig) -> None:
         read += len(entries)
         if clean and isinstance(source, Rows):
             written.append(job.folder / "rows.json")
-            write_whole(written[-1], json.dumps(clean) + "\n")
+            write_json(written[-1], clean, indent=None)
         elif clean:
             written.append(job.folder / ("clean.json" if len(sources) == 1 else f"clean_{number}.json"))
             write_llava_json(clean, written[-1])
@@ -104,7 +104,7 @@ def data_check(config: DictConfig) -> None:
     buffer = BytesIO()
     pq.write_table(pa.Table.from_pylist(counts), buffer)
     write_whole(job.folder / "tokens.parquet", buffer.getvalue())
-    write_whole(job.folder / "report.json", json.dumps(report, indent=2) + "\n")
+    write_json(job.folder / "report.json", report)
     write_whole(job.folder / "report.md", write_report(report, bad))
     print_report(report, bad, job.folder, written)
 

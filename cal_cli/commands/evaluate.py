@@ -1,6 +1,6 @@
 """`cal eval`: score a checkpoint, or every run in a folder, on one benchmark or several."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from cal_cli.commands.hydra_app import get_job
 from cal_cli.evaluation.benchmark import Benchmark
 from cal_cli.evaluation.evaluator import Evaluator
 from cal_cli.evaluation.results import load_results, read_predictions, score_answers
-from cal_cli.runtime.config import build, check_types, limited
+from cal_cli.runtime.config import build, check_types, limited, update_target
 from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.processes import LaunchConfig, count_processes, get_process_state, is_worker, run_workers
 from cal_cli.runtime.provenance import fingerprint
-from cal_cli.runtime.runs import find_checkpoints, get_result_folder, get_run_name
+from cal_cli.runtime.runs import BEFORE_TRAINING, find_checkpoints, get_result_folder, get_run_name, read_config
+from cal_cli.statistics.seeds import format_interval
 from cal_cli.toy.model import BASE
 
 
@@ -37,6 +38,7 @@ class EvalConfig:
     dtype: str | None
     predictions: str | None
     launch: LaunchConfig
+    print_table: bool
     force: bool
 
 
@@ -64,7 +66,9 @@ def evaluate(config: DictConfig) -> None:
     console = make_console(quiet=not state.is_main_process)
     evaluator = Evaluator(state, console, job.command, settings.batch_size, settings.dtype, settings.force)
     for name, node in list_benchmarks(config):
-        console.print(evaluate_benchmark(name, node, subjects, settings, evaluator))
+        table = evaluate_benchmark(name, node, subjects, settings, evaluator)
+        if settings.print_table:
+            console.print(table)
     state.wait_for_everyone()  # the end of the first process ends the others
 
 
@@ -96,48 +100,100 @@ def list_benchmarks(config: DictConfig) -> Iterator[tuple[str, DictConfig]]:
 def evaluate_benchmark(
     name: str, node: DictConfig, subjects: list[Path], settings: EvalConfig, evaluator: Evaluator
 ) -> Table:
-    """Evaluate checkpoints, or a file of predictions, on one benchmark; what has results is not repeated."""
-    table = make_table("checkpoint", "metric", "value", "95 % interval", title=name)
-    table.columns[0].overflow = "fold"
-    benchmark: Benchmark | None = None
-    identity: dict[str, Any] = {"benchmark": OmegaConf.to_container(node), "limit": settings.limit}
-    results: dict[str, Any] = {}
-    for subject in subjects:
-        named = subject if settings.predictions is None else subject.with_suffix("")
-        benchmark = benchmark or build_benchmark(node, settings, evaluator)
-        identity["data"] = benchmark.source
-        identity |= {"checkpoint": str(subject), "weights": fingerprint(subject), "dtype": settings.dtype}
-        folder = get_result_folder(named, "eval", name if settings.limit is None else f"{name}_{settings.limit}")
-        known, differing = load_results(folder, identity)
-        if known and not settings.force and not differing:
-            evaluator.console.print(f"{folder}: already evaluated; force=true repeats it")
-            results = known
-        else:
-            if known and not settings.force:
-                evaluator.console.print(
-                    f"{folder}: evaluating again; the results there differ in {', '.join(differing)}"
-                )
-            if settings.predictions is None:
-                results = evaluator.evaluate(subject, name, benchmark, dict(identity), folder)
-            else:
-                texts = read_predictions(subject, benchmark.questions, beyond=settings.limit is not None)
-                facts: dict[str, Any] = {
-                    "checkpoint": None,
-                    "predictions": str(subject),
-                    "prompt": None,
-                    "generation": None,
-                }
-                facts |= {"settings": dict(identity), "command": evaluator.command}
-                results = score_answers(name, benchmark, texts, facts, folder)
+    """Evaluate checkpoints, or a file of predictions, on one benchmark; what has results is not repeated.
+
+    Runs in one folder that started from the same checkpoint are evaluated after it.
+    """
+    folder_name = name if settings.limit is None else f"{name}_{settings.limit}"
+    typed = {word.partition("=")[0].removeprefix("benchmark.") for word in HydraConfig.get().overrides.task}
+    nodes = [adapt_benchmark(node, subject, typed) for subject in subjects]
+    places = [
+        (get_run_name(subject), subject, own, get_result_folder(subject, "eval", folder_name))
+        for subject, own in zip(
+            subjects if settings.predictions is None else [subjects[0].with_suffix("")], nodes, strict=True
+        )
+    ]
+    start = find_start(subjects)
+    if start is not None and settings.checkpoint is not None and all(own == nodes[0] for own in nodes):
+        folder = Path(settings.checkpoint) / BEFORE_TRAINING / "eval" / folder_name
+        places.insert(0, ("before training", start, nodes[0], folder))
+    built: dict[str, Benchmark] = {}
+    found = {}
+    for label, subject, own, folder in places:
+        subject = subject if settings.predictions is None else subjects[0]
+        key = OmegaConf.to_yaml(own)
+        built[key] = built.get(key) or build_benchmark(own, settings, evaluator)
+        results = evaluate_subject(name, subject, own, built[key], settings, folder, evaluator)
         if results.get("without_answers"):
             evaluator.console.print(describe_unscored(folder, results))
-        label = get_run_name(named)
-        for metric, found in results["metrics"].items():
-            interval = "-" if found["ci95"] is None else "{:.3f} to {:.3f}".format(*found["ci95"])
-            table.add_row(label, metric.replace("_", " "), f"{found['value']:.3f}", interval)
-            label = ""
-        table.add_section()
-    table.caption = f"{results['n']} questions of the split {results['split']}; intervals over their pictures"
+        found[f"{label} ({subject.parent.parent})" if label in found else label] = results
+    return tabulate_results(name, found)
+
+
+def evaluate_subject(
+    name: str,
+    subject: Path,
+    node: DictConfig,
+    benchmark: Benchmark,
+    settings: EvalConfig,
+    folder: Path,
+    evaluator: Evaluator,
+) -> dict[str, Any]:
+    """Evaluate a checkpoint, or a file of predictions, unless `folder` has results that are still valid."""
+    identity = {"benchmark": OmegaConf.to_container(node), "limit": settings.limit, "data": benchmark.source}
+    identity |= {"checkpoint": str(subject), "weights": fingerprint(subject), "dtype": settings.dtype}
+    known, differing = load_results(folder, identity)
+    if known and not settings.force:
+        if not differing:
+            evaluator.console.print(f"{folder}: already evaluated; force=true repeats it")
+            return known
+        evaluator.console.print(f"{folder}: evaluating again; the results there differ in {', '.join(differing)}")
+    if settings.predictions is None:
+        return evaluator.evaluate(subject, name, benchmark, identity, folder)
+    texts = read_predictions(subject, benchmark.questions, beyond=settings.limit is not None)
+    facts = {"checkpoint": None, "predictions": str(subject), "prompt": None, "generation": None}
+    return score_answers(name, benchmark, texts, facts | {"settings": identity, "command": evaluator.command}, folder)
+
+
+def adapt_benchmark(node: DictConfig, checkpoint: Path, typed: Collection[str]) -> DictConfig:
+    """Return a benchmark's config with the values that the run of a checkpoint has for it, except for typed keys."""
+    own = read_config(checkpoint.parent).get("benchmark") or {} if checkpoint.name == "checkpoint" else {}
+    if update_target(own.get("_target_", "none.")) != node.get("_target_"):
+        return node
+    kept = {key: own[key] for key in own if key in node and key not in {*typed, "_target_", "headline", "version"}}
+    return OmegaConf.merge(node, kept)  # type: ignore[return-value]
+
+
+def find_start(subjects: Sequence[Path]) -> Path | None:
+    """Return the checkpoint from which all of several runs started; None if it is not known, or they differ."""
+    starts: set[Path | None] = set()
+    for subject in subjects:
+        model = read_config(subject.parent).get("model", {}) if subject.name == "checkpoint" else {}
+        changed = any(model.get(key) for key in ("projector", "from_scratch", "new_projector"))
+        shipped = BASE if str(model.get("_target_")).endswith("TinyModel") else None
+        path = Path(model["path"]) if model.get("path") else shipped
+        starts.add(path if not changed and path is not None and (path / "config.json").is_file() else None)
+    return starts.pop() if len(subjects) > 1 and len(starts) == 1 else None
+
+
+def tabulate_results(name: str, found: dict[str, dict[str, Any]]) -> Table:
+    """Tabulate the values of one checkpoint, or of several a line each with the benchmark's headline metrics."""
+    first = next(iter(found.values()))
+    if len(found) == 1:
+        table = make_table("checkpoint", "metric", "value", "95 % interval", title=name)
+        for number, (metric, value) in enumerate(first["metrics"].items()):
+            interval = "{:.3f} to {:.3f}".format(*value["ci95"]) if value["ci95"] else "-"
+            label = "" if number else next(iter(found))
+            shown = "-" if value["value"] is None else f"{value['value']:.3f}"
+            table.add_row(label, metric.replace("_", " "), shown, interval)
+    else:
+        metrics = first["settings"]["benchmark"].get("headline") or list(first["metrics"])[:1]
+        table = make_table("checkpoint", *(metric.replace("_", " ") for metric in metrics), title=name)
+        for label, results in found.items():
+            values = [results["metrics"].get(metric) for metric in metrics]
+            table.add_row(label, *(format_interval(value) for value in values))
+    table.caption = f"{first['n']} questions of the split {first['split']}; intervals over their images"
+    table.caption += "; each results.json has the finer values" if len(found) > 1 else ""
     return table
 
 

@@ -17,7 +17,7 @@ from cal_cli.data.sample import Conversations, get_image_names, rename_images
 from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import write_whole
+from cal_cli.runtime.files import write_json, write_whole
 
 
 @dataclass
@@ -57,7 +57,7 @@ def noise_inject(config: DictConfig) -> None:
     sha256 = write_llava_json(entries, output / "data.json")
     origin = source or json.dumps(OmegaConf.to_container(config.data))
     manifest = make_manifest(noise, entries, changed, origin, sha256)
-    write_whole(output / "noise_manifest.json", json.dumps(manifest, indent=1) + "\n")
+    write_json(output / "noise_manifest.json", manifest, indent=1)
     console = make_console()
     if shortfall := describe_changes(entries, noise, changed):
         console.print(shortfall)

@@ -1,6 +1,6 @@
 """`cal report`: compare finished runs, with intervals over seeds and paired differences to a baseline."""
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -18,10 +18,12 @@ from cal_cli.reporting.figures import (
     tabulate_curves,
 )
 from cal_cli.reporting.paper import collect_paper_results, load_published, make_paper_rows, make_paper_table
-from cal_cli.reporting.results import choose_baseline, collect_results, compare, describe_test, tabulate_metric
+from cal_cli.reporting.results import choose_baseline, collect_results, compare, describe_test
 from cal_cli.reporting.tables import (
     compare_runs,
     compare_seeds,
+    describe_headline,
+    make_headline_table,
     make_mean_tables,
     make_pair_table,
     summarize_metric,
@@ -29,7 +31,7 @@ from cal_cli.reporting.tables import (
 from cal_cli.runtime.config import check_types
 from cal_cli.runtime.console import make_console, make_table, render_markdown
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import write_whole
+from cal_cli.runtime.files import write_json, write_whole
 from cal_cli.runtime.runs import find_unfinished_runs, read_summary
 from cal_cli.statistics.seeds import find_needed_seeds, format_interval
 
@@ -49,7 +51,7 @@ class ReportConfig:
 
 
 def report(config: DictConfig) -> None:
-    """Print tables, and write them with figures."""
+    """Print the headline, and write tables and figures."""
     settings = check_types(config, ReportConfig)
     folders = [str(run) for run in settings.runs] if isinstance(settings.runs, ListConfig) else [str(settings.runs)]
     console = make_console()
@@ -64,71 +66,66 @@ def report(config: DictConfig) -> None:
 
 
 def report_runs(folders: list[str], settings: ReportConfig, output: Path, console: Console) -> None:
-    """Report the results of runs on one benchmark: `report.md`, `report.json` and figures."""
+    """Report the results of runs on one benchmark: the headline on the terminal, all in `report.md` and figures."""
     benchmark = settings.results
-    results, unevaluated = collect_results(folders, benchmark)
-    baseline = choose_baseline(results, settings.baseline)
-    known = sorted(set.intersection(*(set(result.metrics) for result in results)))
-    metrics = settings.metrics if settings.metrics is not None else results[0].headline or known[:1]
+    results = collect_results(folders, benchmark)
+    runs, before = results.table.drop_duplicates("run"), results.before_training
+    baseline = choose_baseline(runs, settings.baseline)
+    counts = results.table["metric"].value_counts()
+    known = sorted(counts.index[counts == len(runs)])  # of every run
+    metrics = settings.metrics if settings.metrics is not None else results.headline or known[:1]
     for metric in metrics:
         if metric not in known:
             raise InputError(f"metrics={metric}: not among the results; there are {', '.join(known)}")
-    values = {metric: tabulate_metric(results, metric, baseline) for metric in metrics}
-    together = compare_seeds(results, benchmark, baseline)
+    values = {metric: results.select(metric) for metric in metrics}
+    together = compare_seeds(runs, benchmark, baseline)
     rows = [row for metric, table in values.items() for row in summarize_metric(table, metric, baseline, together)]
-    pairs = compare_runs(results, benchmark, baseline)
-    notes = write_notes(rows, bool(pairs), baseline, [str(run) for run in unevaluated])
-    if unfinished := sum(len(find_unfinished_runs(Path(folder))) for folder in folders):
-        notes.append(f"{unfinished} runs in these folders are not completed.")
-    summary = read_summary(results[0].run)
-    commands = sorted(read_summary(result.run)["command"] for result in results)
-
-    title = f"{benchmark}, by condition and objective"
-    console.print(title)
-    tables = make_mean_tables(rows, baseline)
-    parts = [f"# {title}\n"]
-    for table in tables.values():
-        console.print(table)
-        parts.append(render_markdown(table))
-    write_whole(output / "figure3.png", draw_noise_figure(values))
-    parts.append("![metrics by noise](figure3.png)\n")
-    if differences := draw_differences(rows, baseline):
-        write_whole(output / "differences.png", differences)
-        parts.append("![differences to the baseline](differences.png)\n")
+    pairs = compare_runs(runs, benchmark, baseline)
     curves: dict[str, list[dict]] = {}
     for metric in metrics:
-        rows_of_metric = summarize_curves(tabulate_curves(results, metric, baseline), metric, settings.targets)
-        if rows_of_metric:
-            curves[metric] = rows_of_metric
-            table = make_curve_table(rows_of_metric, metric)
-            console.print(table)
-            parts.append(render_markdown(table))
-    if curves:
-        write_whole(output / "curves.png", draw_curves(curves))
-        parts.append("![metrics while training](curves.png)\n")
-    if pairs:
-        table = make_pair_table(pairs, metrics, baseline)
-        console.print(table)
-        parts.append(render_markdown(table))
-    for note in notes:
-        console.print(note)
-    versions = ", ".join(f"{package} {number}" for package, number in summary["versions"].items())
-    parts += ["\n".join(notes), f"\nDevice: {summary['device']}. Versions: {versions}.\n", "Each run again:"]
-    parts += ["```", *commands, "```\n"]
-    document = {
-        "benchmark": benchmark,
-        "baseline": baseline,
-        "rows": rows,
-        "same_questions": pairs,
-        "curves": [row for rows_of_metric in curves.values() for row in rows_of_metric],
-        "notes": notes,
-        "commands": commands,
-        "device": summary["device"],
-        "versions": summary["versions"],
-    }
-    write_whole(output / "report.json", json.dumps(document, indent=2) + "\n")
+        found = summarize_curves(tabulate_curves(runs, metric, baseline), metric, settings.targets)
+        curves |= {metric: found} if found else {}
+    headline = make_headline_table(rows, before, f"{benchmark}: mean ± half of the 95 % interval")
+    notes = write_notes(rows, bool(pairs), baseline, [str(run) for run in results.unevaluated])
+    if before:
+        notes.append(f"Before training: {before['checkpoint']}, from which all runs started.")
+    if unfinished := sum(len(find_unfinished_runs(Path(folder))) for folder in folders):
+        notes.append(f"{unfinished} runs in these folders are not completed.")
+
+    tables = [*make_mean_tables(rows, baseline).values(), *(make_curve_table(curves[name], name) for name in curves)]
+    tables += [make_pair_table(pairs, metrics, baseline)] if pairs else []
+    figures = {"figure3": draw_noise_figure(values, baseline, before), "differences": draw_differences(rows, baseline)}
+    figures |= {"curves": draw_curves(curves)} if curves else {}
+    drawn = {name: figure for name, figure in figures.items() if figure is not None}
+    for name, figure in drawn.items():
+        write_whole(output / f"{name}.png", figure)
+    summaries = [read_summary(run) for run in runs["run"]]
+    commands = sorted(summary["command"] for summary in summaries)
+    origin = describe_origins(summaries)
+    sentence = describe_headline(rows, before, baseline)
+    parts = [f"# {benchmark}, by condition and objective\n", render_markdown(headline), f"{sentence}\n"]
+    parts += [f"![{name}]({name}.png)\n" for name in drawn] + [render_markdown(table) for table in tables]
+    parts += ["\n".join(notes), f"\n{origin}\n", "Each run again:", "```", *commands, "```\n"]
     write_whole(output / "report.md", "\n".join(parts))
-    console.print(f"{output}: report.md, report.json and figures")
+    document = {"benchmark": benchmark, "baseline": baseline, "before_training": before, "rows": rows}
+    document |= {"same_questions": pairs, "curves": [row for found in curves.values() for row in found]}
+    write_json(output / "report.json", document | {"notes": notes, "commands": commands, "origin": origin})
+    console.print(headline)
+    for line in (sentence, *(note for note in notes if not note.startswith(("p:", "Seeds", "The same")))):
+        if line:
+            console.print(line)
+    console.print(f"{output}: report.md has the differences, tests and commands; report.json and figures beside it")
+
+
+def describe_origins(summaries: Sequence[dict[str, Any]]) -> str:
+    """Describe the devices and versions of runs: all of them where they differ."""
+    devices = sorted({summary["device"] for summary in summaries})
+    packages: dict[str, set[str]] = {}
+    for summary in summaries:
+        for package, number in summary["versions"].items():
+            packages.setdefault(package, set()).add(number)
+    versions = ", ".join(f"{package} {' and '.join(sorted(numbers))}" for package, numbers in packages.items())
+    return f"Device: {' and '.join(devices)}. Versions: {versions}."
 
 
 def write_notes(rows: list[dict], paired: bool, baseline: str, unevaluated: list[str]) -> list[str]:
@@ -140,7 +137,7 @@ def write_notes(rows: list[dict], paired: bool, baseline: str, unevaluated: list
         both = any(row["over_seeds_and_questions"] for row in rows)
         notes.append(
             f"Intervals: 95 %. Means: Student's t over seeds. Differences to {baseline} are paired by seed"
-            + (", over seeds and the questions' pictures together (two-level bootstrap)." if both else ".")
+            + (", over seeds and the questions' images together (two-level bootstrap)." if both else ".")
         )
         smallest = 2.0 ** (1 - max(row["mean"]["n"] for row in rows))
         notes.append(
@@ -156,8 +153,8 @@ def write_notes(rows: list[dict], paired: bool, baseline: str, unevaluated: list
         notes.append(f"Left out, completed but not evaluated: {', '.join(unevaluated)}.")
     if paired:
         notes.append(
-            "The same questions: 95 % intervals by a paired bootstrap over their pictures; p: permutation test over "
-            "pictures, of all scores together; right alone, where answers are right or wrong: the number of questions "
+            "The same questions: 95 % intervals by a paired bootstrap over their images; p: permutation test over "
+            "images, of all scores together; right alone, where answers are right or wrong: the number of questions "
             f"that only the run, and that only {baseline}, has right."
         )
     return notes
@@ -174,35 +171,33 @@ def report_pair(given: list[str], output: Path, console: Console) -> None:
             raise InputError(f"compare: no results.json in {folder}; give a folder that cal eval wrote")
     found = compare(Path(given[0]), Path(given[1]))
     if found is None or found["differences"] is None:
-        raise InputError(
-            f"compare: {' and '.join(given)} have no predictions.jsonl about several pictures to draw from"
-        )
+        raise InputError(f"compare: {' and '.join(given)} have no predictions.jsonl about several images to draw from")
     table = make_table("metric", "second minus first", title=f"{given[1]} minus {given[0]}")
     for metric, difference in found["differences"].items():
         table.add_row(metric.replace("_", " "), format_interval(difference, signed=True))
     console.print(table)
     console.print(
-        f"{found['n']} questions; 95 % intervals by a paired bootstrap over their pictures. "
+        f"{found['n']} questions; 95 % intervals by a paired bootstrap over their images. "
         f"{describe_test(found['test'])}"
     )
-    write_whole(output / "compare.json", json.dumps({"first": given[0], "second": given[1], **found}, indent=2) + "\n")
+    write_json(output / "compare.json", {"first": given[0], "second": given[1], **found})
     console.print(f"{output}: compare.json")
 
 
 def report_paper_tables(folders: list[str], settings: ReportConfig, output: Path, console: Console) -> None:
     """Print the paper's tables 1 and 2 with our rows below its own: `paper.md` and `paper.json`."""
     results = collect_paper_results(folders)
-    baseline = choose_baseline([result for found in results.values() for result in found], settings.baseline)
+    baseline = choose_baseline(results, settings.baseline)
     tables = make_paper_rows(results, baseline, load_published(settings.published))
     for title, rows in tables.items():
         console.print(make_paper_table(title, rows, brief=True))
     note = (
         f"Win / All: benchmarks with a higher value than {baseline} (in the paper's rows: than without CAL). Several "
-        "seeds: means with Student's 95 % interval; one seed: the bootstrap's interval over pictures. The paper's "
+        "seeds: means with Student's 95 % interval; one seed: the bootstrap's interval over images. The paper's "
         "values are single runs."
     )
     console.print(note)
     pages = [render_markdown(make_paper_table(title, rows, brief=False)) for title, rows in tables.items()]
-    write_whole(output / "paper.json", json.dumps({"tables": tables, "note": note}, indent=2) + "\n")
+    write_json(output / "paper.json", {"tables": tables, "note": note})
     write_whole(output / "paper.md", "\n".join(["# Tables 1 and 2\n", *pages, f"{note}\n"]))
     console.print(f"{output}: paper.md, paper.json")

@@ -1,7 +1,6 @@
 """`cal study`: the runs of an experiment, trained where they are missing, evaluated and reported."""
 
 import itertools
-import json
 import os
 import shlex
 import signal
@@ -88,8 +87,8 @@ def study(config: DictConfig) -> None:
     """Train what is missing, evaluate and report; exit with 1 if a run failed, and name its command."""
     settings = check_types(config, StudyConfig)
     console = make_console()
-    name, runs = list_runs(settings)
-    benchmark_words = list_benchmark_words(settings)
+    base, runs = list_runs(settings)
+    benchmark_words = [word for word in settings.words if word.startswith("benchmark.")]
     missing = [run for run in runs if not run.completed]
     console.print(
         f"{settings.experiment_name}: {len(runs)} runs, {len(runs) - len(missing)} completed"
@@ -103,10 +102,10 @@ def study(config: DictConfig) -> None:
             console.print(run.command, markup=False, soft_wrap=True)
         return
     if missing:
-        check_benchmark(settings.benchmark_name, benchmark_words)
+        check_benchmark(settings.benchmark_name, benchmark_words, base)
     with Children() as children:
         failed = train_runs(missing, known, settings.jobs, children, console)
-        folder = f"runs/train/{name}"
+        folder = f"runs/train/{base.name}"
         completed = find_completed_runs(Path(folder))
         if completed and not any((run / "checkpoint").is_dir() for run in completed):
             console.print(f"{folder}: these runs train a projector only, which cannot be evaluated alone")
@@ -116,8 +115,8 @@ def study(config: DictConfig) -> None:
             several = settings.jobs > 1 and not torch.cuda.is_available()
             launch = ["launch=ddp", f"launch.processes={settings.jobs}"] if several else []
             benchmark = [f"benchmark={settings.benchmark_name}", *benchmark_words]
-            report = [f"runs={folder}", f"results={settings.benchmark_name}", f"output=runs/report/{name}"]
-            call(children, "eval", *benchmark, f"checkpoint={folder}", *launch)
+            report = [f"runs={folder}", f"results={settings.benchmark_name}", f"output=runs/report/{base.name}"]
+            call(children, "eval", *benchmark, f"checkpoint={folder}", "print_table=false", *launch)
             call(children, "report", *report)
     for run, message in failed:
         console.print(f"failed: {message}\n  {run.command}", markup=False, soft_wrap=True)
@@ -125,35 +124,22 @@ def study(config: DictConfig) -> None:
         raise SystemExit(1)
 
 
-def list_benchmark_words(settings: StudyConfig) -> list[str]:
-    """List the words for the evaluation: what the experiment changes in the default benchmark, then what was typed."""
-    typed = [word for word in settings.words if word.startswith("benchmark.")]
-    if settings.benchmark_name != "scenes":
-        return typed
-    nodes: list[Any] = [
-        OmegaConf.to_container(compose("train", overrides=words).benchmark)
-        for words in ([], [f"experiment={settings.experiment_name}"])
-    ]
-    own = {key: value for key, value in nodes[1].items() if nodes[0].get(key) != value}
-    return [*(f"benchmark.{key}={json.dumps(value)}" for key, value in own.items()), *typed]
-
-
-def check_benchmark(name: str, words: list[str]) -> None:
-    """Build a benchmark as `cal eval` will, so that nothing is trained in vain.
+def check_benchmark(name: str, words: list[str], base: DictConfig) -> None:
+    """Build a benchmark as `cal eval` will, so that nothing is trained in vain; `base` is the runs' own config.
 
     Raises InputError if it cannot be built.
     """
     try:
-        config = compose("eval", overrides=[f"benchmark={name}", *words])
-        OmegaConf.resolve(config)
+        node = (base if name == "scenes" else compose("eval", overrides=[f"benchmark={name}", *words])).benchmark
+        OmegaConf.resolve(node)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(f"benchmark={name}: {str(error).splitlines()[0]}") from error
-    if "benchmarks" not in config.benchmark:  # a group of benchmarks, such as paper
-        build(config, "benchmark")
+    if "benchmarks" not in node:  # a group of benchmarks, such as paper
+        build(OmegaConf.create({"benchmark": node}), "benchmark")
 
 
-def list_runs(settings: StudyConfig) -> tuple[str, list[Run]]:
-    """List the runs of an experiment: its name, and one run for each combination of its axes.
+def list_runs(settings: StudyConfig) -> tuple[DictConfig, list[Run]]:
+    """List the runs of an experiment: the config that they share, and one run for each combination of its axes.
 
     The axes are those of the experiment's `hydra.sweeper.params`; `words` replace or add some.
 
@@ -203,7 +189,7 @@ def list_runs(settings: StudyConfig) -> tuple[str, list[Run]]:
             runs.append(Run([*get_config_dirs(), *words], folder, completed))
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(f"experiment={settings.experiment_name}: {str(error).splitlines()[0]}") from error
-    return str(base.name), runs
+    return base, runs
 
 
 def train_runs(

@@ -1,7 +1,6 @@
 """`cal token-weight-dump`: which tokens look at the image, as a table, a page and a histogram."""
 
 import copy
-import json
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -31,7 +30,7 @@ from cal_cli.objective.contrasts import Cached, Reference
 from cal_cli.runtime.config import build, check_types, limited, list_names
 from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import read_json, write_whole
+from cal_cli.runtime.files import read_json, write_json, write_whole
 from cal_cli.runtime.runs import LEARNT, find_checkpoint, get_result_folder, get_run_name
 from cal_cli.statistics.seeds import format_interval
 from cal_cli.toy.model import BASE
@@ -128,7 +127,7 @@ def dump_checkpoint(
     write_whole(folder / "delta_histogram.png", draw_histogram(delta, noise, f"{len(delta):,} tokens"))
     _, sample = np.unique(np.array(ids)[seen], return_inverse=True)
     kinds = describe_kinds(delta, table["weight"].to_numpy()[seen], np.array(table["kind"].to_pylist())[seen], sample)
-    write_whole(folder / "kinds.json", json.dumps(kinds, indent=1) + "\n")
+    write_json(folder / "kinds.json", kinds, indent=1)
     console.print(f"{folder}: {len(ids):,} tokens of {len(data)} samples; mean delta {delta.mean():.2f} with an image")
     if noise is not None and noise.any() and not noise.all():
         interval = estimate_auc_interval(-delta, noise, sample)

@@ -4,7 +4,6 @@ The same command again continues a run, or finds it complete.
 """
 
 import dataclasses
-import json
 import math
 import time
 from contextlib import nullcontext
@@ -31,7 +30,7 @@ from cal_cli.objective import NonFiniteLoss, RuleLoss
 from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import write_whole
+from cal_cli.runtime.files import write_json, write_whole
 from cal_cli.runtime.processes import count_processes, is_worker, join, run_workers
 from cal_cli.runtime.runs import LEARNT, clear, find_last_checkpoint, hold, is_completed, write_summary
 from cal_cli.training.arguments import (
@@ -47,10 +46,9 @@ from cal_cli.training.memory import Plan, plan_memory
 from cal_cli.training.record import (
     find_changed_inputs,
     identify_inputs,
-    read_step_samples,
+    read_inputs,
     save_weights,
     summarize,
-    write_inputs,
 )
 from cal_cli.training.reference import load_objective_reference, prepare_scores
 from cal_cli.training.run_trainer import RunTrainer, estimate_length
@@ -122,14 +120,14 @@ def prepare(
         if changed:
             console.print(f"{job.folder}: {', '.join(changed)} changed since the earlier run; starting again")
         again = settings.force or not settings.resume or changed
-        step_samples = (not again and read_step_samples(job.folder)) or step_samples
+        step_samples = (not again and read_inputs(job.folder).get("step_samples")) or step_samples
     (step_samples,) = broadcast_object_list([step_samples])
     arguments = make_training_arguments(settings, job.folder, data, step_samples)
     if state.is_main_process:
         if again:  # only now: a wrong value must not cost an earlier run
             clear(job.folder)
         write_whole(job.folder / "config.yaml", OmegaConf.to_yaml(config))
-        write_inputs(job.folder, inputs, step_samples)
+        write_json(job.folder / "inputs.json", {"fingerprints": inputs, "step_samples": step_samples})
     collate = Collator(processor, settings.max_length, keep_ids=True, leave_out=data.max_bad > 0)
     if not trains_only_projector(settings.parts) and not collate.closes_answers(data[0]):
         console.print(
@@ -211,7 +209,7 @@ def finish(
     """Write the summary and report how the run ended; exit with 130 if it was interrupted, with 1 if it failed."""
     if state.is_main_process or problem:
         if trainer.objective.state:
-            write_whole(folder / LEARNT, json.dumps(trainer.objective.state) + "\n")
+            write_json(folder / LEARNT, trainer.objective.state, indent=None)
         write_summary(folder, summary)
     if problem and not isinstance(problem, NonFiniteLoss | OSError | SafetensorError):
         raise problem

@@ -9,8 +9,9 @@ from typing import Any
 from cal_cli.evaluation.benchmark import Benchmark
 from cal_cli.evaluation.metrics import Question
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import read_json, write_whole
-from cal_cli.runtime.provenance import begin_work, get_versions
+from cal_cli.runtime.files import read_json, write_json, write_whole
+from cal_cli.runtime.provenance import begin_work, find_differences, get_versions
+from cal_cli.runtime.runs import flatten
 from cal_cli.statistics.bootstrap import estimate_values
 
 
@@ -19,13 +20,12 @@ def load_results(folder: Path, settings: dict[str, Any]) -> tuple[dict | None, l
     results = read_json(folder / "results.json")
     if results is None:
         return None, []
-    before, now = results["settings"], json.loads(json.dumps(settings))
-    return results, sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-
-
-def save_results(folder: Path, results: dict[str, Any]) -> None:
-    """Write `results.json`."""
-    write_whole(folder / "results.json", json.dumps(results, indent=2) + "\n")
+    # null options are those that earlier versions lack; there was a choice of engines once
+    before, now = (
+        {**given, "engine": None, "benchmark": flatten(given.get("benchmark", {}))}
+        for given in (results["settings"], json.loads(json.dumps(settings)))
+    )
+    return results, find_differences(before, now)
 
 
 def score_answers(
@@ -72,7 +72,7 @@ def score_answers(
     }
     for file, lines in (("predictions.jsonl", predictions), ("parts.jsonl", summands)):
         write_whole(folder / file, "".join(json.dumps(line) + "\n" for line in lines))
-    save_results(folder, results)
+    write_json(folder / "results.json", results)
     return results
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from cal_cli.data.noise_kinds import SWAP
-from cal_cli.reporting.results import Condition, Result, is_number, sort_results, write_setting
+from cal_cli.reporting.results import Condition, group_runs, is_number, write_setting
 from cal_cli.runtime.console import make_table
 from cal_cli.runtime.files import encode_figure, read_lines
 from cal_cli.statistics.seeds import mean_over_seeds
@@ -19,8 +19,12 @@ NOISE = "noise"
 LINES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (6, 1, 1, 1, 1, 1)))
 
 
-def draw_noise_figure(tables: Mapping[str, pd.DataFrame]) -> bytes:
-    """Draw a panel for each metric as a PNG, from tables of `tabulate_metric`; bars are 95 % intervals over seeds.
+def draw_noise_figure(
+    tables: Mapping[str, pd.DataFrame], baseline: str = "ce", before_training: Mapping[str, Any] | None = None
+) -> bytes:
+    """Draw a panel for each metric as a PNG, from its rows of `Results.table`; bars are 95 % intervals over seeds.
+
+    A dotted line is the checkpoint before training, if it has been evaluated.
 
     The horizontal axis is the ratio of noise, or a setting that has more values. Each objective has a colour, and each
     combination of what else varies has a style of line. Clean data begin the line of every kind of noise.
@@ -32,16 +36,22 @@ def draw_noise_figure(tables: Mapping[str, pd.DataFrame]) -> bytes:
     share = "with another's caption" if kinds == [SWAP] else "whose text is wrong"
     seeds: set[int] = set()
     for panel, (metric, table) in zip(panels, tables.items(), strict=True):
-        seeds |= draw_lines(panel, table, axis, kinds)
+        seeds |= draw_lines(panel, table, axis, kinds, baseline)
+        if start := (before_training or {}).get(metric):
+            panel.axhline(start["value"], color="black", linestyle=":", label="before training")
         panel.set(ylabel=metric.replace("_", " "), ylim=(0, 1.08 * panel.get_ylim()[1]))
         panel.set_xlabel(f"share of samples {share}" if axis == NOISE else axis)
     return save(figure, describe_seeds(seeds))
 
 
-def draw_lines(panel: Axes, table: pd.DataFrame, axis: str, kinds: Sequence[str]) -> set[int]:
+def draw_lines(panel: Axes, table: pd.DataFrame, axis: str, kinds: Sequence[str], baseline: str = "ce") -> set[int]:
     """Draw the lines of one metric; return the numbers of seeds of its points."""
     points: dict[tuple[str, str], dict[float, list[float]]] = {}
-    for condition, objective, _, value in table.itertuples(index=False):
+    for condition, objective, value in (
+        (condition, objective, value)
+        for condition, objective, group in group_runs(table, baseline)
+        for value in group["value"]
+    ):
         for kind in [condition.noise_kind] if condition.noise_ratio else kinds:
             x, rest = split_condition(condition, axis, kind if kinds != [SWAP] else "")
             points.setdefault((objective, rest), {}).setdefault(x, []).append(value)
@@ -76,12 +86,12 @@ def choose_style(objective: int, rest: int) -> dict[str, Any]:
     return {"color": colours[2 * objective % 20 + objective // 10 % 2], "linestyle": LINES[rest % len(LINES)]}
 
 
-def make_panels(count: int, height: float = 2.9, sharey: bool = False) -> tuple[Figure, list[Axes]]:
-    """Make a figure with at most three panels in a row, each as high as `height` in inches."""
+def make_panels(count: int, height: float = 2.9, shared: bool = False) -> tuple[Figure, list[Axes]]:
+    """Make a figure with at most three panels in a row, each `height` inches high; `shared` scales are the same."""
     columns = min(count, 3)
     rows = -(-count // columns)
     figure = Figure(figsize=(max(3.4 * columns, 5), height * rows + 0.6), layout="constrained")
-    grid = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
+    grid = list(figure.subplots(rows, columns, squeeze=False, sharex=shared, sharey=shared).flat)
     for panel in grid[count:]:
         panel.remove()
     for panel in grid[:count]:
@@ -123,17 +133,17 @@ def split_condition(condition: Condition, axis: str, kind: str) -> tuple[float, 
 PREFIX = "eval_"  # of scores in metrics.jsonl
 
 
-def tabulate_curves(results: Sequence[Result], metric: str, baseline: str) -> pd.DataFrame:
+def tabulate_curves(runs: pd.DataFrame, metric: str, baseline: str) -> pd.DataFrame:
     """Tabulate a metric while training: columns `condition`, `objective`, `seed`, `step` and `value`.
 
-    The order is that of `tabulate_metric`. Runs without such scores have no rows.
+    `runs` has a row for each run. Runs without such scores have no rows.
     """
     rows = []
-    for result in sort_results(results, baseline):
-        path = result.run / "metrics.jsonl"
-        for line in read_lines(path) if path.is_file() else []:
-            if PREFIX + metric in line:
-                rows.append([result.condition, result.objective, result.seed, line["step"], line[PREFIX + metric]])
+    for condition, objective, group in group_runs(runs, baseline):
+        for run, seed in zip(group["run"], group["seed"], strict=True):
+            lines = read_lines(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
+            scores = [(line["step"], line[PREFIX + metric]) for line in lines if PREFIX + metric in line]
+            rows += [[condition, objective, seed, *score] for score in scores]
     return pd.DataFrame(rows, columns=["condition", "objective", "seed", "step", "value"])
 
 
@@ -203,7 +213,7 @@ def draw_differences(rows: Sequence[dict[str, Any]], baseline: str) -> bytes | N
         for objective in dict.fromkeys(row["objective"] for row in rows if row["condition"] == condition):
             lines[condition, objective] = len(labels)
             labels.append(objective)
-    figure, panels = make_panels(len(metrics), height=0.8 + 0.2 * len(labels), sharey=True)
+    figure, panels = make_panels(len(metrics), height=0.8 + 0.2 * len(labels), shared=True)
     panels[0].set_yticks(range(len(labels)), labels)
     panels[0].set_ylim(len(labels) - 0.5, -0.5)
     for panel, metric in zip(panels, metrics, strict=True):

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 from rich.table import Table
 
-from cal_cli.reporting.results import Result, collect_results, is_number, tabulate_metric
+from cal_cli.reporting.results import collect_results, group_runs, is_number
 from cal_cli.runtime.console import make_table
 from cal_cli.runtime.errors import InputError
 from cal_cli.statistics.seeds import mean_over_seeds
@@ -90,22 +91,26 @@ def load_published(path: str | None) -> Published:
     return {title: {**rows, **given.get(title, {})} for title, rows in PUBLISHED.items()}
 
 
-def collect_paper_results(folders: list[str]) -> dict[str, list[Result]]:
-    """Read the results of every completed run in the folders, by benchmark of the paper.
+def collect_paper_results(folders: list[str]) -> pd.DataFrame:
+    """Read the results of every completed run in the folders: `Results.table` with the column `benchmark`.
 
-    Raises InputError if no run has results on any of them, or if runs cannot be compared.
+    Raises InputError if no run has results on a benchmark of the paper, or if runs cannot be compared.
     """
-    found = {name: collect_results(folders, name, required=False)[0] for columns in TABLES.values() for name in columns}
-    if not any(found.values()):
+    found = [
+        collect_results(folders, name, required=False).table.assign(benchmark=name)
+        for columns in TABLES.values()
+        for name in columns
+    ]
+    if all(table.empty for table in found):
         raise InputError(
             f"runs={','.join(folders)}: no completed run with results on a benchmark of the paper; run "
             f"cal eval benchmark=paper checkpoint={folders[0]} first"
         )
-    return found
+    return pd.concat([table for table in found if not table.empty], ignore_index=True)
 
 
 def make_paper_rows(
-    results: Mapping[str, list[Result]], baseline: str, published: Published = PUBLISHED
+    results: pd.DataFrame, baseline: str, published: Published = PUBLISHED
 ) -> dict[str, list[dict[str, Any]]]:
     """Make the rows of both tables: published ones, and one for each objective and noise ratio of the runs.
 
@@ -113,7 +118,7 @@ def make_paper_rows(
 
     Returns:
         By table a list of rows `{"model", "cells": {benchmark: value or None}, "wins": [won, of], "source"}`. A cell of
-        ours is a mean over seeds, `{"value", "ci95", "n"}`; with one seed the interval is that over pictures.
+        ours is a mean over seeds, `{"value", "ci95", "n"}`; with one seed the interval is that over images.
     """
     return {
         title: make_published_rows(title, published[title]) + _measure_rows(columns, results, baseline)
@@ -140,25 +145,21 @@ def make_published_rows(title: str, published: Mapping[str, Sequence[float | Non
     return rows
 
 
-def _measure_rows(
-    columns: Mapping[str, Column], results: Mapping[str, list[Result]], baseline: str
-) -> list[dict[str, Any]]:
+def _measure_rows(columns: Mapping[str, Column], results: pd.DataFrame, baseline: str) -> list[dict[str, Any]]:
     """Make a row for each objective and condition that has results on one of the benchmarks."""
     rows: dict[tuple, dict[str, Any]] = {}
     for name, column in columns.items():
-        table = tabulate_metric(results[name], column.metric, baseline)
-        for (condition, objective), group in table.groupby(["condition", "objective"], sort=False):
-            runs = [r for r in results[name] if (r.objective, r.condition) == (objective, condition)]
+        table = results[(results["benchmark"] == name) & (results["metric"] == column.metric)]
+        for condition, objective, group in group_runs(table, baseline):
             clean = not condition.settings and not condition.noise_ratio
             noise = "" if clean else f", {condition.name}" if condition.settings else f", noise {condition.name}"
             new = {"model": f"{objective}{noise}", "cells": {}, "runs": set()}
             row = rows.setdefault((condition, objective), new)
             cell = mean_over_seeds((group["value"] * column.scale).tolist())
-            interval = runs[0].intervals[column.metric]
-            if cell["n"] == 1 and interval:
-                cell["ci95"] = [bound * column.scale for bound in interval]
+            if cell["n"] == 1 and group["low"].notna().all():
+                cell["ci95"] = [float(group[edge].iloc[0]) * column.scale for edge in ("low", "high")]
             row["cells"][name] = cell
-            row["runs"] |= {f"{run.run} ({run.engine})" for run in runs}
+            row["runs"] |= set(map(str, group["run"]))
     for (condition, objective), row in rows.items():
         row["source"] = ", ".join(sorted(row.pop("runs")))
         base = rows.get((condition, baseline))

@@ -1,10 +1,11 @@
 """Read finished runs into one table by condition, objective and seed, and compare answers to the same questions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
@@ -13,7 +14,7 @@ from cal_cli.evaluation.metrics import Metric
 from cal_cli.runtime.config import build
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import read_json, read_lines
-from cal_cli.runtime.runs import OPERATIONAL, find_completed_runs, flatten, read_config, read_summary
+from cal_cli.runtime.runs import BEFORE_TRAINING, OPERATIONAL, find_completed_runs, flatten, read_config, read_summary
 from cal_cli.statistics.bootstrap import (
     estimate_differences,
     estimate_differences_over_runs,
@@ -60,71 +61,95 @@ def write_setting(value: Any) -> str:
 
 
 @dataclass
-class Result:
-    """One finished and evaluated run."""
+class Results:
+    """Finished and evaluated runs.
 
-    run: Path
-    objective: str  # its choice, and the options in which runs of that choice differ: `cal window=9`
-    condition: Condition
-    seed: int
-    metrics: dict[str, float]
-    intervals: dict[str, list[float] | None]  # of the metrics, over pictures
-    engine: str  # the program that answered and scored
-    headline: list[str]  # the metrics that the benchmark reports first
-    options: dict  # of the objective
-    settings: dict  # the rest of the config, by dotted names
+    Attributes:
+        table: a row for each run and metric, with `run`, its folder; `condition`; `objective`, its choice and the
+            options in which runs of that choice differ, such as `cal window=9`; `seed`; `metric`; `value`; and `low`
+            and `high`, its interval over images, nan if there is none.
+        headline: the metrics that the benchmark reports first.
+        unevaluated: the completed runs without results on the benchmark.
+        before_training: the metrics of the checkpoint from which all runs started, as in `results.json`, with its name
+            as `checkpoint`; empty if it has not been evaluated.
+    """
+
+    table: pd.DataFrame
+    headline: list[str]
+    unevaluated: list[Path]
+    before_training: dict[str, Any]
+
+    def select(self, metric: str) -> pd.DataFrame:
+        """Return the rows of a metric."""
+        return self.table[self.table["metric"] == metric]
 
 
-def collect_results(folders: list[str], benchmark: str, required: bool = True) -> tuple[list[Result], list[Path]]:
+def collect_results(folders: Sequence[str], benchmark: str, required: bool = True) -> Results:
     """Read every completed run in the folders and their subfolders.
-
-    Returns:
-        The evaluated runs, and the runs without results on the benchmark.
 
     Raises:
         InputError: a folder is missing, nothing is evaluated although it is required, or two runs are of the same
             condition, objective and seed.
     """
-    results, unevaluated = [], []
+    runs, unevaluated, rows = [], [], []
+    headline: list[str] = []
+    before: dict[str, Any] = {}
     for folder in folders:
         if not Path(folder).is_dir():
             raise InputError(f"runs={folder}: there is no such folder")
+        start = read_json(Path(folder) / BEFORE_TRAINING / "eval" / benchmark / "results.json", {})
+        before = start.get("metrics", {}) | {"checkpoint": start.get("checkpoint")} if start else before
         for run in find_completed_runs(Path(folder)):
-            path = run / "eval" / benchmark / "results.json"
-            document = read_json(path, {})
-            if document.get("metrics"):
-                results.append(_read_result(run, document))
-            else:
+            document = read_json(run / "eval" / benchmark / "results.json", {})
+            if not document.get("metrics"):
                 unevaluated.append(run)
-    if required and not results:
+                continue
+            summary, config = read_summary(run), read_config(run)
+            runs.append((run, summary, flatten(config["objective"]) | describe_first_stage(config), config))
+            headline = headline or document.get("settings", {}).get("benchmark", {}).get("headline") or []
+            for metric, found in document["metrics"].items():
+                low, high = found.get("ci95") or (np.nan, np.nan)
+                rows.append([run, metric, found["value"], low, high])
+    if required and not runs:
         raise InputError(
             f"runs={','.join(folders)}: no completed run with results on {benchmark}; "
             f"run cal eval benchmark={benchmark} checkpoint={folders[0]} first"
         )
-    name_variants(results)
-    find_conditions(results)
-    check_distinct(results)
-    return results, unevaluated
+    table = pd.DataFrame(rows, columns=["run", "metric", "value", "low", "high"])
+    table = describe_runs(runs).merge(table, on="run", sort=False)
+    return Results(table, [name for name in headline if name in set(table["metric"])], unevaluated, before)
 
 
-def _read_result(run: Path, document: dict) -> Result:
-    summary, config = read_summary(run), read_config(run)
-    noise = summary["noise"]
-    node = document.get("settings", {})
-    metrics = {name: metric["value"] for name, metric in document["metrics"].items()}
-    headline = node.get("benchmark", {}).get("headline") or []
-    return Result(
-        run=run,
-        objective=summary["objective"],
-        condition=Condition((), noise.get("kind", SWAP) if noise["ratio"] else SWAP, noise["ratio"]),
-        seed=summary["seed"],
-        metrics=metrics,
-        intervals={name: metric.get("ci95") for name, metric in document["metrics"].items()},
-        engine=node.get("engine", "cal"),
-        headline=[name for name in headline if name in metrics],
-        options=flatten(config["objective"]) | describe_first_stage(config),
-        settings=flatten(select_settings(config)),
-    )
+def describe_runs(runs: Sequence[tuple[Path, dict, dict, dict]]) -> pd.DataFrame:
+    """Tabulate what distinguishes runs: `run`, `condition`, `objective` and `seed`, in the order of the conditions.
+
+    Each run is given as its folder, its summary, the options of its objective, and its config.
+
+    Raises InputError if two are of the same condition, objective and seed.
+    """
+    settings = [flatten(select_settings(config)) for *_, config in runs]
+    names = dict.fromkeys(name for one in settings for name in one)
+    differing = [name for name in names if len({str(one.get(name)) for one in settings}) > 1]
+    rows: dict[tuple, list] = {}
+    for (run, summary, options, _), own in zip(runs, settings, strict=True):
+        same = [other for _, other_summary, other, _ in runs if other_summary["objective"] == summary["objective"]]
+        varied = [f"{key}={value}" for key, value in options.items() if any(o.get(key) != value for o in same)]
+        objective = " ".join([summary["objective"], *varied])
+        values = [own.get(name) for name in differing]
+        plain = [value if value is None or isinstance(value, int | float) else str(value) for value in values]
+        noise = summary["noise"]
+        kind = noise.get("kind", SWAP) if noise["ratio"] else SWAP
+        condition = Condition(tuple(zip(differing, plain, strict=True)), kind, noise["ratio"])
+        place = (condition, objective, summary["seed"])
+        if place in rows:
+            raise InputError(
+                f"{run} and {rows[place][0]} have the same objective, noise, seed and settings: "
+                "give runs=... without one of them"
+            )
+        rows[place] = [run, *place]
+    table = pd.DataFrame(rows.values(), columns=["run", "condition", "objective", "seed"])
+    order = sorted(table.index, key=lambda row: (table["condition"][row].order, *table.loc[row, ["objective", "seed"]]))
+    return table.loc[order].reset_index(drop=True)
 
 
 def select_settings(config: dict) -> dict:
@@ -153,46 +178,12 @@ def describe_first_stage(config: dict) -> dict:
     return {"stage_1": read_summary(get_projector_run(config))["objective"]}
 
 
-def name_variants(results: list[Result]) -> None:
-    """Append to an objective's name the options in which runs of the same choice differ."""
-    by_choice: dict[str, list[dict]] = {}
-    for result in results:
-        by_choice.setdefault(result.objective, []).append(result.options)
-    for result in results:
-        same = by_choice[result.objective]
-        varied = [f"{key}={value}" for key, value in result.options.items() if any(o.get(key) != value for o in same)]
-        result.objective = " ".join([result.objective, *varied])
-
-
-def find_conditions(results: list[Result]) -> None:
-    """Add to each condition the settings in which the runs differ."""
-    names = dict.fromkeys(name for result in results for name in result.settings)
-    differing = [name for name in names if len({str(result.settings.get(name)) for result in results}) > 1]
-    for result in results:
-        values = [result.settings.get(name) for name in differing]
-        plain = [value if value is None or isinstance(value, int | float) else str(value) for value in values]
-        result.condition = replace(result.condition, settings=tuple(zip(differing, plain, strict=True)))
-
-
-def check_distinct(results: list[Result]) -> None:
-    """Raise InputError if two runs are of the same condition, objective and seed."""
-    places: dict[tuple, Path] = {}
-    for result in results:
-        place = (result.objective, result.condition, result.seed)
-        if place in places:
-            raise InputError(
-                f"{result.run} and {places[place]} have the same objective, noise, seed and settings: "
-                "give runs=... without one of them"
-            )
-        places[place] = result.run
-
-
-def choose_baseline(results: Sequence[Result], given: str | None) -> str:
+def choose_baseline(table: pd.DataFrame, given: str | None) -> str:
     """Return the objective that others are compared with: the given one; else `ce`, or the first if no run has `ce`.
 
     Raises InputError if no run has the given one.
     """
-    objectives = sorted({result.objective for result in results})
+    objectives = sorted(set(table["objective"]))
     if given is None:
         return "ce" if "ce" in objectives else objectives[0]
     if given not in objectives:
@@ -200,15 +191,12 @@ def choose_baseline(results: Sequence[Result], given: str | None) -> str:
     return given
 
 
-def sort_results(results: Sequence[Result], baseline: str) -> list[Result]:
-    """Sort results by condition, objective and seed, the baseline first."""
-    return sorted(results, key=lambda r: (r.condition.order, r.objective != baseline, r.objective, r.seed))
-
-
-def tabulate_metric(results: Sequence[Result], metric: str, baseline: str = "ce") -> pd.DataFrame:
-    """Tabulate a metric: columns `condition`, `objective`, `seed` and `value`, in their order, the baseline first."""
-    rows = [[r.condition, r.objective, r.seed, r.metrics[metric]] for r in sort_results(results, baseline)]
-    return pd.DataFrame(rows, columns=["condition", "objective", "seed", "value"])
+def group_runs(table: pd.DataFrame, baseline: str) -> list[tuple[Condition, str, pd.DataFrame]]:
+    """Group rows by condition and objective, in the order of the conditions, the baseline first."""
+    grouped = [
+        (condition, name, rows) for (condition, name), rows in table.groupby(["condition", "objective"], sort=False)
+    ]
+    return sorted(grouped, key=lambda group: (group[0].order, group[1] != baseline, group[1]))
 
 
 def load_metric(results: dict[str, Any], folder: Path) -> Metric:

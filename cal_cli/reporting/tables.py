@@ -1,14 +1,14 @@
-"""The tables of a report: means over seeds, and differences to a baseline on the same questions."""
+"""The tables of a report: the headline, means over seeds, and differences to a baseline on the same questions."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from cal_cli.reporting.results import Result, compare, compare_over_runs
+from cal_cli.reporting.results import compare, compare_over_runs, group_runs
 from cal_cli.runtime.console import make_table
 from cal_cli.statistics.seeds import adjust_for_family, difference_over_seeds, format_interval, mean_over_seeds
 
@@ -18,14 +18,15 @@ def summarize_metric(
 ) -> list[dict[str, Any]]:
     """Summarise a metric: for each condition and objective, the mean over seeds and the difference to the baseline.
 
-    `table` is that of `tabulate_metric`; differences are paired by seed. `together` has the differences of
-    `compare_seeds`. `p_holm` adjusts the p values of all differences of the metric.
+    `table` has the rows of `Results.table` of the metric; differences are paired by seed. `together` has the
+    differences of `compare_seeds`. `p_holm` adjusts the p values of all differences of the metric. `over_images` is
+    the interval over images of a single run.
     """
-    rows = []
-    for (condition, objective), group in table.groupby(["condition", "objective"], sort=False):
+    rows: list[dict[str, Any]] = []
+    for condition, objective, group in group_runs(table, baseline):
         base = table[(table["condition"] == condition) & (table["objective"] == baseline)]
-        values = dict(zip(group["seed"].tolist(), group["value"].tolist(), strict=True))
-        base_values = dict(zip(base["seed"].tolist(), base["value"].tolist(), strict=True))
+        values, base_values = (dict(zip(part["seed"], part["value"], strict=True)) for part in (group, base))
+        edges = group[["low", "high"]].to_numpy()[0].tolist() if len(group) == 1 and "low" in group else [np.nan] * 2
         rows.append(
             {
                 "metric": metric,
@@ -37,6 +38,7 @@ def summarize_metric(
                 "seeds": list(values),
                 "values": list(values.values()),
                 "mean": mean_over_seeds(list(values.values())),
+                "over_images": None if np.isnan(edges).any() else edges,
                 "difference": None if objective == baseline else difference_over_seeds(values, base_values),
                 "over_seeds_and_questions": (together or {}).get((condition, objective), {}).get(metric),
             }
@@ -47,41 +49,105 @@ def summarize_metric(
     return rows
 
 
+def name_condition(rows: Sequence[dict]) -> str:
+    """Return the heading of the conditions: their noise, unless settings differ too."""
+    return "condition" if any(row["settings"] for row in rows) else "noise"
+
+
+def make_headline_table(rows: Sequence[dict], before_training: Mapping[str, Any], title: str) -> Table:
+    """Make one table of all metrics: a row for each condition and objective, below the checkpoint before training.
+
+    A cell is a mean and half of the width of its 95 % interval: over seeds, or over images for a single run.
+    """
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    several = any(len(row["seeds"]) > 1 for row in rows)
+    names = [
+        name_condition(rows),
+        "objective",
+        *(["seeds"] if several else []),
+        *(m.replace("_", " ") for m in metrics),
+    ]
+    table = make_table(*names, title=title, whole=names[:2])
+
+    def write(value: float, interval: Sequence[float] | None) -> str:
+        half = f" ±{max(interval[1] - value, value - interval[0]):.3f}" if interval else ""
+        return f"{value:.3f}{half}"
+
+    if set(metrics) <= before_training.keys():
+        found = [before_training[metric] for metric in metrics]
+        cells = [write(one["value"], one.get("ci95")) for one in found]
+        table.add_row("-", "before training", *(["-"] if several else []), *cells)
+    by_place: dict[tuple[str, str], dict[str, dict]] = {}
+    for row in rows:
+        by_place.setdefault((row["condition"], row["objective"]), {})[row["metric"]] = row
+    for (condition, objective), of_metric in by_place.items():
+        first = next(iter(of_metric.values()))
+        cells = [write(row["mean"]["value"], row["mean"]["ci95"] or row["over_images"]) for row in of_metric.values()]
+        table.add_row(condition, objective, *([str(len(first["seeds"]))] if several else []), *cells)
+    return table
+
+
+def describe_headline(rows: Sequence[dict], before_training: Mapping[str, Any], baseline: str) -> str:
+    """Describe in a sentence what the first metric shows under the last condition; empty if nothing is compared."""
+    metric, condition = rows[0]["metric"], rows[-1]["condition"]
+    same = {row["objective"]: row for row in rows if (row["metric"], row["condition"]) == (metric, condition)}
+    others = [row for name, row in same.items() if name != baseline]
+    if baseline not in same or not others:
+        return ""
+    best = max(others, key=lambda row: row["mean"]["value"])
+    start = before_training.get(metric)
+    named = condition if best["settings"] else f"noise {condition}"
+    sentence = f"{metric.replace('_', ' ')} at {named}: {best['objective']} {best['mean']['value']:.3f}, "
+    sentence += f"{baseline} {same[baseline]['mean']['value']:.3f}"
+    sentence += f", before training {start['value']:.3f}" if start else ""
+    difference = best["over_seeds_and_questions"] or best["difference"]
+    return f"{sentence}; {best['objective']} minus {baseline} {format_interval(difference, signed=True)}."
+
+
 def make_mean_tables(rows: Sequence[dict], baseline: str) -> dict[str, Table]:
-    """Make a table for each metric, with a line between conditions."""
+    """Make a table for each metric, with a line between conditions, without columns that would be empty throughout."""
     tables = {}
     for metric, of_metric in groupby(rows, key=lambda row: row["metric"]):
-        first = "condition" if any(row["settings"] for row in rows) else "noise"
-        headers = (first, "objective", "seeds", "mean", f"minus {baseline}", "p", "p, Holm", "detectable")
-        table = make_table(*headers, title=metric.replace("_", " "), whole=("objective", "seeds", *headers[5:]))
-        for condition, section in groupby(of_metric, key=lambda row: row["condition"]):
+        found = list(of_metric)
+        tested = [row["difference"] or {} for row in found]
+        tests = ["p", "p, Holm"] if any(one.get("n", 1) > 1 for one in tested) else []
+        tests += ["detectable"] if any(one.get("detectable") for one in tested) else []
+        minus = [f"minus {baseline}"] if any(tested) else []
+        headers = (name_condition(rows), "objective", "seeds", "mean", *minus, *tests)
+        table = make_table(*headers, title=metric.replace("_", " "), whole=("objective", "seeds", *tests))
+        for condition, section in groupby(found, key=lambda row: row["condition"]):
             for row in section:
-                found, mean = row["difference"], format_interval(row["mean"])
-                difference = format_interval(row["over_seeds_and_questions"] or found, signed=True)
-                seeds = str(len(row["seeds"]))
-                if found and found["n"] != len(row["seeds"]):  # the difference has only the seeds of both
-                    seeds += f" ({found['n']} paired)"
-                tests = ["-", "-", "-"]
-                if found and found["n"] > 1:
-                    detectable = found["detectable"]
-                    tests = [f"{found['p']:.2g}", f"{found['p_holm']:.2g}", f"{detectable:.3f}" if detectable else "-"]
-                table.add_row(condition, row["objective"], seeds, mean, difference, *tests)
+                difference, seeds = row["difference"] or {}, str(len(row["seeds"]))
+                if difference and difference["n"] != len(row["seeds"]):  # the difference has only the seeds of both
+                    seeds += f" ({difference['n']} paired)"
+                several, detectable = difference.get("n", 1) > 1, difference.get("detectable")
+                cells = {
+                    f"minus {baseline}": format_interval(row["over_seeds_and_questions"] or row["difference"], True),
+                    "p": f"{difference['p']:.2g}" if several else "-",
+                    "p, Holm": f"{difference['p_holm']:.2g}" if several else "-",
+                    "detectable": f"{detectable:.3f}" if detectable else "-",
+                }
+                mean = format_interval(row["mean"])
+                table.add_row(condition, row["objective"], seeds, mean, *(cells[name] for name in (*minus, *tests)))
             table.add_section()
         tables[metric] = table
     return tables
 
 
-def compare_seeds(results: Sequence[Result], benchmark: str, baseline: str) -> dict[tuple, dict[str, Any]]:
+def compare_seeds(runs: pd.DataFrame, benchmark: str, baseline: str) -> dict[tuple, dict[str, Any]]:
     """Compare all seeds of an objective with the baseline's together, by condition and objective.
 
-    See `compare_over_runs`; what it cannot compare is left out.
+    `runs` has a row for each run. See `compare_over_runs`; what it cannot compare is left out.
     """
-    runs: dict[tuple, dict[int, Path]] = {}
-    for result in results:
-        runs.setdefault((result.condition, result.objective), {})[result.seed] = result.run / "eval" / benchmark
+    places = {
+        (condition, objective): {
+            seed: run / "eval" / benchmark for seed, run in zip(group["seed"], group["run"], strict=True)
+        }
+        for condition, objective, group in group_runs(runs, baseline)
+    }
     found: dict[tuple, dict[str, Any]] = {}
-    for (condition, objective), folders in runs.items():
-        base = runs.get((condition, baseline), {})
+    for (condition, objective), folders in places.items():
+        base = places.get((condition, baseline), {})
         shared = sorted(folders.keys() & base.keys())
         if objective != baseline and shared:
             together = compare_over_runs([base[seed] for seed in shared], [folders[seed] for seed in shared])
@@ -89,21 +155,18 @@ def compare_seeds(results: Sequence[Result], benchmark: str, baseline: str) -> d
     return found
 
 
-def compare_runs(results: Sequence[Result], benchmark: str, baseline: str) -> list[dict]:
+def compare_runs(runs: pd.DataFrame, benchmark: str, baseline: str) -> list[dict]:
     """Compare each run with the baseline's run of the same condition and seed, on the same questions; see `compare`."""
-    base = {(r.condition, r.seed): r for r in results if r.objective == baseline}
+    base = runs[runs["objective"] == baseline].set_index(["condition", "seed"])["run"].to_dict()
     pairs = []
-    for result in sorted(results, key=lambda r: (r.condition.order, r.objective, r.seed)):
-        other = base.get((result.condition, result.seed))
-        if other is None or other is result:
-            continue
-        found = compare(other.run / "eval" / benchmark, result.run / "eval" / benchmark)
-        if found is not None and found["differences"] is not None:
-            condition = result.condition
-            key: dict[str, Any] = {"condition": condition.name, "settings": dict(condition.settings)}
-            key |= {"noise_kind": condition.noise_kind, "noise_ratio": condition.noise_ratio}
-            key |= {"objective": result.objective, "seed": result.seed}
-            pairs.append(key | found)
+    for condition, objective, group in group_runs(runs[runs["objective"] != baseline], baseline):
+        for seed, run in zip(group["seed"].tolist(), group["run"], strict=True):
+            other = base.get((condition, seed))
+            found = None if other is None else compare(other / "eval" / benchmark, run / "eval" / benchmark)
+            if found is not None and found["differences"] is not None:
+                key: dict[str, Any] = {"condition": condition.name, "settings": dict(condition.settings)}
+                key |= {"noise_kind": condition.noise_kind, "noise_ratio": condition.noise_ratio}
+                pairs.append(key | {"objective": objective, "seed": seed} | found)
     return pairs
 
 
@@ -112,9 +175,8 @@ def make_pair_table(pairs: Sequence[dict], metrics: Sequence[str], baseline: str
 
     `right alone` counts questions of the run, then of the baseline.
     """
-    first = "condition" if any(pair["settings"] for pair in pairs) else "noise"
     whole = ["objective", "seed", "", f"minus {baseline}"]
-    table = make_table(first, *whole, title="the same questions", whole=whole)
+    table = make_table(name_condition(pairs), *whole, title="the same questions", whole=whole)
     for pair in pairs:
         test, differences = pair["test"], pair["differences"]
         values = {name.replace("_", " "): format_interval(differences[name], signed=True) for name in metrics}

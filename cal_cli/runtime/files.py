@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -35,6 +36,19 @@ def read_lines(path: Path) -> list[Any]:
         return [json.loads(line) for line in path.read_text().splitlines()]
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}): remove it, and repeat the command that wrote it") from error
+
+
+def write_json(path: Path, document: Any, indent: int | None = 2) -> None:
+    """Write a JSON file, see `write_whole`; a number that is not finite becomes null, which JSON has no word for."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    write_whole(path, json.dumps(clean(document), indent=indent, allow_nan=False) + "\n")
 
 
 def write_whole(path: Path, content: str | bytes) -> str:

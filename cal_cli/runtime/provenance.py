@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cal_cli.runtime.files import read_json, write_whole
+from cal_cli.runtime.files import read_json, write_json
 
 
 def get_versions() -> dict[str, str]:
@@ -67,7 +67,7 @@ def fingerprint(*paths: str | Path) -> str:
             digest.update(known.get(key, key).encode())
     if len(known) > before:
         with contextlib.suppress(OSError):  # without it, files are read again
-            write_whole(HASHES, json.dumps(known))
+            write_json(HASHES, known)
     return digest.hexdigest()[:16]
 
 
@@ -85,6 +85,17 @@ def fingerprint_states(files: Iterable[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+def identify_files(named: Mapping[str, Any]) -> dict[str, str]:
+    """Return a fingerprint of each value that is the path of a file or folder, by its key."""
+    return {key: fingerprint(path) for key, path in named.items() if isinstance(path, str) and Path(path).exists()}
+
+
+def find_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the keys in which what earlier work depended on, as JSON, differs from what it would depend on now."""
+    now = json.loads(json.dumps(now))
+    return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+
+
 def begin_work(folder: Path, identity: Mapping[str, Any], anew: bool = False) -> list[str]:
     """Prepare a folder for work that may be interrupted; discard what is there if its identity, in `_of.json`, differs.
 
@@ -96,11 +107,10 @@ def begin_work(folder: Path, identity: Mapping[str, Any], anew: bool = False) ->
     Returns:
         The keys in which discarded work differs.
     """
-    # readers of a folder of Parquet files ignore names that begin with an underscore
-    path, now = folder / "_of.json", json.loads(json.dumps(identity))
+    path = folder / "_of.json"  # readers of a folder of Parquet files ignore names that begin with an underscore
     before = read_json(path, {})
-    differing = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    differing = find_differences(before, identity)
     if anew or differing:
         shutil.rmtree(folder, ignore_errors=True)
-        write_whole(path, json.dumps(now))
+        write_json(path, identity)
     return differing if before else []

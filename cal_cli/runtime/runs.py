@@ -15,9 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from cal_cli.runtime.config import UNNAMED, update_target
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import read_json, remove_folder, write_whole
+from cal_cli.runtime.files import read_json, remove_folder, write_json, write_whole
 
 TRAIN_RUNS = Path("runs/train")
+BEFORE_TRAINING = "before_training"  # in a folder of runs: results of the checkpoint that they started from
 LEARNT = "objective.json"  # in a run and in its checkpoints: what the objective has learnt from the data
 # options of earlier versions, with the only value that is left
 RETIRED = (("objective.rule.unit", "sample"), ("rule.unit", "sample"))
@@ -131,7 +132,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """Write `summary.json`. If a failed run cannot even write this file, its message on the terminal must do."""
     try:
-        write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_json(folder / "summary.json", summary)
     except OSError:
         if summary["status"] != "failed":
             raise

@@ -13,9 +13,9 @@ EXACT = 2**16  # sign flips that are all tried; of more, as many are drawn
 
 
 def mean_over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Return mean, n and 95 % t interval of a metric over seeds; the interval is None for a single seed."""
+    """Return mean, n and 95 % t interval of a metric over seeds; None for one seed, or if all values are equal."""
     value, n = float(np.mean(values)), len(values)
-    if n < 2:
+    if n < 2 or np.ptp(values) == 0:
         return {"value": value, "ci95": None, "n": n}
     half = float(stats.t.ppf(0.975, n - 1) * stats.sem(values))
     return {"value": value, "ci95": [value - half, value + half], "n": n}

@@ -9,6 +9,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from cal_cli.runtime.errors import InputError
+
 CELL = 16  # pixels
 GRID = 4  # cells in a row, and in a column
 PICTURE = GRID * CELL
@@ -20,6 +22,7 @@ COLOURS = {
     "purple": (140, 60, 180),
     "black": (30, 30, 30),
 }
+CAMERAS = ("plain", "bgr")
 ROWS = ("top", "upper", "lower", "bottom")
 COLUMNS = ("far left", "left", "right", "far right")
 FONTS = ("DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold")  # matplotlib carries them
@@ -44,12 +47,18 @@ def draw_glyphs(
         draw.text(middle, glyph, COLOURS[colour], load_font(font), anchor="mm")
 
 
-def photograph(picture: Image.Image, grain: float, deviation: float, random_state: random.Random) -> Image.Image:
+def photograph(
+    picture: Image.Image, grain: float, deviation: float, random_state: random.Random, camera: str | None = None
+) -> Image.Image:
     """Return a picture as a poor camera sees it: faded towards the paper, with normal noise in each channel.
 
     The contrast is drawn from 1 - 0.8 x `grain` to 1, and the standard deviation of the noise from 0 to `grain` x
-    `deviation` (of 255 levels); with a `grain` of 0 the picture stays as it is.
+    `deviation` (of 255 levels); with a `grain` of 0 the picture stays as it is. The camera `bgr` exchanges red and
+    blue, as software does that reads one order of the channels as the other; None is `plain`.
     """
+    if camera == "bgr":
+        red, green, blue = photograph(picture, grain, deviation, random_state).split()
+        return Image.merge("RGB", (blue, green, red))
     if grain == 0:
         return picture
     generator = np.random.default_rng(random_state.getrandbits(64))
@@ -58,6 +67,12 @@ def photograph(picture: Image.Image, grain: float, deviation: float, random_stat
     paper = pixels.max()
     pixels = paper + contrast * (pixels - paper) + drawn * generator.standard_normal(pixels.shape)
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+
+
+def check_camera(camera: str | None, key: str) -> None:
+    """Raise InputError unless the camera is known; `key` is what to call it."""
+    if camera is not None and camera not in CAMERAS:
+        raise InputError(f"{key}={camera}: allowed are {' and '.join(CAMERAS)}")
 
 
 def draw_shift(random_state: random.Random) -> tuple[int, int]:

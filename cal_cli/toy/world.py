@@ -17,7 +17,7 @@ from cal_cli.evaluation.metrics import Metric, Parts, Question, Sums
 from cal_cli.runtime.errors import InputError
 from cal_cli.toy.families import FAMILIES
 from cal_cli.toy.families.base import SPLITS, Turn
-from cal_cli.toy.materials import photograph, unmark
+from cal_cli.toy.materials import check_camera, photograph, unmark
 
 
 def make_scenes(
@@ -28,6 +28,7 @@ def make_scenes(
     families: list[str] | None = None,
     irrelevant: float = 1.0,
     grain: float = 1.0,
+    camera: str | None = None,
 ) -> Conversations:
     """Make the first `n` samples of a split of the world.
 
@@ -44,6 +45,7 @@ def make_scenes(
         families: names of `cal_cli.toy.families.FAMILIES`; None means all. Each has its own share of the samples.
         irrelevant: number of irrelevant words in a caption for each correlated one.
         grain: how faded and noisy pictures are, from 0 for not at all to 1.
+        camera: `plain` or `bgr`, see `photograph`; None is `plain`.
 
     Raises InputError if a value is out of range, or a name unknown.
     """
@@ -56,6 +58,7 @@ def make_scenes(
     if not 0 <= irrelevant <= 20:
         raise InputError(f"data.irrelevant={irrelevant}: allowed is a number from 0 to 20")
     check_grain(grain, "data.grain")
+    check_camera(camera, "data.camera")
     chosen = [FAMILIES[name] for name in find_families(families, "data.families")]
     entries, shown = [], {}
     for index in range(n):
@@ -71,7 +74,7 @@ def make_scenes(
             entry |= {"image": f"{identity}.png", **({REGIONS: regions} if regions else {})}
             shown[entry["image"]] = family.name, content
         entries.append(entry)
-    return Conversations(entries, partial(_paint, shown, grain))
+    return Conversations(entries, partial(_paint, shown, grain, camera))
 
 
 def find_families(names: Sequence[str] | None, key: str) -> list[str]:
@@ -111,16 +114,16 @@ def check_grain(grain: float, key: str) -> None:
         raise InputError(f"{key}={grain}: allowed is a number from 0 to 1")
 
 
-def paint(family: str, content: Any, grain: float, identity: str) -> Image.Image:
+def paint(family: str, content: Any, grain: float, identity: str, camera: str | None = None) -> Image.Image:
     """Paint a picture of a family; `identity` fixes what the content leaves open, such as the shade of the paper."""
     random_state = random.Random(identity)
     painted = FAMILIES[family].paint(content, random_state)
-    return photograph(painted, grain, FAMILIES[family].deviation, random_state)
+    return photograph(painted, grain, FAMILIES[family].deviation, random_state, camera)
 
 
-def _paint(shown: dict[str, tuple[str, Any]], grain: float, name: str) -> Image.Image:
+def _paint(shown: dict[str, tuple[str, Any]], grain: float, camera: str | None, name: str) -> Image.Image:
     family, content = shown[name]
-    return paint(family, content, grain, name)
+    return paint(family, content, grain, name, camera)
 
 
 def make_benchmark(
@@ -128,6 +131,7 @@ def make_benchmark(
     seed: int = 0,
     families: list[str] | None = None,
     grain: float = 1.0,
+    camera: str | None = None,
     max_new_tokens: int = 128,
     headline: list[str] | None = None,
     version: int = 2,
@@ -137,16 +141,17 @@ def make_benchmark(
     `conf/benchmark/scenes.yaml` documents the arguments.
 
     Raises:
-        InputError: `n` or `max_new_tokens` is below 1, a family is unknown, or the grain is out of range.
+        InputError: `n` or `max_new_tokens` is below 1, a family or camera is unknown, or the grain is out of range.
     """
     for name, value in (("n", n), ("max_new_tokens", max_new_tokens)):
         if value < 1:
             raise InputError(f"benchmark.{name}={value}: must be at least 1")
     check_grain(grain, "benchmark.grain")
+    check_camera(camera, "benchmark.camera")
     chosen = find_families(families, "benchmark.families")
     return Benchmark(
         split="test",
-        questions=[ask(name, seed, number, grain) for name in chosen for number in range(n)],
+        questions=[ask(name, seed, number, grain, camera) for name in chosen for number in range(n)],
         metric=Scenes(),
         metric_config={"_target_": "cal_cli.toy.world.Scenes"},
         max_new_tokens=max_new_tokens,
@@ -154,7 +159,7 @@ def make_benchmark(
     )
 
 
-def ask(name: str, seed: int, number: int, grain: float) -> Question:
+def ask(name: str, seed: int, number: int, grain: float, camera: str | None = None) -> Question:
     """Make question `number` of a family; pictures that do not allow it are passed over."""
     family, identity = FAMILIES[name], f"test-{seed}-{name}-{number:06d}"
     random_state = random.Random(f"benchmark-{identity}")
@@ -163,12 +168,12 @@ def ask(name: str, seed: int, number: int, grain: float) -> Question:
         content = family.draw_of_split(random_state, "test")
         asked = family.ask(content, random_state, number)
     tags = {"family": name, "kind": asked.kind}
-    pictures = partial(_open, name, content, grain, identity)
+    pictures = partial(_open, name, content, grain, identity, camera)
     return Question(f"{identity}-{asked.kind}", identity, f"<image>\n{asked.question}", asked.answers, pictures, tags)
 
 
-def _open(family: str, content: Any, grain: float, identity: str) -> list[Image.Image]:
-    return [paint(family, content, grain, identity)]
+def _open(*painted: Any) -> list[Image.Image]:
+    return [paint(*painted)]
 
 
 class Scenes(Metric):

@@ -1,6 +1,5 @@
 """What a run read (`inputs.json`), and what it leaves: weights in the format of `transformers`, and `summary.json`."""
 
-import json
 import math
 import resource
 from functools import partial
@@ -13,8 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 from cal_cli.data.sample import Conversations
 from cal_cli.models.llava import save_projector
 from cal_cli.models.parts import merge_adapters, trains_only_projector
-from cal_cli.runtime.files import read_json, replace_folder, write_whole
-from cal_cli.runtime.provenance import fingerprint, get_device_name, get_git_commit, get_versions
+from cal_cli.runtime.files import read_json, replace_folder
+from cal_cli.runtime.provenance import (
+    find_differences,
+    get_device_name,
+    get_git_commit,
+    get_versions,
+    identify_files,
+)
 from cal_cli.training.arguments import TrainConfig
 from cal_cli.training.run_trainer import RunTrainer
 
@@ -97,31 +102,15 @@ def identify_data(node: dict[str, Any], data: Conversations) -> dict[str, str]:
     return identify_files(named) | {"images": data.fingerprint_images()}
 
 
-def identify_files(named: dict[str, Any]) -> dict[str, str]:
-    """Return a fingerprint of each value that is the path of a file or folder, by its key."""
-    found = {key: value for key, value in named.items() if isinstance(value, str) and Path(value).exists()}
-    return {key: fingerprint(value) for key, value in found.items()}
+def read_inputs(folder: Path) -> dict[str, Any]:
+    """Read `inputs.json` of a run: the `fingerprints` of its inputs, and `step_samples`; empty if there is none.
 
-
-def write_inputs(folder: Path, inputs: dict[str, str], step_samples: int) -> None:
-    """Write `inputs.json` of a run: its fingerprints, and the number of samples of an optimizer step."""
-    content = {"fingerprints": inputs, "step_samples": step_samples}
-    write_whole(folder / "inputs.json", json.dumps(content, indent=2) + "\n")
+    `step_samples` is the number of samples of an optimizer step: the number of processes, and with it that of samples,
+    may be another when a run is continued.
+    """
+    return read_json(folder / "inputs.json", {})
 
 
 def find_changed_inputs(folder: Path, inputs: dict[str, str]) -> list[str]:
     """Return the inputs that differ from those of the run in the folder; empty if it holds none."""
-    before = _read(folder).get("fingerprints", inputs)
-    return sorted(key for key in before.keys() | inputs.keys() if before.get(key) != inputs.get(key))
-
-
-def read_step_samples(folder: Path) -> int | None:
-    """Return the number of samples of an optimizer step of the run in the folder; None if it holds none.
-
-    The number of processes, and with it that of samples, may be another when a run is continued.
-    """
-    return _read(folder).get("step_samples")
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "inputs.json", {})
+    return find_differences(read_inputs(folder).get("fingerprints", inputs), inputs)

@@ -1,6 +1,5 @@
 """The trainer of `cal train`: learning rates by part, grouped batches, and checkpoints that any launch can resume."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +23,7 @@ from cal_cli.data.sample import Conversations, Entry, get_image_names
 from cal_cli.models.llava import get_projector, load_projector, save_projector
 from cal_cli.models.parts import set_rates, trains_only_projector
 from cal_cli.objective.passes import unwrap_adapters
-from cal_cli.runtime.files import read_json, write_whole
+from cal_cli.runtime.files import read_json, write_json
 from cal_cli.runtime.runs import LEARNT
 from cal_cli.training.callbacks import BadSamples
 from cal_cli.training.trainer import CALTrainer
@@ -123,7 +122,7 @@ class RunTrainer(CALTrainer):
         if self.args.should_save:
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
             torch.save(scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
-            write_whole(Path(output_dir) / LEARNT, json.dumps(self.objective.state) + "\n")
+            write_json(Path(output_dir) / LEARNT, self.objective.state, indent=None)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:

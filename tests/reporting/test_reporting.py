@@ -16,7 +16,7 @@ from cal_cli.reporting.figures import (
     summarize_curves,
     tabulate_curves,
 )
-from cal_cli.reporting.results import Condition, choose_baseline, collect_results, tabulate_metric
+from cal_cli.reporting.results import Condition, choose_baseline, collect_results
 from cal_cli.reporting.tables import summarize_metric
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.runs import find_unfinished_runs
@@ -49,12 +49,12 @@ def test_rows_pair_by_noise_and_seed(tmp_path):
         for seed in (0, 1):
             write_run(tmp_path, "ce", ratio, seed, 0.5 - ratio / 2 + seed / 10)
             write_run(tmp_path, "cal", ratio, seed, 0.6 - ratio / 2 + seed / 5)
-    results, unevaluated = collect_results([str(tmp_path)], "scenes")
+    results = collect_results([str(tmp_path)], "scenes")
     rows = {
         (row["noise_ratio"], row["objective"]): row
-        for row in summarize_metric(tabulate_metric(results, "scene_accuracy"), "m", "ce")
+        for row in summarize_metric(results.select("scene_accuracy"), "m", "ce")
     }
-    assert not unevaluated
+    assert not results.unevaluated
     assert list(rows) == [(0.0, "ce"), (0.0, "cal"), (0.5, "ce"), (0.5, "cal")]
     assert rows[0.0, "ce"]["mean"]["value"] == pytest.approx(0.55)
     assert rows[0.0, "ce"]["difference"] is None
@@ -74,8 +74,8 @@ def test_kinds_of_noise_are_told_apart_and_share_the_clean_runs(tmp_path):
         write_run(tmp_path / "a", objective, 0.0, 0, value, kind="attribute")
         write_run(tmp_path / "b", objective, 0.5, 0, value - 0.1, kind="attribute")
         write_run(tmp_path / "c", objective, 0.5, 0, value - 0.3, kind="swap")
-    results, _ = collect_results([str(tmp_path)], "scenes")
-    table = tabulate_metric(results, "scene_accuracy")
+    results = collect_results([str(tmp_path)], "scenes")
+    table = results.select("scene_accuracy")
     rows = summarize_metric(table, "m", "ce")
     names = [(row["condition"], row["objective"]) for row in rows]
     assert names == [(n, o) for n in ("0", "0.5", "attribute 0.5") for o in ("ce", "cal")]
@@ -87,11 +87,11 @@ def test_variants_of_an_objective_are_told_apart(tmp_path):
     write_run(tmp_path / "a", "pmi", 0.0, 0, 0.5, options={"window": 3, "alpha": 0})
     write_run(tmp_path / "b", "pmi", 0.0, 0, 0.6, options={"window": 9, "alpha": 0})
     write_run(tmp_path / "b", "ce", 0.0, 0, 0.6, options={"window": 1, "alpha": 1})
-    for unit in ("turn", "sample"):
-        write_run(tmp_path / unit, "posterior", 0.0, 0, 0.6, options={"rule": {"unit": unit, "r": 0.1}})
-    results, _ = collect_results([str(tmp_path)], "scenes")
-    names = {"pmi window=3", "pmi window=9", "ce", "posterior rule.unit=turn", "posterior rule.unit=sample"}
-    assert {result.objective for result in results} == names
+    for r in (0.1, 0.2):
+        write_run(tmp_path / str(r), "posterior", 0.0, 0, 0.6, options={"rule": {"rho": 0.3, "r": r}})
+    results = collect_results([str(tmp_path)], "scenes")
+    names = {"pmi window=3", "pmi window=9", "ce", "posterior rule.r=0.1", "posterior rule.r=0.2"}
+    assert set(results.table["objective"]) == names
 
 
 def test_runs_may_start_from_the_projector_of_a_stage_1_with_their_own_objective(tmp_path):
@@ -102,18 +102,18 @@ def test_runs_may_start_from_the_projector_of_a_stage_1_with_their_own_objective
         (before / "projector").mkdir()
         model = {"projector": str(before / "projector")}
         second.append(write_run(tmp_path / "two", objective, 0.0, 0, 0.5, options=options, model=model))
-    results, _ = collect_results([str(tmp_path / "two")], "scenes")
-    assert sorted(result.objective for result in results) == ["cal", "ce"]
+    results = collect_results([str(tmp_path / "two")], "scenes")
+    assert sorted(results.table["objective"]) == ["cal", "ce"]
 
     config = yaml.safe_load((second[0] / "config.yaml").read_text())
     write_run(tmp_path / "two/mixed", "ce", 0.0, 0, 0.5, options=config["objective"], model=model)
-    results, _ = collect_results([str(tmp_path / "two")], "scenes")
-    assert sorted(result.objective for result in results) == ["cal", "ce", "ce stage_1=cal"]
+    results = collect_results([str(tmp_path / "two")], "scenes")
+    assert sorted(results.table["objective"]) == ["cal", "ce", "ce stage_1=cal"]
 
     earlier = yaml.safe_load((before / "config.yaml").read_text())
     (before / "config.yaml").write_text(yaml.safe_dump(earlier | {"max_steps": 9}))
-    results, _ = collect_results([str(tmp_path / "two")], "scenes")
-    assert {result.condition.name for result in results} == {
+    results = collect_results([str(tmp_path / "two")], "scenes")
+    assert {condition.name for condition in results.table["condition"]} == {
         f"model.projector.max_steps={steps}, noise 0" for steps in (None, 9)
     }
 
@@ -122,9 +122,9 @@ def test_unfinished_and_unevaluated_runs_are_left_out(tmp_path):
     write_run(tmp_path, "ce", 0.0, 0, 0.5)
     write_run(tmp_path, "cal", 0.0, 0, 0.5, status="interrupted")
     late = write_run(tmp_path, "pmi", 0.0, 0, 0.5, evaluated=False)
-    results, unevaluated = collect_results([str(tmp_path)], "scenes")
-    assert [result.objective for result in results] == ["ce"]
-    assert unevaluated == [late]
+    results = collect_results([str(tmp_path)], "scenes")
+    assert list(results.table["objective"]) == ["ce"]
+    assert results.unevaluated == [late]
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path):
@@ -145,8 +145,8 @@ def test_runs_are_compared_under_the_same_settings_only(tmp_path):
         write_run(tmp_path / str(rate), "ce", 0.0, 0, rate / 100, learning_rate=rate)
         write_run(tmp_path / str(rate), "cal", 0.0, 0, rate / 50, learning_rate=rate)
     write_run(tmp_path, "cal", 0.0, 0, 0.5, learning_rate=30.0)
-    results, _ = collect_results([str(tmp_path)], "scenes")
-    table = tabulate_metric(results, "scene_accuracy")
+    results = collect_results([str(tmp_path)], "scenes")
+    table = results.select("scene_accuracy")
     rows = summarize_metric(table, "m", "ce")
     assert [(row["condition"], row["objective"]) for row in rows] == [
         *(("learning_rate=2, noise 0", objective) for objective in ("ce", "cal")),
@@ -187,9 +187,9 @@ def test_runs_of_a_version_without_an_option_are_compared_with_those_where_it_is
     write_run(tmp_path, "ce", 0.0, 0, 0.5, model={"path": "base"})
     write_run(tmp_path, "cal", 0.0, 0, 0.6, model={"path": "base", "new_option": None}, options={"another": None})
     write_run(tmp_path, "cal", 0.0, 1, 0.6, model={"path": "base", "new_option": True})
-    results, _ = collect_results([str(tmp_path)], "scenes")
-    assert {result.objective for result in results} == {"ce", "cal"}
-    rows = summarize_metric(tabulate_metric(results, "scene_accuracy"), "m", "ce")
+    results = collect_results([str(tmp_path)], "scenes")
+    assert set(results.table["objective"]) == {"ce", "cal"}
+    rows = summarize_metric(results.select("scene_accuracy"), "m", "ce")
     off, on = (row["condition"] for row in rows if row["objective"] == "cal")
     assert [row["condition"] for row in rows if row["objective"] == "ce"] == [off] != [on]
 
@@ -197,25 +197,25 @@ def test_runs_of_a_version_without_an_option_are_compared_with_those_where_it_is
 def test_the_baseline_is_ce_or_what_is_there(tmp_path):
     for window in (1, 3):
         write_run(tmp_path / str(window), "cal", 0.0, 0, 0.5, options={"window": window})
-    results, _ = collect_results([str(tmp_path)], "scenes")
-    assert choose_baseline(results, None) == "cal window=1"
-    assert choose_baseline(results, "cal window=3") == "cal window=3"
+    results = collect_results([str(tmp_path)], "scenes")
+    assert choose_baseline(results.table, None) == "cal window=1"
+    assert choose_baseline(results.table, "cal window=3") == "cal window=3"
     with pytest.raises(
         InputError, match="baseline=ce: no run has this objective; there are cal window=1, cal window=3"
     ):
-        choose_baseline(results, "ce")
+        choose_baseline(results.table, "ce")
     write_run(tmp_path, "ce", 0.0, 0, 0.5)
-    assert choose_baseline(collect_results([str(tmp_path)], "scenes")[0], None) == "ce"
+    assert choose_baseline(collect_results([str(tmp_path)], "scenes").table, None) == "ce"
 
 
 def test_seeds_of_data_and_noise_are_settings_if_they_are_not_the_run_s(tmp_path):
     write_run(tmp_path / "a", "ce", 0.5, 0, 0.5, noise={"seed": 0})
     write_run(tmp_path / "b", "ce", 0.5, 1, 0.5, noise={"seed": 1})
-    results, _ = collect_results([str(tmp_path)], "scenes")
-    assert {result.condition.name for result in results} == {"0.5"}
+    results = collect_results([str(tmp_path)], "scenes")
+    assert {condition.name for condition in results.table["condition"]} == {"0.5"}
     write_run(tmp_path / "c", "ce", 0.5, 0, 0.5, noise={"seed": 7})
-    results, _ = collect_results([str(tmp_path)], "scenes")
-    assert {result.condition.name for result in results} == {
+    results = collect_results([str(tmp_path)], "scenes")
+    assert {condition.name for condition in results.table["condition"]} == {
         "noise.seed=as the run, noise 0.5",
         "noise.seed=7, noise 0.5",
     }
@@ -228,15 +228,15 @@ def test_learning_curves_by_hand(tmp_path):
         lines = [{"step": 10 * n, "loss": 1.0} for n in (1, 2, 3)]
         lines += [{"step": 100 * n, "eval_scene_accuracy": value} for n, value in enumerate(values, 1)]
         (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    results, _ = collect_results([str(tmp_path)], "scenes")
-    table = tabulate_curves(results, "scene_accuracy", "ce")
+    results = collect_results([str(tmp_path)], "scenes")
+    table = tabulate_curves(results.table, "scene_accuracy", "ce")
     ce, cal = summarize_curves(table, "scene_accuracy", [0.5, 0.9])
     assert [point["value"] for point in ce["curve"]] == pytest.approx([0.3, 0.5, 0.8])
     assert ce["targets"]["0.5"] == {"steps": 250.0, "reached": 2, "seeds": 2}
     assert ce["targets"]["0.9"] == {"steps": 300.0, "reached": 1, "seeds": 2}
     assert cal["targets"]["0.9"] == {"steps": 200.0, "reached": 1, "seeds": 1}
     assert draw_curves({"scene_accuracy": [ce, cal]}).startswith(b"\x89PNG")
-    assert summarize_curves(tabulate_curves(results, "other", "ce"), "other", [0.5]) == []
+    assert summarize_curves(tabulate_curves(results.table, "other", "ce"), "other", [0.5]) == []
 
 
 def test_runs_that_have_begun_are_counted(tmp_path):
