@@ -16,8 +16,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/installed
+	$(BIN)/cal token-weight-dump checkpoint=tiny data.split=test noise.ratio=0.5 samples=100
 	$(BIN)/cal study experiment=demo jobs=2
-	$(BIN)/cal token-weight-dump checkpoint=runs/train/demo/noise.ratio-0.5__objective-cal data.split=test noise.ratio=0.5
+	@echo runs/tokens/scenes/tiny/heatmap.html
 
 test: $(VENV)/installed
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile

@@ -43,7 +43,14 @@ from cal_cli.runtime.config import check_types, limited
 from cal_cli.runtime.console import make_console, make_table, show_progress
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_json, write_whole
-from cal_cli.runtime.processes import LaunchConfig, count_processes, get_process_state, is_worker, run_workers
+from cal_cli.runtime.processes import (
+    LaunchConfig,
+    count_cores,
+    count_processes,
+    get_process_state,
+    is_worker,
+    run_workers,
+)
 from cal_cli.runtime.provenance import begin_work, fingerprint, get_device_name, get_versions
 from cal_cli.runtime.runs import find_checkpoint, get_run_name, hold
 from cal_cli.statistics.mixture import compute_posterior
@@ -103,7 +110,7 @@ def data_audit(config: DictConfig) -> None:
         if mine:
             model, processor = load_checkpoint(str(checkpoint), settings.dtype, state.device)
             collate = Collator(processor, settings.max_length, leave_out=True)
-            auditor = Auditor(model, collate, settings.batch_size, settings.workers)
+            auditor = Auditor(model, collate, settings.batch_size, min(settings.workers, count_cores()))
             with show_progress("audit", sum(len(parts[number]) for number in mine), console) as advance:
                 for number in mine:
                     auditor.write_part(data, parts[number], find_part(job.folder / "tokens", number))

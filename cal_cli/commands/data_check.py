@@ -25,6 +25,7 @@ from cal_cli.runtime.config import build, check_types, limited
 from cal_cli.runtime.console import make_console, make_table, render_markdown, track_items
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_json, write_whole
+from cal_cli.runtime.processes import count_cores
 from cal_cli.runtime.provenance import get_versions
 
 SHOWN = 20  # bad samples on the terminal and in report.md; bad_samples.jsonl has all
@@ -38,7 +39,7 @@ class DataCheckConfig:
     data: Any
     max_length: int | None
     max_pixels: int = limited(1)
-    boxes: str | None = limited(choices=("image",))
+    boxes: str | None = limited(choices=(None, "image"))
     workers: int | None = limited(0)
 
 
@@ -55,7 +56,7 @@ def data_check(config: DictConfig) -> None:
     if settings.boxes and any(isinstance(source, Rows) for source in sources.values()):
         raise InputError(f"boxes={settings.boxes}: rewriting boxes needs data in JSON, such as data=llava_json")
     collate = Collator(build(config, "model").load_processor(), settings.max_length)
-    workers = (os.cpu_count() or 1) if settings.workers is None else settings.workers
+    workers = count_cores() if settings.workers is None else min(settings.workers, count_cores())
     bad: list[dict[str, Any]] = []
     good: list[Checked] = []
     read, written, converted = 0, [], 0

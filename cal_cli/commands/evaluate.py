@@ -160,7 +160,7 @@ def adapt_benchmark(node: DictConfig, checkpoint: Path, typed: Collection[str]) 
     own = read_config(checkpoint.parent).get("benchmark") or {} if checkpoint.name == "checkpoint" else {}
     if update_target(own.get("_target_", "none.")) != node.get("_target_"):
         return node
-    kept = {key: own[key] for key in own if key in node and key not in {*typed, "_target_", "headline", "version"}}
+    kept = {key: own[key] for key in own if key in node and key not in {*typed, "_target_", "version"}}
     return OmegaConf.merge(node, kept)  # type: ignore[return-value]
 
 

@@ -58,7 +58,7 @@ class InspectConfig:
     sinks: str = limited(choices=("keep", "remove"))
     words: int = limited(1)
     layers: int = limited(1)
-    format: str | None = limited(choices=FORMATS)
+    format: str | None = limited(choices=(None, *FORMATS))
     show: list[str]
     dtype: str | None
     output: str | None

@@ -85,7 +85,8 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
     for metric in metrics:
         found = summarize_curves(tabulate_curves(runs, metric, baseline), metric, settings.targets)
         curves |= {metric: found} if found else {}
-    headline = make_headline_table(rows, before, f"{benchmark}: mean ± half of the 95 % interval")
+    over = "seeds" if any(row["mean"]["ci95"] for row in rows) else "images, one seed"
+    headline = make_headline_table(rows, before, f"{benchmark}: mean ± half of the 95 % interval over {over}")
     notes = write_notes(rows, bool(pairs), baseline, [str(run) for run in results.unevaluated])
     if before:
         notes.append(f"Before training: {before['checkpoint']}, from which all runs started.")
@@ -111,10 +112,10 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
     document |= {"same_questions": pairs, "curves": [row for found in curves.values() for row in found]}
     write_json(output / "report.json", document | {"notes": notes, "commands": commands, "origin": origin})
     console.print(headline)
-    for line in (sentence, *(note for note in notes if not note.startswith(("p:", "Seeds", "The same")))):
+    for line in (sentence, *(note for note in notes if "not evaluated" in note or "not completed" in note)):
         if line:
             console.print(line)
-    console.print(f"{output}: report.md has the differences, tests and commands; report.json and figures beside it")
+    console.print(f"{output / 'report.md'}: differences, tests, intervals and commands\n{output / 'figure3.png'}")
 
 
 def describe_origins(summaries: Sequence[dict[str, Any]]) -> str:

@@ -175,9 +175,13 @@ def list_runs(settings: StudyConfig) -> tuple[DictConfig, list[Run]]:
             )
         runs = []
         excluded = base.hydra.job.config.override_dirname.exclude_keys
-        for values in itertools.product(*axes.values()):
-            words = [f"experiment={settings.experiment_name}", *fixed]
-            words += [f"{key}={value}" for key, value in zip(axes, values, strict=True)]
+        grid = [
+            [f"{key}={value}" for key, value in zip(axes, values, strict=True)]
+            for values in itertools.product(*axes.values())
+        ]
+        also = [words.split() for words in base.get("study", {}).get("also", [])]  # runs that are not of the grid
+        for chosen in [*also, *grid]:
+            words = [f"experiment={settings.experiment_name}", *fixed, *chosen]
             folder = Path(base.hydra.run.dir).parent / name_folder(words, excluded)
             if any("${" in word for word in words):  # an interpolation, which the run resolves in its folder's name
                 folder = Path(compose("train", overrides=words, return_hydra_config=True).hydra.run.dir)

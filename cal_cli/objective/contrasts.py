@@ -57,6 +57,7 @@ class ImageContrast:
         raise NotImplementedError
 
 
+@dataclass
 class NoImage(ImageContrast):
     """The text alone."""
 

@@ -145,6 +145,11 @@ class RuleLoss:
         self.shuffled, self.normalization = shuffled, normalization
         self.contrast = make_contrast(contrast, rule.contrast, ratio, sigma, reference)
 
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    __hash__ = None  # type: ignore[assignment]
+
     @property
     def score(self) -> str:
         """What the rule reads, `logit` or `logprob`."""

@@ -49,6 +49,11 @@ def summarize_metric(
     return rows
 
 
+def name_metric(metric: str) -> str:
+    """Return the name of a metric in a table; the default world's headline metrics are named after their task."""
+    return "captions" if metric == "scene_accuracy" else metric.removesuffix("_accuracy").replace("_", " ")
+
+
 def name_condition(rows: Sequence[dict]) -> str:
     """Return the heading of the conditions: their noise, unless settings differ too."""
     return "condition" if any(row["settings"] for row in rows) else "noise"
@@ -65,7 +70,7 @@ def make_headline_table(rows: Sequence[dict], before_training: Mapping[str, Any]
         name_condition(rows),
         "objective",
         *(["seeds"] if several else []),
-        *(m.replace("_", " ") for m in metrics),
+        *map(name_metric, metrics),
     ]
     table = make_table(*names, title=title, whole=names[:2])
 
@@ -96,12 +101,15 @@ def describe_headline(rows: Sequence[dict], before_training: Mapping[str, Any], 
         return ""
     best = max(others, key=lambda row: row["mean"]["value"])
     start = before_training.get(metric)
-    named = condition if best["settings"] else f"noise {condition}"
-    sentence = f"{metric.replace('_', ' ')} at {named}: {best['objective']} {best['mean']['value']:.3f}, "
-    sentence += f"{baseline} {same[baseline]['mean']['value']:.3f}"
-    sentence += f", before training {start['value']:.3f}" if start else ""
+    swapped = f"With {best['noise_ratio']:.0%} of the captions {'swapped' if best['noise_kind'] == 'swap' else 'wrong'}"
+    named = swapped if best["noise_ratio"] and not best["settings"] else f"At {condition}"
+    what = "describes {:.0%} of the images fully correctly" if metric == "scene_accuracy" else f"{metric} is {{:.3f}}"
+    sentence = f"{named}: {best['objective']} {what.format(best['mean']['value'])}, {baseline} "
+    shown = "{:.0%}" if metric == "scene_accuracy" else "{:.3f}"
+    sentence += shown.format(same[baseline]["mean"]["value"])
+    sentence += f", the checkpoint before training {shown.format(start['value'])}" if start else ""
     difference = best["over_seeds_and_questions"] or best["difference"]
-    return f"{sentence}; {best['objective']} minus {baseline} {format_interval(difference, signed=True)}."
+    return f"{sentence}. {best['objective']} minus {baseline}: {format_interval(difference, signed=True)}."
 
 
 def make_mean_tables(rows: Sequence[dict], baseline: str) -> dict[str, Table]:

@@ -93,8 +93,8 @@ def check_range(
     if value is None:
         return
     if choices and value not in choices:
-        *others, last = choices
-        raise InputError(f"{name}={value}: allowed are {', '.join(map(str, others))} and {last}")
+        *others, last = ("null" if choice is None else str(choice) for choice in choices)
+        raise InputError(f"{name}={value}: allowed are {', '.join(others)} and {last}")
     if least is not None and below is not None and not least <= value < below:
         raise InputError(f"{name}={value}: allowed is a share from {least} to below {below}")
     if least is not None and value < least:

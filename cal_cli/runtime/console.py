@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 T = TypeVar("T")
+QUIET = 30.0  # seconds between two lines of progress, where there is no terminal
 Notify = Callable[[str], None]  # takes one message to the user
 
 
@@ -65,19 +66,20 @@ def make_progress(console: Console, transient: bool = False) -> Progress:
 
 @contextmanager
 def show_progress(title: str, total: int, console: Console) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal, else a line for each tenth; yield the function that takes the number just done."""
+    """Show a bar on a terminal, else a line every `QUIET` seconds; yield a function of the number just done."""
     if console.is_terminal and not console.quiet:
         with make_progress(console, transient=True) as bar:
             task = bar.add_task(title, total=total, values="")
             yield lambda more: bar.advance(task, more)
         return
     start, done = time.perf_counter(), 0
+    last = start
 
     def advance(more: int) -> None:
-        nonlocal done
-        before, done = done, done + more
-        if done < total and 10 * done // total > 10 * before // total:
-            left = (time.perf_counter() - start) / done * (total - done)
-            console.print(f"{title}  {done}/{total}  {left:.0f} s left")
+        nonlocal done, last
+        done, now = done + more, time.perf_counter()
+        if done < total and now - last >= QUIET:
+            last = now
+            console.print(f"{title}  {done}/{total}  {(now - start) / done * (total - done):.0f} s left")
 
     yield advance

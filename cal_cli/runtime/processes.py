@@ -51,6 +51,11 @@ def get_process_state() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available())
 
 
+def count_cores() -> int:
+    """Return the number of cores that this process may use; more workers than that slow it down, as torch warns."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def is_worker() -> bool:
     """Return whether this process is one of several, started by us, torchrun or `accelerate launch`."""
     return "LOCAL_RANK" in os.environ

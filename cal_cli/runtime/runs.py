@@ -22,8 +22,8 @@ BEFORE_TRAINING = "before_training"  # in a folder of runs: results of the check
 LEARNT = "objective.json"  # in a run and in its checkpoints: what the objective has learnt from the data
 # options of earlier versions, with the only value that is left
 RETIRED = (("objective.rule.unit", "sample"), ("rule.unit", "sample"))
-# keys in which the config of a run may differ when it is continued; these four are in its folder's name
-OPERATIONAL = (*UNNAMED, "workers", "keep_checkpoints", "save_steps", "logging_steps")
+# keys in which the config of a run may differ when it is continued
+OPERATIONAL = (*UNNAMED, "study", "workers", "keep_checkpoints", "save_steps", "logging_steps")
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from cal_cli.data.sample import Conversations
 from cal_cli.models.parts import AdapterConfig
 from cal_cli.runtime.config import limited
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.processes import LaunchConfig, get_process_state
+from cal_cli.runtime.processes import LaunchConfig, count_cores, get_process_state
 
 
 @dataclass(kw_only=True)
@@ -93,7 +93,7 @@ def make_training_arguments(
         use_cpu=not torch.cuda.is_available(),
         ddp_find_unused_parameters=some_unused,
         **make_sharding_arguments(settings.launch),
-        dataloader_num_workers=settings.workers,
+        dataloader_num_workers=min(settings.workers, count_cores()),
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         include_num_input_tokens_seen="non_padding",

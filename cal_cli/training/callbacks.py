@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from cal_cli.data.sample import Bad
 from cal_cli.objective import RuleLoss
-from cal_cli.runtime.console import Notify, make_progress
+from cal_cli.runtime.console import QUIET, Notify, make_progress
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import remove_folder, write_whole
 from cal_cli.runtime.runs import list_checkpoints
@@ -68,7 +68,7 @@ def read_step(line: str) -> int | None:
 
 
 class ProgressReporter(TrainerCallback):
-    """Show step, loss, tokens per second and time left: a bar on a terminal, else a line for each log.
+    """Show step, loss, tokens per second and time left: a bar on a terminal, else a line every `QUIET` seconds.
 
     It reads `tokens_per_second` from the logs, so it must come after `MetricsWriter`.
     """
@@ -79,6 +79,7 @@ class ProgressReporter(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.start, self.first = time.perf_counter(), state.global_step
+        self.last = self.start
         if self.console.is_terminal:
             self.bar = make_progress(self.console)
             self.bar.start()
@@ -95,8 +96,11 @@ class ProgressReporter(TrainerCallback):
         if self.bar:
             self.bar.update(self.task, values=values)
             return
-        done = state.global_step - self.first
-        left = (time.perf_counter() - self.start) / max(done, 1) * (state.max_steps - state.global_step)
+        done, now = state.global_step - self.first, time.perf_counter()
+        if now - self.last < QUIET and state.global_step < state.max_steps:
+            return
+        self.last = now
+        left = (now - self.start) / max(done, 1) * (state.max_steps - state.global_step)
         self.console.print(f"{self.title}  step {state.global_step}/{state.max_steps}  {values}  {left:.0f} s left")
 
     def close(self) -> None:

@@ -111,7 +111,7 @@ def test_every_word_reaches_hydra(tmp_path):
         ("data-audit data.n=6 data.text_only_share=1", "no sample shows an image"),
         ("token-weight-dump manifest=nowhere", "there is no such file"),
         ("token-weight-dump objective=vig", "needs neither another model nor scores from before training"),
-        ("inspect format=gif", "format=gif: allowed are null, pdf, png, svg"),
+        ("inspect format=gif", "format=gif: allowed are null, pdf, png and svg"),
         ("report runs=nowhere", "there is no such folder"),
         ("report runs=.", "no completed run"),
     ],

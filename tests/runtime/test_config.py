@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from cal_cli.objective import RuleLoss
+from cal_cli.objective.contrasts import NoImage
 from cal_cli.objective.rules import ClampedDifference
 from cal_cli.runtime.config import build, name_folder
 from cal_cli.runtime.errors import InputError
@@ -98,7 +99,7 @@ def test_a_dataclass_that_extends_ours_is_built_with_checked_types(shifted):
 
     objective = make(shift="0.5")
     assert isinstance(objective, RuleLoss)
-    assert (objective.rule.shift, objective.window, objective.ratio) == (0.5, 1, None)
+    assert (objective.rule.shift, objective.window, objective.contrast) == (0.5, 1, NoImage())
     with pytest.raises(InputError, match=r"objective\.rule\.shift has the wrong type"):
         make(shift="far")
     with pytest.raises(InputError, match=r"beta=0\.0: the bounds must satisfy"):
