@@ -255,12 +255,7 @@ def find_rows(data: Conversations) -> Rows | None:
 
 
 def write_clean(
-    folder: Path,
-    data: Conversations,
-    left_out: set[int],
-    parts: int,
-    summary: AuditSummary,
-    settings: DataAuditConfig,
+    folder: Path, data: Conversations, left_out: set[int], parts: int, summary: AuditSummary, settings: DataAuditConfig
 ) -> str:
     """Write the data without some samples, or with weights for their tokens; return what to type to train on them."""
     kept = [place for place in range(len(data)) if place not in left_out]

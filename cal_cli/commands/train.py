@@ -43,13 +43,7 @@ from cal_cli.training.arguments import (
 )
 from cal_cli.training.callbacks import BadSamples, CheckpointRemover, MetricsWriter, ProgressReporter, StopOnSignal
 from cal_cli.training.memory import Plan, plan_memory
-from cal_cli.training.record import (
-    find_changed_inputs,
-    identify_inputs,
-    read_inputs,
-    save_weights,
-    summarize,
-)
+from cal_cli.training.record import find_changed_inputs, identify_inputs, read_inputs, save_weights, summarize
 from cal_cli.training.reference import load_objective_reference, prepare_scores
 from cal_cli.training.run_trainer import RunTrainer, estimate_length
 

@@ -37,11 +37,7 @@ class EntryChecks(Dataset):
     """The checks of all entries: format, every byte of the image (at most `max_pixels`), and tokens."""
 
     def __init__(
-        self,
-        entries: Sequence[Any],
-        open_image: Callable[[str, int], Image.Image],
-        collate: Collator,
-        max_pixels: int,
+        self, entries: Sequence[Any], open_image: Callable[[str, int], Image.Image], collate: Collator, max_pixels: int
     ) -> None:
         self.entries, self.open_image, self.collate, self.max_pixels = entries, open_image, collate, max_pixels
 

@@ -6,13 +6,7 @@ from collections.abc import Iterable
 from itertools import takewhile
 from typing import Any
 
-from cal_cli.data.sample import (
-    CORRELATED,
-    LOSS_WEIGHTS,
-    REGIONS,
-    Entry,
-    get_image_names,
-)
+from cal_cli.data.sample import CORRELATED, LOSS_WEIGHTS, REGIONS, Entry, get_image_names
 from cal_cli.runtime.errors import InputError, shorten
 
 

@@ -225,11 +225,7 @@ def generate_answers(
 
 
 def answer_batch(
-    model: Any,
-    processor: Any,
-    questions: Sequence[Question],
-    batch: list[int],
-    max_new_tokens: int,
+    model: Any, processor: Any, questions: Sequence[Question], batch: list[int], max_new_tokens: int
 ) -> dict[int, str]:
     """Answer one batch, by index; a batch that does not fit into memory is halved, repeatedly if needed."""
     try:

@@ -225,13 +225,7 @@ ATTENTION_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
 
 
 def make_masks(
-    decoder: Any,
-    given: Mapping[str, Any],
-    attended: Tensor,
-    text: Tensor,
-    kept: Tensor,
-    samples: Tensor,
-    order: Tensor,
+    decoder: Any, given: Mapping[str, Any], attended: Tensor, text: Tensor, kept: Tensor, samples: Tensor, order: Tensor
 ) -> Any:
     """Make the mask, or masks, of some columns of a batch.
 

@@ -66,12 +66,7 @@ def make_headline_table(rows: Sequence[dict], before_training: Mapping[str, Any]
     """
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     several = any(len(row["seeds"]) > 1 for row in rows)
-    names = [
-        name_condition(rows),
-        "objective",
-        *(["seeds"] if several else []),
-        *map(name_metric, metrics),
-    ]
+    names = [name_condition(rows), "objective", *(["seeds"] if several else []), *map(name_metric, metrics)]
     table = make_table(*names, title=title, whole=names[:2])
 
     def write(value: float, interval: Sequence[float] | None) -> str:

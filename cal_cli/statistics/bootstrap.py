@@ -69,10 +69,7 @@ def estimate_differences(
     whole = [values({name: column.sum() for name, column in table.items()}) for table in tables]
     drawn = _resample(values, tables)
     return {
-        name: {
-            "value": float(whole[0][name] - whole[1][name]),
-            "ci95": _take_middle(drawn[0][place] - drawn[1][place]),
-        }
+        name: {"value": float(whole[0][name] - whole[1][name]), "ci95": _take_middle(drawn[0][place] - drawn[1][place])}
         for place, name in enumerate(whole[0])
     }
 

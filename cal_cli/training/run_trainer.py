@@ -10,11 +10,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME

@@ -104,10 +104,7 @@ def test_wrong_values_are_named(tmp_path):
         (["evaluate_every=0"], "evaluate_every=0: must be at least 1"),
         (["evaluate_every=2", "evaluate_limit=0"], "evaluate_limit=0: must be at least 1"),
         (["evaluate_every=2", "launch=fsdp"], "a sharded model cannot answer questions"),
-        (
-            ["evaluate_every=2", "benchmark=none"],
-            "no such choice; cal train --help lists them",
-        ),
+        (["evaluate_every=2", "benchmark=none"], "no such choice; cal train --help lists them"),
         (["evaluate_every=2", "benchmark=paper"], "benchmark=paper is several: give one of them"),
     ):
         result = cal("train", "data.n=16", *words, folder=tmp_path, check=False)

@@ -16,15 +16,7 @@ from cal_cli.commands.hydra_app import quote_path
 from tests.cal import ENVIRONMENT, cal
 
 TURNS = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "a disc"}]
-NAMES = [
-    "my file (1).json",
-    "a=b [x] äöü.json",
-    "it's {1}, 2.json",
-    'q"x.json',
-    "back\\",
-    "~x.json",
-    "a,b",
-]
+NAMES = ["my file (1).json", "a=b [x] äöü.json", "it's {1}, 2.json", 'q"x.json', "back\\", "~x.json", "a,b"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -109,10 +109,7 @@ def test_the_page_escapes_text_and_needs_no_network():
     assert "--weight: rgba(50, 100, 220, 0.750)" in page  # three quarters of the way from 1 to 0
 
 
-@given(
-    st.lists(st.integers(-3, 3), min_size=1, max_size=12),
-    st.lists(st.integers(-3, 3), min_size=1, max_size=12),
-)
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=12), st.lists(st.integers(-3, 3), min_size=1, max_size=12))
 def test_auc_counts_pairs(clean, noise):
     delta, is_noise = np.array(clean + noise, float), np.array([False] * len(clean) + [True] * len(noise))
     pairs = [1.0 if n < c else 0.5 if n == c else 0.0 for c in clean for n in noise]

@@ -26,10 +26,7 @@ from tests.models.parts import save_language_model, save_vision_tower
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts")
-    return {
-        "language_model": save_language_model(folder / "llama"),
-        "vision_tower": save_vision_tower(folder / "clip"),
-    }
+    return {"language_model": save_language_model(folder / "llama"), "vision_tower": save_vision_tower(folder / "clip")}
 
 
 def picture(width, height):

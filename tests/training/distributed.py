@@ -70,10 +70,7 @@ def main(folder):
                 collate(samples[4 * rank : 4 * rank + 4]),
             ),
             "fsdp": (sharded(copy.deepcopy(model), mesh), mixed),
-            "fsdp_text": (
-                sharded(copy.deepcopy(model), mesh, tower=False),
-                collate(samples[4 * rank : 4 * rank + 4]),
-            ),
+            "fsdp_text": (sharded(copy.deepcopy(model), mesh, tower=False), collate(samples[4 * rank : 4 * rank + 4])),
         }
         checkpointed = copy.deepcopy(model).train()
         checkpointed.gradient_checkpointing_enable()

@@ -9,15 +9,7 @@ from PIL import Image
 
 from cal_cli.evaluation.metrics import Parts, Question, divide
 from cal_cli.toy.families.base import Asked, Box, Family, Turn
-from cal_cli.toy.families.objects import (
-    SYNONYMS,
-    Scene,
-    Thing,
-    draw_things,
-    find_things,
-    identify_things,
-    paint_things,
-)
+from cal_cli.toy.families.objects import SYNONYMS, Scene, Thing, draw_things, find_things, identify_things, paint_things
 from cal_cli.toy.materials import count_words, mark_words, write_irrelevant
 
 PROMPTS = ("describe the picture.", "what do you see?", "tell me about the picture.")

@@ -47,9 +47,7 @@ RULES = [
 NAMES = [str(rule).split("histogram")[0] for rule in RULES]
 
 TOKENS = st.lists(
-    st.tuples(st.floats(-6, -0.01), st.floats(-6, -0.01), st.floats(0, 3), st.integers(0, 3)),
-    min_size=1,
-    max_size=12,
+    st.tuples(st.floats(-6, -0.01), st.floats(-6, -0.01), st.floats(0, 3), st.integers(0, 3)), min_size=1, max_size=12
 )
 
 

@@ -61,10 +61,7 @@ def test_things_are_found_in_any_wording(text):
 
 
 def test_what_is_not_named_is_empty_and_part_of_a_word_is_no_word():
-    assert find_things("some rings. a redder disc on the left") == [
-        ("", "disc", "", "left"),
-        ("", "ring", "", ""),
-    ]
+    assert find_things("some rings. a redder disc on the left") == [("", "disc", "", "left"), ("", "ring", "", "")]
     assert find_things("nothing here") == []
 
 
