@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from cal_cli.data.collator import Collator
-from cal_cli.data.llava_json import Source, open_inside, parse_sources
+from cal_cli.data.llava_json import Source, parse_sources
 from cal_cli.data.sample import Entry, open_images
 from cal_cli.data.tables import Rows, load_table
 from cal_cli.data.validate import find_first_answer, find_problem, normalize
@@ -67,9 +66,8 @@ def check_entries(
     entries: Sequence[Any], source: Source | Rows, collate: Collator, max_pixels: int, workers: int
 ) -> Iterator[tuple[Any, Checked]]:
     """Check the entries of a source in several processes; yield each entry with its result, in order."""
-    open_image = source.open_image if isinstance(source, Rows) else partial(open_inside, source.folder)
     checks: Iterable[Checked] = DataLoader(
-        EntryChecks(entries, open_image, collate, max_pixels),
+        EntryChecks(entries, source.open_image, collate, max_pixels),
         batch_size=None,
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,
@@ -164,14 +162,6 @@ def fit_to_image(box: list[float], size: tuple[int, int]) -> list[float]:
     """Convert a box of the padded square to one of the image; parts in the padding are cut off."""
     return [
         min(max((one * max(size) - margin) / length, 0.0), 1.0)
-        for one, margin, length in zip(box, find_margins(size) * 2, size * 2, strict=True)
-    ]
-
-
-def fit_to_square(box: list[float], size: tuple[int, int]) -> list[float]:
-    """Convert a box of the image to one of the padded square."""
-    return [
-        (one * length + margin) / max(size)
         for one, margin, length in zip(box, find_margins(size) * 2, size * 2, strict=True)
     ]
 

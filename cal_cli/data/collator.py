@@ -1,6 +1,5 @@
 """From samples to tensors: only the assistant's tokens are supervised."""
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,10 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import BatchFeature
 
-from cal_cli.data.sample import LOSS_WEIGHTS, Bad, Conversations
+from cal_cli.data.sample import LOSS_WEIGHTS, Bad
 from cal_cli.objective import IGNORED
 from cal_cli.runtime.errors import InputError, shorten
 
@@ -67,7 +65,8 @@ class Collator:
     Args:
         processor: a processor with a chat template and a fast tokenizer.
         max_length: number of tokens after which a sample is cut; None keeps everything.
-        keep_ids: also return `id`, the samples' names, which `CALTrainer` uses in error messages.
+        keep_ids: also return `id`, the samples' names, which `CALTrainer` uses in error messages, and their
+            `place` in the data if samples have it.
         keep_text: also return `text`, each sample as the template renders it; `offsets`, int64 [batch, length, 2],
             begin and end of each token in it, where a token reaches from the end of the one before it and those of
             images are empty; and `answer`, int64 [batch, length], the number of the answer that a token belongs to,
@@ -90,6 +89,9 @@ class Collator:
         bad = [one for sample in samples for one in sample.get("bad", ())]
         if bad and not self.leave_out:
             raise InputError(f"sample {bad[0].id}: {bad[0].problem}")
+        samples = [sample for sample in samples if "conversations" in sample]
+        if not samples:
+            raise UnusableSamples(f"sample {bad[0].id}: {bad[0].problem}", bad[0].problem, [])
         try:
             batch = self._batch(samples)
         except UnusableSamples as error:
@@ -158,6 +160,8 @@ class Collator:
         self._refuse(samples, unsupervised, "has no supervised token")
         if self.keep_ids:
             batch["id"] = [str(sample["id"]) for sample in samples]
+            if "place" in samples[0]:
+                batch["place"] = [sample["place"] for sample in samples]
         return batch
 
     def _place_weights(self, samples: list[dict], answers: Tensor) -> Tensor:
@@ -309,32 +313,11 @@ def tile(offsets: Tensor, replaced: Sequence[Mapping[str, Any]]) -> Tensor:
     return torch.stack([torch.cat([placed.new_zeros(1), placed[:-1]]), placed], dim=1)
 
 
-class PlacedSamples(Dataset):
-    """The samples of a dataset with their places; None for a bad one, which the dataset would replace by another."""
-
-    def __init__(self, data: Conversations) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, place: int) -> tuple[int, dict | None]:
-        sample = self.data[place]
-        return place, None if sample.get("bad") else sample
-
-
-def collate_good(collate: Collator, placed: list[tuple[int, dict | None]]) -> tuple[list[int], BatchFeature]:
-    """Collate the good ones of some samples, and return their places with them.
-
-    Raises UnusableSamples if a sample is bad and `collate` does not leave such samples out.
-    """
-    good = [(place, sample) for place, sample in placed if sample is not None]
-    while good:
-        try:
-            batch = dataclasses.replace(collate, keep_ids=False, leave_out=False)([sample for _, sample in good])
-            return [place for place, _ in good], batch
-        except UnusableSamples as error:
-            if not collate.leave_out:
-                raise
-            good = [one for one, wrong in zip(good, error.wrong, strict=True) if not wrong]
-    return [], BatchFeature()
+def collate_good(collate: Collator, samples: list[dict]) -> BatchFeature | None:
+    """Collate samples, without the bad ones if `collate` leaves them out; None if all are bad."""
+    try:
+        return collate(samples)
+    except UnusableSamples:
+        if not collate.leave_out:
+            raise
+        return None

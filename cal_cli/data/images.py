@@ -1,5 +1,7 @@
 """Open images as a person sees them: the one function that reads image files, for training, benchmarks and checks."""
 
+import io
+import os
 import struct
 from pathlib import Path
 from typing import IO
@@ -43,6 +45,32 @@ def open_image(file: Path | IO[bytes], max_pixels: int = MAX_PIXELS, background:
     raise InputError(
         f"{named}has {width} x {height} pixels; one side may be at most {MAX_ASPECT_RATIO} times as long as the other"
     )
+
+
+def open_content(
+    content: bytes | str | Path, folder: Path, max_pixels: int = MAX_PIXELS, background: str | None = "white"
+) -> Image.Image:
+    """Open an image from its bytes, its path, or its name in a folder, which it must not leave; see `open_image`.
+
+    Raises InputError as `open_image`, or if the name has a problem, see `find_file_problem`.
+    """
+    if isinstance(content, str):
+        if problem := find_file_problem(content, folder):
+            raise InputError(problem)
+        content = folder / content
+    return open_image(io.BytesIO(content) if isinstance(content, bytes) else content, max_pixels, background)
+
+
+def find_file_problem(name: str, folder: Path) -> str | None:
+    """Describe why an image cannot be in a folder by its name, or that it is not there; None if it is."""
+    shown = shorten(name)
+    # links below the folder are followed: LLaVA's data are usually laid out with them
+    if ".." in Path(name).parts or not Path(os.path.abspath(folder / name)).is_relative_to(os.path.abspath(folder)):
+        return f"its image {shown} leaves the folder {folder}"
+    try:
+        return None if (folder / name).is_file() else f"its image {shown} is not in {folder}"
+    except (OSError, ValueError):  # a name that no file can have
+        return f"its image {shown} is not in {folder}"
 
 
 def orient(image: Image.Image) -> Image.Image:

@@ -4,16 +4,16 @@ import json
 import os
 import random
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from cal_cli.data.images import MAX_PIXELS, check_background, open_image
+from cal_cli.data.images import MAX_PIXELS, check_background, find_file_problem, open_content, open_image
 from cal_cli.data.sample import Bad, Conversations, Entry, get_image_names, rename_images
 from cal_cli.data.validate import find_problem, get_id, make_bad_fraction_error, normalize, parse_line
-from cal_cli.runtime.errors import InputError, shorten
+from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_whole
 
 
@@ -79,6 +79,10 @@ class Source:
         """The folder that image names are relative to."""
         return Path(self.path).parent if self.image_folder is None else Path(self.image_folder)
 
+    def open_image(self, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+        """Open an image by its name; see `open_content`."""
+        return open_content(name, self.folder, max_pixels)
+
 
 def parse_sources(sources: list[Any]) -> dict[str, Source]:
     """Parse the sources of a mixture; each is named by its config key, for error messages.
@@ -117,9 +121,9 @@ def read_good_entries(sources: dict[str, Source], max_bad_fraction: float) -> tu
     total, first = 0, ""
     for key, source in sources.items():
         entries, good[key] = read_entries(source, key), []
-        present: set[str] = set()
+        find_cached = cache(partial(find_file_problem, folder=source.folder))
         for number, entry in enumerate(map(normalize, entries)):
-            problem = find_problem(entry) or find_image_problem(entry, source.folder, present)
+            problem = find_problem(entry) or next(filter(None, map(find_cached, get_image_names(entry))), None)
             if problem:
                 first = first or f"{key}={source.path}: entry {number} ({get_id(entry)}): {problem}"
                 bad.append(Bad(get_id(entry), problem))
@@ -154,36 +158,9 @@ def read_entries(source: Source, key: str) -> list[Any]:
     return entries
 
 
-def find_image_problem(entry: Entry, folder: Path, present: set[str]) -> str | None:
-    """Describe what is wrong with an entry's images, None if nothing is; `present` holds names found before."""
-    for name in get_image_names(entry):
-        if name in present:
-            continue
-        shown = shorten(name)
-        # links below the folder are followed: LLaVA's data are usually laid out with them
-        if ".." in Path(name).parts or not Path(os.path.abspath(folder / name)).is_relative_to(os.path.abspath(folder)):
-            return f"its image {shown} leaves the folder {folder}"
-        try:
-            found = (folder / name).is_file()
-        except (OSError, ValueError):  # a name that no file can have
-            found = False
-        if not found:
-            return f"its image {shown} is not in {folder}"
-        present.add(name)
-    return None
-
-
 def open_relative(folder: Path, background: str | None, name: str) -> Image.Image:
     """Read an image by its name relative to a folder; see `open_image`."""
     return open_image(folder / name, background=background)
-
-
-def open_inside(folder: Path, name: str, max_pixels: int = MAX_PIXELS, background: str | None = "white") -> Image.Image:
-    """Read an image that must be inside its folder; see `open_image`. Raises InputError else."""
-    problem = find_image_problem({"image": name}, folder, set())
-    if problem:
-        raise InputError(problem)
-    return open_image(folder / name, max_pixels, background)
 
 
 def write_llava_json(entries: list[Entry], path: Path) -> str:

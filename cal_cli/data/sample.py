@@ -90,6 +90,8 @@ class Conversations(Dataset):
         self.scores: Sequence[list[float]] | None = None
         self.weights: Sequence[list[float]] | None = None
         self.weighted = False  # whether samples have `loss_weights`, None for those that have none in their entry
+        # False: samples have their `place` in the data; a bad one is its `id`, `place` and `bad` alone, not replaced
+        self.replaces_bad = True
         self.image_folder: Path | None = None  # of the images, if they are files
         self.identify_image: Callable[[str], str] = str  # from the name of an image to the same text for equal pictures
 
@@ -122,7 +124,7 @@ class Conversations(Dataset):
             InputError: the image cannot be read.
         """
         bad: list[Bad] = []
-        for place in range(index, index + NEIGHBOURS):
+        for place in range(index, index + (NEIGHBOURS if self.replaces_bad else 1)):
             place %= len(self.entries)
             entry = self.entries[place]
             if bad and "image" not in entry:
@@ -135,6 +137,8 @@ class Conversations(Dataset):
                     raise
                 continue
             sample = {"id": entry["id"], "image": image, "conversations": entry["conversations"]}
+            if not self.replaces_bad:
+                sample["place"] = place
             if self.scores is not None:
                 sample["scores_without_image"] = self.scores[place]
             if self.weights is not None:
@@ -142,4 +146,6 @@ class Conversations(Dataset):
             if self.weighted:
                 sample[LOSS_WEIGHTS] = entry.get(LOSS_WEIGHTS)
             return sample | ({"bad": bad} if bad else {})
+        if not self.replaces_bad:
+            return {"id": bad[0].id, "place": index, "bad": bad}
         raise InputError(f"sample {bad[0].id} and those after it: {bad[0].problem}")

@@ -8,7 +8,6 @@ import base64
 import binascii
 import copy
 import hashlib
-import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,8 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from cal_cli.data.images import MAX_PIXELS, check_background, open_image
-from cal_cli.data.llava_json import open_inside
+from cal_cli.data.images import MAX_PIXELS, check_background, open_content
 from cal_cli.data.sample import ANNOTATIONS, Bad, Conversations, Entry
 from cal_cli.data.validate import find_problem, get_id, make_bad_fraction_error, normalize, parse_line
 from cal_cli.runtime.errors import InputError
@@ -163,12 +161,7 @@ class Rows(Sequence[Entry]):
 
     def open_image(self, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """Open an image by the name that an entry has for it; see `cal_cli.data.images.open_image`."""
-        content = self._find_image(name)
-        if isinstance(content, bytes):
-            return open_image(io.BytesIO(content), max_pixels, self.background)
-        if isinstance(content, Path):
-            return open_image(content, max_pixels, self.background)
-        return open_inside(self.folder, content, max_pixels, self.background)
+        return open_content(self._find_image(name), self.folder, max_pixels, self.background)
 
     def identify_image(self, name: str) -> str:
         """Return the same text for images with the same contents, by their names in entries."""

@@ -1,7 +1,6 @@
 """A benchmark from a data set: a short YAML names the data, the prompt and the metric; no code is needed."""
 
 import hashlib
-import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +14,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 
-from cal_cli.data.images import check_background, open_image
-from cal_cli.data.llava_json import open_inside
+from cal_cli.data.images import check_background, open_content
 from cal_cli.data.tables import BUILDERS, find_files, get_folder, load_table
 from cal_cli.evaluation.metrics import Metric, Question
 from cal_cli.runtime.config import build
@@ -139,11 +137,8 @@ class Picture:
 
     def _open(self, value: Any) -> Image.Image:
         content = get_content(value)
-        if isinstance(content, bytes):
-            return open_image(io.BytesIO(content), background=self.background)
-        if self.folder.is_dir():
-            return open_inside(self.folder, content, background=self.background)
-        return open_image(Path(content), background=self.background)  # in the cache of a data set of the hub
+        cached = isinstance(content, str) and not self.folder.is_dir()  # in the cache of a data set of the hub
+        return open_content(Path(str(content)) if cached else content, self.folder, background=self.background)
 
     @property
     def shown(self) -> bool:

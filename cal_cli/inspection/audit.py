@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedModel
 
-from cal_cli.data.collator import Collator, PlacedSamples, collate_good
+from cal_cli.data.collator import Collator, collate_good
 from cal_cli.data.sample import Conversations
 from cal_cli.inspection.tokens import spell_tokens
 from cal_cli.objective.contrasts import contrast_tokens
@@ -76,23 +76,23 @@ class Auditor:
 
     def __init__(self, model: PreTrainedModel, collate: Collator, batch_size: int, workers: int) -> None:
         self.model, self.batch_size, self.workers = model, batch_size, workers
-        self.collate = replace(collate, keep_text=True)
+        self.collate = replace(collate, keep_ids=True, keep_text=True)
         self.special = set(collate.processor.tokenizer.all_special_ids)
 
     def write_part(self, data: Conversations, places: Sequence[int], path: Path) -> None:
         """Contrast the samples at some places, and write the table of their tokens; bad samples have none."""
         by_length = sorted(places, key=lambda place: count_characters(data.entries[place]))
         loader = DataLoader(
-            Subset(PlacedSamples(data), by_length),
+            Subset(data.replace(replaces_bad=False), by_length),
             self.batch_size,
             num_workers=self.workers,
             collate_fn=partial(collate_good, self.collate),
         )
         rows: list[tuple] = []
-        for good, batch in loader:
-            if good:
-                ids = [str(data.entries[place]["id"]) for place in good]
-                rows += self._contrast(batch.to(self.model.device), good, ids)
+        for batch in loader:
+            if batch is not None:
+                batch.pop("bad", None)
+                rows += self._contrast(batch.to(self.model.device), batch["place"], batch["id"])
         rows.sort(key=lambda row: (row[0], row[2]))
         columns = zip(*rows, strict=True) if rows else ([] for _ in TOKENS)
         table = pa.table([pa.array(column, field.type) for column, field in zip(columns, TOKENS, strict=True)], TOKENS)

@@ -22,7 +22,7 @@ CACHED_SCORES = "scores_without_image"  # the key of a batch that `contrast="cac
 IMAGE_TOKENS = ("image_token_id", "video_token_id")  # keys of a config: tokens whose columns hold features
 GIVEN_WEIGHTS = "loss_weights"  # the key of a batch with weights that come with the data, see `GivenWeights`
 # keys of a batch that are not for the model
-NOT_INPUTS = ("labels", CACHED_SCORES, GIVEN_WEIGHTS, "text", "offsets", "answer")
+NOT_INPUTS = ("labels", CACHED_SCORES, GIVEN_WEIGHTS, "id", "place", "text", "offsets", "answer")
 
 
 @dataclass

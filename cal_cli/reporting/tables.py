@@ -69,9 +69,11 @@ def make_headline_table(rows: Sequence[dict], before_training: Mapping[str, Any]
     names = [name_condition(rows), "objective", *(["seeds"] if several else []), *map(name_metric, metrics)]
     table = make_table(*names, title=title, whole=names[:2])
 
+    digits = 3 if any(row["mean"]["ci95"] for row in rows) else 2
+
     def write(value: float, interval: Sequence[float] | None) -> str:
-        half = f" ±{max(interval[1] - value, value - interval[0]):.3f}" if interval else ""
-        return f"{value:.3f}{half}"
+        half = f" ±{max(interval[1] - value, value - interval[0]):.{digits}f}" if interval else ""
+        return f"{value:.{digits}f}{half}"
 
     if set(metrics) <= before_training.keys():
         found = [before_training[metric] for metric in metrics]
@@ -98,7 +100,11 @@ def describe_headline(rows: Sequence[dict], before_training: Mapping[str, Any], 
     start = before_training.get(metric)
     swapped = f"With {best['noise_ratio']:.0%} of the captions {'swapped' if best['noise_kind'] == 'swap' else 'wrong'}"
     named = swapped if best["noise_ratio"] and not best["settings"] else f"At {condition}"
-    what = "describes {:.0%} of the images fully correctly" if metric == "scene_accuracy" else f"{metric} is {{:.3f}}"
+    what = (
+        "describes {:.0%} of the images fully correctly"
+        if metric == "scene_accuracy"
+        else f"{name_metric(metric)} is {{:.3f}}"
+    )
     sentence = f"{named}: {best['objective']} {what.format(best['mean']['value'])}, {baseline} "
     shown = "{:.0%}" if metric == "scene_accuracy" else "{:.3f}"
     sentence += shown.format(same[baseline]["mean"]["value"])

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import io
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from cal_cli.data.collator import Collator, PlacedSamples, collate_good
+from cal_cli.data.collator import Collator, collate_good
 from cal_cli.data.sample import Conversations
 from cal_cli.models.load import get_device
 from cal_cli.objective import RuleLoss
@@ -94,12 +95,15 @@ def prepare_scores(
     else:
         console.print(f"scores before training: computing {len(data)} samples once, to {path}")
         training, _ = model.training, model.to(get_device()).eval()
-        loader = DataLoader(PlacedSamples(data), batch_size, collate_fn=partial(collate_good, collate))
+        collate_fn = partial(collate_good, replace(collate, keep_ids=True))
+        loader = DataLoader(data.replace(replaces_bad=False), batch_size, collate_fn=collate_fn)
         columns: dict[str, list[list[float]]] = {
             name: [[] for _ in range(len(data))] for name in ("with_image", "without_image")
         }
-        for places, batch in track_items(loader, "scores before training", console):
-            if places:
+        for batch in track_items(loader, "scores before training", console):
+            if batch is not None:
+                places = batch.pop("place")
+                batch.pop("bad", None)
                 found = score_before_training(objective, model, batch.to(model.device))
                 for name, rows in columns.items():
                     scores = zip(found.sample_index.tolist(), getattr(found, name).tolist(), strict=True)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
-from cal_cli.data.check import convert_boxes, fit_to_image, fit_to_square, replace_boxes
+from cal_cli.data.check import convert_boxes, find_margins, fit_to_image, replace_boxes
 from cal_cli.data.images import open_image
 from tests.cal import cal
 from tests.data.messy import write_lines, write_messy
@@ -92,6 +92,12 @@ def paint(size, box, path):
     picture.paste((255, 0, 0), box)
     picture.save(path)
     return picture
+
+
+def fit_to_square(box, size):
+    """A box of the image as one of the padded square."""
+    margins = find_margins(size) * 2
+    return [(one * length + m) / max(size) for one, m, length in zip(box, margins, size * 2, strict=True)]
 
 
 def entry_of(text):

@@ -63,13 +63,14 @@ def test_the_headline_has_a_line_for_each_run_and_the_checkpoint_before_training
     start = {metric: {"value": 0.25, "ci95": [0.2, 0.3]} for metric in ("fully_correct", "reading")}
     lines = show(make_headline_table(rows, start, "scenes")).splitlines()
     assert [line.split()[:5] for line in lines if "±" in line] == [
-        ["-", "before", "training", "0.250", "±0.050"],
-        ["0", "ce", "0.800", "±0.100", "0.800"],
-        ["0.5", "ce", "0.400", "±0.100", "0.400"],
-        ["0.5", "posterior", "0.700", "±0.100", "0.700"],
+        ["-", "before", "training", "0.25", "±0.05"],
+        ["0", "ce", "0.80", "±0.10", "0.80"],
+        ["0.5", "ce", "0.40", "±0.10", "0.40"],
+        ["0.5", "posterior", "0.70", "±0.10", "0.70"],
     ]
     assert describe_headline(rows, start, "ce") == (
-        "fully correct at noise 0.5: posterior 0.700, ce 0.400, before training 0.250; posterior minus ce +0.300."
+        "With 50% of the captions swapped: posterior fully correct is 0.700, ce 0.400, the checkpoint before training "
+        "0.250. posterior minus ce: +0.300."
     )
     assert "before" not in show(make_headline_table(rows, {}, "scenes"))
     assert describe_headline(make_rows((0.0, "ce", 0, 0.8)), {}, "ce") == ""
