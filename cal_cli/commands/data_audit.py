@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ from cal_cli.models.load import load_checkpoint
 from cal_cli.runtime.config import check_types, limited
 from cal_cli.runtime.console import make_console, make_table, show_progress
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import write_json, write_whole
+from cal_cli.runtime.files import write_json, write_parquet, write_whole
 from cal_cli.runtime.processes import (
     LaunchConfig,
     count_cores,
@@ -169,7 +168,7 @@ def write_results(
     table = summary.samples.assign(rank=ranks, dropped=summary.samples["index"].isin(dropped))
     if noisy is not None:
         table["is_noise"] = table["index"].isin(noisy.keys())
-    write_table(folder / "audit.parquet", table)
+    write_parquet(folder / "audit.parquet", pa.Table.from_pandas(table, preserve_index=False))
     write_sentences(folder / "sentences.parquet", read_parts(folder / "tokens", parts), summary)
     shown = sum("image" in entry for entry in data.entries)
     facts = describe_facts(summary, len(data), shown)
@@ -212,13 +211,6 @@ def describe_facts(summary: AuditSummary, samples: int, shown: int) -> list[str]
     for name, share in summary.shares.items():
         facts.append(f"Estimated share of mismatched {name}: {format_interval(share)} of {share['n']:,}.")
     return facts
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a table as Parquet."""
-    buffer = BytesIO()
-    pq.write_table(pa.Table.from_pandas(table, preserve_index=False), buffer)
-    write_whole(path, buffer.getvalue())
 
 
 def write_sentences(path: Path, parts: Iterator[pa.Table], summary: AuditSummary) -> None:

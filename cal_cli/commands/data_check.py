@@ -6,12 +6,10 @@ import shlex
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 
 from cal_cli.commands.hydra_app import get_job
@@ -24,7 +22,7 @@ from cal_cli.data.validate import get_id, normalize
 from cal_cli.runtime.config import build, check_types, limited
 from cal_cli.runtime.console import make_console, make_table, render_markdown, track_items
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import write_json, write_whole
+from cal_cli.runtime.files import write_json, write_parquet, write_whole
 from cal_cli.runtime.processes import count_cores
 from cal_cli.runtime.provenance import get_versions
 
@@ -85,16 +83,20 @@ def data_check(config: DictConfig) -> None:
         elif clean:
             written.append(job.folder / ("clean.json" if len(sources) == 1 else f"clean_{number}.json"))
             write_llava_json(clean, written[-1])
-    write_whole(job.folder / "bad_samples.jsonl", "".join(json.dumps(one) + "\n" for one in bad))
-    report = {
-        "command": job.command,
-        "data": node,
-        "max_length": settings.max_length,
-        "samples": read,
+    counts = {"samples": read, "with_converted_boxes": converted}
+    facts = {"command": job.command, "data": node, "max_length": settings.max_length}
+    write_results(facts | counts, good, bad, job.folder, written)
+
+
+def write_results(
+    facts: dict[str, Any], good: list[Checked], bad: list[dict[str, Any]], folder: Path, written: list[Path]
+) -> None:
+    """Write what was found to a folder, and print it; `written` are the files with the good samples."""
+    write_whole(folder / "bad_samples.jsonl", "".join(json.dumps(one) + "\n" for one in bad))
+    report = facts | {
         "good": len(good),
         "bad": len(bad),
         "with_image": sum(one.kind == "image" for one in good),
-        "with_converted_boxes": converted,
         "begin_with_answer": sum(one.begins_with_answer for one in good),
         "problems": dict(Counter(classify_problem(one["problem"]) for one in bad).most_common()),
         "tokens": compute_quantiles([one.tokens for one in good]),
@@ -102,12 +104,10 @@ def data_check(config: DictConfig) -> None:
         "versions": get_versions(),
     }
     counts = [{"tokens": one.tokens, "supervised": one.supervised, "kind": one.kind} for one in good]
-    buffer = BytesIO()
-    pq.write_table(pa.Table.from_pylist(counts), buffer)
-    write_whole(job.folder / "tokens.parquet", buffer.getvalue())
-    write_json(job.folder / "report.json", report)
-    write_whole(job.folder / "report.md", write_report(report, bad))
-    print_report(report, bad, job.folder, written)
+    write_parquet(folder / "tokens.parquet", pa.Table.from_pylist(counts))
+    write_json(folder / "report.json", report)
+    write_whole(folder / "report.md", write_report(report, bad))
+    print_report(report, bad, folder, written)
 
 
 def write_report(report: dict[str, Any], bad: list[dict[str, Any]]) -> str:

@@ -2,12 +2,10 @@
 
 import copy
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -30,7 +28,7 @@ from cal_cli.objective.contrasts import Cached, Reference
 from cal_cli.runtime.config import build, check_types, limited, list_names
 from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import read_json, write_json, write_whole
+from cal_cli.runtime.files import read_json, write_json, write_parquet, write_whole
 from cal_cli.runtime.runs import LEARNT, find_checkpoint, get_result_folder, get_run_name
 from cal_cli.statistics.seeds import format_interval
 from cal_cli.toy.model import BASE
@@ -112,9 +110,7 @@ def dump_checkpoint(
         objective.restore(learnt)
     model, processor = load_checkpoint(str(checkpoint), "float32")
     table, pieces = make_token_table(model, processor, data, objective, noisy, settings.batch_size)
-    buffer = BytesIO()
-    pq.write_table(table, buffer)
-    write_whole(folder / "tokens.parquet", buffer.getvalue())
+    write_parquet(folder / "tokens.parquet", table)
     name = get_run_name(checkpoint)
     write_samples(folder, f"Which tokens look at the image? {name}", {name: pieces}, data, noisy, settings)
 

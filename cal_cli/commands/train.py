@@ -110,8 +110,7 @@ def prepare(
     step_samples = count_step_samples(settings, state.num_processes)
     if state.is_main_process:
         inputs = identify_inputs(config, clean)
-        changed = find_changed_inputs(job.folder, inputs)
-        if changed:
+        if changed := find_changed_inputs(job.folder, inputs):
             console.print(f"{job.folder}: {', '.join(changed)} changed since the earlier run; starting again")
         again = settings.force or not settings.resume or changed
         step_samples = (not again and read_inputs(job.folder).get("step_samples")) or step_samples
@@ -124,10 +123,7 @@ def prepare(
         write_json(job.folder / "inputs.json", {"fingerprints": inputs, "step_samples": step_samples})
     collate = Collator(processor, settings.max_length, keep_ids=True, leave_out=data.max_bad > 0)
     if not trains_only_projector(settings.parts) and not collate.closes_answers(data[0]):
-        console.print(
-            "the chat template closes answers without an end token, so the model will not learn to stop: give "
-            "model.template=v1, or a .jinja file that closes them"
-        )
+        console.print(UNCLOSED)
     with state.main_process_first():  # the others read what the first has computed
         data = prepare_scores(objective, model, collate, data, settings.batch_size, console)
         last = find_last_checkpoint(job.folder)
@@ -136,6 +132,7 @@ def prepare(
     if state.is_main_process:
         bad_samples.add(data.bad)
     set_seed(settings.seed)
+    metrics = MetricsWriter(job.folder / "metrics.jsonl", objective)
     trainer = RunTrainer(
         rates=settings.parts,
         bad_samples=bad_samples,
@@ -148,10 +145,7 @@ def prepare(
         score=None if scorer is None else scorer.score,
         data_collator=collate,
         processing_class=processor,
-        callbacks=[
-            MetricsWriter(job.folder / "metrics.jsonl", objective),
-            CheckpointRemover(settings.keep_checkpoints),
-        ],
+        callbacks=[metrics, CheckpointRemover(settings.keep_checkpoints)],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, last
@@ -242,6 +236,10 @@ ROWS = {
     "unpacked": "a four-bit weight, unpacked",
     "on_cpu": "in the CPU's memory instead",
 }
+UNCLOSED = (
+    "the chat template closes answers without an end token, so the model will not learn to stop: give "
+    "model.template=v1, or a .jinja file that closes them"
+)
 ASSUMED_LENGTH = 2048  # tokens, if neither max_length nor the data give a length
 
 

@@ -4,7 +4,6 @@ Each part of the data has a file, written when the part is done, so that an audi
 last part, and memory does not grow with the data.
 """
 
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +26,7 @@ from cal_cli.inspection.tokens import spell_tokens
 from cal_cli.objective.contrasts import contrast_tokens
 from cal_cli.objective.passes import run_with_image
 from cal_cli.objective.rules import MismatchPosterior, TokenScores
-from cal_cli.runtime.files import write_whole
+from cal_cli.runtime.files import write_parquet
 from cal_cli.statistics.mixture import compute_posterior, estimate_share
 
 PART = 256  # samples of a part
@@ -96,9 +95,7 @@ class Auditor:
         rows.sort(key=lambda row: (row[0], row[2]))
         columns = zip(*rows, strict=True) if rows else ([] for _ in TOKENS)
         table = pa.table([pa.array(column, field.type) for column, field in zip(columns, TOKENS, strict=True)], TOKENS)
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer)
-        write_whole(path, buffer.getvalue())
+        write_parquet(path, table)
 
     @torch.no_grad()
     def _contrast(self, batch: Any, places: Sequence[int], ids: Sequence[str]) -> list[tuple]:

@@ -71,14 +71,7 @@ def assemble(
     torch.manual_seed(seed)
     text = fetch(AutoModelForCausalLM.from_pretrained, language_model, "model.language_model", dtype=dtype)
     tokenizer = load_tokenizer_with_image(language_model)
-    tower_config = fetch(AutoConfig.from_pretrained, vision_tower, "model.vision_tower")
-    if type(tower_config) in AutoModelForImageTextToText._model_mapping:
-        whole = fetch(AutoModelForImageTextToText.from_pretrained, vision_tower, "model.vision_tower", dtype=dtype)
-        vision = whole.get_encoder(modality="image")
-    else:
-        vision_class: Any = AutoModel._model_mapping[type(getattr(tower_config, "vision_config", tower_config))]
-        vision = fetch(vision_class.from_pretrained, vision_tower, "model.vision_tower", dtype=dtype)
-
+    vision, tower_config = load_vision_tower(vision_tower, dtype)
     text.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=ROWS_MULTIPLE)
     config: Any = make_llava_config(
         text.config,
@@ -104,6 +97,16 @@ def assemble(
     if projector is not None:
         load_projector(model, projector)
     return model, make_llava_processor(config, tokenizer, vision_tower, image_aspect_ratio, template)
+
+
+def load_vision_tower(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Load a vision tower, alone or from a vision-language model, and the config that it comes with."""
+    config = fetch(AutoConfig.from_pretrained, name, "model.vision_tower")
+    if type(config) in AutoModelForImageTextToText._model_mapping:
+        whole = fetch(AutoModelForImageTextToText.from_pretrained, name, "model.vision_tower", dtype=dtype)
+        return whole.get_encoder(modality="image"), config
+    kind: Any = AutoModel._model_mapping[type(getattr(config, "vision_config", config))]
+    return fetch(kind.from_pretrained, name, "model.vision_tower", dtype=dtype), config
 
 
 def allow_sampling(generation_config: Any) -> None:

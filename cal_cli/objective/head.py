@@ -47,6 +47,17 @@ class LanguageHead:
             logits = logits * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
+    def compute_logit_gradients(self, logits: Tensor, log_sum: Tensor, labels: Tensor, coefficients: Tensor) -> Tensor:
+        """Compute the gradient of the weighted cross-entropy by the bare logits, in place of `logits`.
+
+        `log_sum` is the logarithm of the sum of their exponentials, float32 [positions, 1].
+        """
+        slope = coefficients[:, None] * self.scale
+        if self.softcap is not None:
+            slope = slope * (1 - (logits / self.softcap) ** 2)
+        gradients = logits.sub_(log_sum).exp_()  # in place: reusing memory is faster
+        return gradients.scatter_add_(1, labels[:, None], torch.full_like(log_sum, -1.0)).mul_(slope)
+
     def label_logits(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Compute the raw logit of each label, float32 [positions], without gradient.
 
@@ -200,12 +211,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
             for rows in chunks:
                 if len(chunks) > 1:
                     logits, log_sum = read(rows)
-                # gradient with respect to the bare logits, without the factor of the soft cap
-                slope = coefficients[rows, None] * scale
-                if softcap is not None:
-                    slope = slope * (1 - (logits / softcap) ** 2)
-                grad = logits.sub_(log_sum).exp_()  # in place: reusing memory is faster
-                grad.scatter_add_(1, labels[rows, None], torch.full_like(log_sum, -1.0)).mul_(slope)
+                grad = head.compute_logit_gradients(logits, log_sum, labels[rows], coefficients[rows])
                 if for_bias:
                     bias_grad = grad.sum(dim=0) if bias_grad is None else bias_grad.add_(grad.sum(dim=0))
                 grad = grad.to(dtype)

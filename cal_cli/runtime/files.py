@@ -51,6 +51,15 @@ def write_json(path: Path, document: Any, indent: int | None = 2) -> None:
     write_whole(path, json.dumps(clean(document), indent=indent, allow_nan=False) + "\n")
 
 
+def write_parquet(path: Path, table: Any) -> None:
+    """Write a table of pyarrow as Parquet, see `write_whole`."""
+    import pyarrow.parquet  # here, because most commands write none
+
+    buffer = BytesIO()
+    pyarrow.parquet.write_table(table, buffer)
+    write_whole(path, buffer.getvalue())
+
+
 def write_whole(path: Path, content: str | bytes) -> str:
     """Write a file under a temporary name, then rename it, and remove what a killed process left under such a name.
 

@@ -1,5 +1,6 @@
 """What several seeds say: means, paired differences, tests, and how large a difference they could have shown."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
+from statsmodels.stats.proportion import proportion_confint
 
 LEVEL, POWER = 0.05, 0.8  # of the tests: probability of a false alarm, and of seeing a difference that is there
 EXACT = 2**16  # sign flips that are all tried; of more, as many are drawn
@@ -63,9 +65,7 @@ def count_wins(differences: Sequence[float]) -> dict[str, Any]:
     """Return in how many seeds a method is better, and the 95 % interval of that probability (Wilson's); ties halve."""
     won = sum(1.0 if one > 0 else 0.5 if one == 0 else 0.0 for one in differences)
     n = len(differences)
-    z = float(stats.norm.ppf(0.975))
-    centre, half = (won + z**2 / 2) / (n + z**2), z * np.sqrt(won * (n - won) / n + z**2 / 4) / (n + z**2)
-    return {"won": won, "n": n, "ci95": [float(max(centre - half, 0)), float(min(centre + half, 1))]}
+    return {"won": won, "n": n, "ci95": list(map(float, proportion_confint(won, n, LEVEL, method="wilson")))}
 
 
 def find_detectable_difference(differences: Sequence[float]) -> float | None:
@@ -86,10 +86,7 @@ def find_needed_seeds(spread: float, difference: float) -> int:
         spread: standard deviation of the paired differences over seeds, above 0.
         difference: the true difference, not 0.
     """
-    for n in range(3, 10_000):
-        if TTestPower().power(abs(difference) / spread, nobs=n, alpha=LEVEL) >= POWER:
-            return n
-    return 10_000
+    return max(math.ceil(TTestPower().solve_power(abs(difference) / spread, alpha=LEVEL, power=POWER)), 3)
 
 
 def adjust_for_family(values: Sequence[float]) -> list[float]:
@@ -99,7 +96,7 @@ def adjust_for_family(values: Sequence[float]) -> list[float]:
 
 def format_interval(value: Mapping | None, signed: bool = False, digits: int = 3) -> str:
     """Format `{"value", "ci95"}` as text, such as `0.684 [0.650, 0.720]`; `-` for None."""
-    if value is None:
+    if value is None or value["value"] is None:
         return "-"
     number = f"{{:{'+' if signed else ''}.{digits}f}}"
     text = number.format(value["value"])

@@ -60,9 +60,7 @@ def plan_memory(
     """Plan a step of `batch_size` samples of equal length, with one process for each device.
 
     Args:
-        config: of the model.
-        dtype: of its weights.
-        rates: see `freeze_parts`.
+        config, dtype, rates: of the model, of its weights, and see `freeze_parts`.
         batch_size: samples of a device in one batch.
         tokens: length of each sample.
         checkpointing: gradient checkpointing.
@@ -77,16 +75,7 @@ def plan_memory(
         InputError: nothing is left to train.
     """
     compute = torch.bfloat16 if bf16 else dtype
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype).train()
-        freeze_parts(model, rates)
-        packed = unpacked = 0
-        if adapters is not None:
-            under = [model.get_submodule(name).weight for name in find_adapted_layers(model)]
-            add_adapters(model, replace(adapters, bits=None), rates)  # modifies `model` itself
-            if adapters.bits is not None:
-                packed = sum(weight.nbytes - count_four_bit_bytes(weight) for weight in under)
-                unpacked = max(weight.numel() for weight in under) * compute.itemsize
+    model, packed, unpacked = make_planned_model(config, dtype, rates, adapters, compute)
     parameters = {name: sum(p.numel() for p in members) for name, members in group_parameters(model).items()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     trainable = sum(parameter.numel() for parameter in trained)
@@ -113,6 +102,23 @@ def plan_memory(
     peak += unpacked + (0 if offload else weights + optimizer)
     held = (weights, gradients, optimizer, activations, logits, max(forward, backward), unpacked, on_cpu, peak)
     return Plan(parameters, trainable, *held, tokens)
+
+
+def make_planned_model(
+    config: Any, dtype: torch.dtype, rates: dict[str, float], adapters: AdapterConfig | None, compute: torch.dtype
+) -> tuple[Any, int, int]:
+    """Make the model on the meta device; also return the bytes that four bits save, and those of the largest weight."""
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype).train()
+        freeze_parts(model, rates)
+        if adapters is None:
+            return model, 0, 0
+        under = [model.get_submodule(name).weight for name in find_adapted_layers(model)]
+        add_adapters(model, replace(adapters, bits=None), rates)  # modifies `model` itself
+        if adapters.bits is None:
+            return model, 0, 0
+        packed = sum(weight.nbytes - count_four_bit_bytes(weight) for weight in under)
+        return model, packed, max(weight.numel() for weight in under) * compute.itemsize
 
 
 def count_four_bit_bytes(weight: torch.Tensor) -> int:

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import io
 import json
 from dataclasses import replace
 from functools import partial
@@ -27,7 +26,7 @@ from cal_cli.objective.loss import score_before_training
 from cal_cli.objective.rules import TokenScores, WeightRule
 from cal_cli.runtime.console import track_items
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import write_whole
+from cal_cli.runtime.files import write_parquet
 from cal_cli.runtime.provenance import get_versions
 
 CACHE = Path("runs/scores_without_image")
@@ -110,9 +109,7 @@ def prepare_scores(
                     for row, score in scores:
                         rows[places[row]].append(score)
         model.train(training)
-        buffer = io.BytesIO()
-        pq.write_table(pa.table({name: pa.array(rows, SCORES) for name, rows in columns.items()}), buffer)
-        write_whole(path, buffer.getvalue())
+        write_parquet(path, pa.table({name: pa.array(rows, SCORES) for name, rows in columns.items()}))
     table = pq.read_table(path)
     if objective.rule.once:
         return data.replace(weights=weigh_once(objective.rule, table, ["image" in entry for entry in data.entries]))
