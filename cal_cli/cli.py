@@ -97,7 +97,7 @@ def token_weight_dump(config: DictConfig) -> None:
 
 @command("inspect")
 def inspect(config: DictConfig) -> None:
-    """Show where words look in the picture, and what image tokens say."""
+    """Show where words look in the image, and what image tokens say."""
     from cal_cli.commands.inspect import inspect
 
     inspect(config)

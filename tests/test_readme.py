@@ -21,7 +21,5 @@ def test_the_snippet_runs(number, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-def test_there_is_a_snippet_for_each_way_in():
-    text = "".join(SNIPPETS)
-    assert "CALTrainer(" in text
-    assert ".loss.backward()" in text
+def test_a_loss_is_among_them():
+    assert ".loss.backward()" in "".join(SNIPPETS)

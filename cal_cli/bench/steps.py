@@ -72,7 +72,7 @@ def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int) -> Iterator[d
 
 
 def measure_decoder_share(model: Any, loss: Callable[[], torch.Tensor], repeats: int = 3) -> float:
-    """Return the share of the decoder's forward pass in the time of a step, the median of several runs."""
+    """Return the fraction of the decoder's forward pass in the time of a step, the median of several runs."""
     decoder, marks = model.get_decoder(), []
     hooks = [
         decoder.register_forward_pre_hook(lambda *_: marks.append(read_clock())),

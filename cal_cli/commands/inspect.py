@@ -1,4 +1,4 @@
-"""`cal inspect`: where words look in the picture, and which words image tokens are nearest to."""
+"""`cal inspect`: where words look in the image, and which words image tokens are nearest to."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence

@@ -44,8 +44,8 @@ def load_llava_mixture(
     """Read several data sets as one, in their order.
 
     Args:
-        sources: each `{path, image_folder, weight}`; the last two are optional. The weight is the share of the source
-            in an epoch: 0.5 takes a random half, 2 takes each sample twice. Images are named by their full path.
+        sources: each `{path, image_folder, weight}`; the last two are optional. The weight is that of the source in an
+            epoch: 0.5 takes a random half, 2 takes each sample twice. Images are named by their full path.
         seed: of the random shares.
         max_bad_fraction: see `load_llava_json`.
         background: see `open_image`.

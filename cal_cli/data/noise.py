@@ -112,12 +112,12 @@ def swap_conversations(
     """Exchange the whole conversations of round(ratio x n) of the n image samples with one another.
 
     Image and id stay, so that a coherent text is paired with the wrong image. No sample receives the conversation of
-    one with the same picture, or one with the same answers as its own; if too few samples remain, the same answers to
+    one with the same image, or one with the same answers as its own; if too few samples remain, the same answers to
     other questions are accepted. Samples with different numbers of images do not exchange, and neither do those of
     different families, if entries have a `family`. If the data do not allow as many exchanges, there are fewer: see
     `describe_changes`. Samples without an image are not changed.
 
-    `identify_image` returns, from the name of an image, the same text for the same picture.
+    `identify_image` returns, from the name of an image, the same text for the same image.
 
     Returns:
         The entries in their order, and the changes in that order: `id` and `index` of a sample, `donor_id` of the one

@@ -1,6 +1,6 @@
 """Noise within a text: a wrong word, a hallucinated sentence, a cut, words in another order.
 
-Each kind changes one answer, and knows which of its characters no longer describe the picture.
+Each kind changes one answer, and knows which of its characters no longer describe the image.
 """
 
 import itertools

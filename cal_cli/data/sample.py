@@ -5,7 +5,7 @@ without `image` is text only; one with several images has a list of names; `<ima
 It may have `loss_weights`, for `objective=column`: for each answer a number, or a list of numbers, one for each of its
 tokens, the end token included; `family`, of which it is; `correlated`, a list of [turn, begin, end], the characters
 of words that can only be known by looking; and `regions`, a list of [turn, begin, end, left, upper, right, lower], the
-characters of words and the box in the picture, in pixels, of what they name.
+characters of words and the box in the image, in pixels, of what they name.
 Format: LLaVA's `docs/Finetune_Custom_Data.md`.
 """
 
@@ -93,7 +93,7 @@ class Conversations(Dataset):
         # False: samples have their `place` in the data; a bad one is its `id`, `place` and `bad` alone, not replaced
         self.replaces_bad = True
         self.image_folder: Path | None = None  # of the images, if they are files
-        self.identify_image: Callable[[str], str] = str  # from the name of an image to the same text for equal pictures
+        self.identify_image: Callable[[str], str] = str  # from the name of an image to the same text for equal images
 
     def replace(self, **changes: Any) -> "Conversations":
         """Return the same dataset with other `entries`, or with `scores` or `weights`, a number for each token."""

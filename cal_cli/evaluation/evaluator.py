@@ -169,10 +169,10 @@ def spread(questions: Sequence[Question], limit: int) -> list[Question]:
 
 
 def make_batches(questions: Sequence[Question], lengths: Sequence[int], batch_size: int) -> list[list[list[int]]]:
-    """Order questions into batches, longest first, with those about one picture together.
+    """Order questions into batches, longest first, with those about one image together.
 
     Returns:
-        Groups of batches of indices into `questions`. A picture's questions are in one group, and in one batch unless
+        Groups of batches of indices into `questions`. An image's questions are in one group, and in one batch unless
         there are too many. Batches do not depend on which process takes which group.
     """
     by_picture: dict[str, list[int]] = {}

@@ -29,7 +29,7 @@ class Question:
 
     Attributes:
         id: unique in its benchmark.
-        picture: the same for all questions about the same images; None for a question without any.
+        image: the same for all questions about the same images; None for a question without any.
         question: the text for the model, with `<image>` in the place of each image.
         answers: in the form that the metric needs; empty if they are not known, so that nothing is scored.
         images: opens the images, RGB, one for each `<image>`.
@@ -189,7 +189,7 @@ class OCRBench(Metric):
 
 
 class MMStar(Metric):
-    """The mean over the finer kinds of six abilities of the share of right letters (Chen et al. 2024)."""
+    """The mean over the finer kinds of six abilities of the fraction of right letters (Chen et al. 2024)."""
 
     top = 1.0
 
@@ -210,7 +210,7 @@ class MMStar(Metric):
 
 
 class MME(Metric):
-    """The sum over kinds of the share of right answers and the share of images with both answers right, each times 100.
+    """The sum over kinds of the fractions of right answers, and of images with both answers right, each times 100.
 
     Source: MME (Fu et al. 2023): two questions for each image, ten kinds of perception and four of cognition.
     """
@@ -256,7 +256,7 @@ class POPE(Metric):
     """Accuracy, precision, recall and F1 of "yes" to questions about the presence of objects (Li et al. 2023).
 
     An answer counts only if it is exactly "yes" or "no". `pope_yes_ratio` is lmms-eval's, the share among the right
-    answers, the same for every model; `answered_yes` is the paper's, the share of "yes" among the predictions.
+    answers, the same for every model; `answered_yes` is the paper's, the fraction of "yes" among the predictions.
     """
 
     top = 1.0
@@ -286,7 +286,7 @@ class POPE(Metric):
 
 
 class Boxes(Metric):
-    """The share of boxes that overlap the right one by at least half, and the mean overlap (RefCOCOg).
+    """The fraction of boxes that overlap the right one by at least half, and the mean overlap (RefCOCOg).
 
     Boxes are (left, top, right, bottom) as shares of the image's sides; in a prediction they are the first four numbers
     in square brackets. Source: accuracy at an intersection over union of 0.5 (Mao et al. 2016), parsed as in lmms-eval.
@@ -307,9 +307,9 @@ class Boxes(Metric):
 
 
 class Captions(Metric):
-    """CIDEr (Vedantam et al. 2015): n-grams shared with human captions, weighted by rarity; the mean over pictures.
+    """CIDEr (Vedantam et al. 2015): n-grams shared with human captions, weighted by rarity; the mean over images.
 
-    The rarity of an n-gram is computed from the human captions of all pictures: with `limit` it is a different measure.
+    The rarity of an n-gram is computed from the human captions of all images: with `limit` it is a different measure.
     The interval treats the rarities as fixed.
 
     Args:

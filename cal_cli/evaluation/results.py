@@ -36,7 +36,7 @@ def score_answers(
     A question whose right answers are not known is not scored: `n` and the metrics do not include it, and
     `predictions.jsonl` has it with the score null.
 
-    `parts.jsonl` has, for each question, its picture and what its answer adds to the sums of the metric; `metric` in
+    `parts.jsonl` has, for each question, its image and what its answer adds to the sums of the metric; `metric` in
     `results.json` is the config of the metric. From these, two results can be compared. `facts` are recorded too.
     """
     known = [(question, text) for question, text in zip(benchmark.questions, texts, strict=True) if question.answers]

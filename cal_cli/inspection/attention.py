@@ -83,7 +83,7 @@ def compute_relevancy(model: PreTrainedModel, batch: Mapping[str, Any], tokens: 
 def find_sinks(hidden: Tensor) -> Tensor:
     """Find attention sinks by their hidden states, [columns, hidden] -> bool [columns].
 
-    A sink receives attention from everywhere and says nothing of the picture; a few entries of its hidden state are far
+    A sink receives attention from everywhere and says nothing of the image; a few entries of its hidden state are far
     larger than all others. Here a sink is a column whose largest entry is at least `SINK` times the root mean square.
 
     Source: Kang et al., "See What You Are Told: Visual Attention Sink in Large Multimodal Models", ICLR 2025, with all
@@ -121,13 +121,13 @@ def compute_attention(model: PreTrainedModel) -> Iterator[None]:
 
 @dataclass
 class ImageGrid:
-    """The image tokens of one picture.
+    """The image tokens of one image.
 
     Attributes:
         columns: int64 [tokens], of `input_ids`.
-        boxes: float32 [tokens, 4], left, upper, right and lower edge of what a token covers, as shares of the picture's
+        boxes: float32 [tokens, 4], left, upper, right and lower edge of what a token covers, as shares of the image's
             width and height; nan for a token without a place, such as the end of a line.
-        shape: rows and columns of the finest grid of the picture.
+        shape: rows and columns of the finest grid of the image.
     """
 
     columns: Tensor
@@ -160,9 +160,9 @@ def overlap(begin: Tensor, end: Tensor, cells: int) -> Tensor:
 
 
 def find_image_grids(model: PreTrainedModel, batch: Mapping[str, Any]) -> list[ImageGrid]:
-    """Find the grids of the pictures of a batch with a single sample, in their order in the text.
+    """Find the grids of the images of a batch with a single sample, in their order in the text.
 
-    LLaVA-NeXT's tiles, and grids of Qwen-VL's patches, refer to the picture as it is; square grids to what the image
+    LLaVA-NeXT's tiles, and grids of Qwen-VL's patches, refer to the image as it is; square grids to what the image
     processor makes of it, which may be padded or cut.
 
     Raises ValueError if it is not known where the model's image tokens belong.
@@ -196,13 +196,13 @@ def place_rows(rows: int, columns: int) -> Tensor:
 
 
 def place_tiles(model: Any, size: Tensor) -> Tensor:
-    """Return the boxes of LLaVA-NeXT's tokens for a picture: the whole picture first, then its tiles, line by line.
+    """Return the boxes of LLaVA-NeXT's tokens for an image: the whole image first, then its tiles, line by line.
 
     The model's own packing sorts coordinates in place of features, so padding is removed as the model removes it.
 
     Args:
         model: the model.
-        size: int64 [2], height and width of the picture.
+        size: int64 [2], height and width of the image.
     """
     from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
@@ -230,13 +230,13 @@ def get_shape(boxes: Tensor) -> tuple[int, int]:
     return round(1 / float(height)), round(1 / float(width))
 
 
-SIDE = 448  # pixels of the longer side of a picture on a page
+SIDE = 448  # pixels of the longer side of an image on a page
 
 
 def get_seen_pictures(model: Any, processor: Any, batch: Mapping[str, Any], opened: Sequence[Image.Image]) -> list:
-    """Return the pictures of a batch with a single sample to which `find_image_grids` refers.
+    """Return the images of a batch with a single sample to which `find_image_grids` refers.
 
-    These are the opened ones where the grid covers the whole picture, and else what the image processor makes of them,
+    These are the opened ones where the grid covers the whole image, and else what the image processor makes of them,
     which may be padded or cut.
     """
     if batch.get("image_grid_thw") is not None or model.config.model_type == "llava_next":
@@ -252,7 +252,7 @@ def get_seen_pictures(model: Any, processor: Any, batch: Mapping[str, Any], open
 
 
 def enlarge(picture: Image.Image) -> Image.Image:
-    """Return a picture whose longer side has `SIDE` pixels; pixels of a small one stay visible."""
+    """Return an image whose longer side has `SIDE` pixels; pixels of a small one stay visible."""
     scale = SIDE / max(picture.size)
     size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
     return picture.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)

@@ -157,7 +157,7 @@ def summarize_audit(parts: Iterable[pa.Table]) -> AuditSummary:
     """Summarise the parts of an audit, tables with the columns of `TOKENS`.
 
     A text is modelled as written for its image, with probability p(text | image, prompt), or not, with
-    p(text | prompt); the share of the latter has the largest likelihood over all samples, or sentences.
+    p(text | prompt); the fraction of the latter has the largest likelihood over all samples, or sentences.
 
     Raises ValueError if there is no sample.
     """

@@ -133,8 +133,8 @@ def describe_kinds(delta: np.ndarray, weight: np.ndarray, kind: np.ndarray, samp
 def draw_histogram(delta: np.ndarray, is_noise: np.ndarray | None, title: str, bound: float = 5.0) -> bytes:
     """Draw the distribution of delta (float [tokens]) as a PNG.
 
-    `is_noise` (bool [tokens]) marks tokens that do not describe their picture, which are drawn separately; None means
-    unknown. The share of tokens at or below `bound`, by default the paper's upper clamp bound, is shown.
+    `is_noise` (bool [tokens]) marks tokens that do not describe their image, which are drawn separately; None means
+    unknown. The fraction of tokens at or below `bound`, by default the paper's upper clamp bound, is shown.
     """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()

@@ -18,13 +18,13 @@ HEAT = ListedColormap([(0.84, 0.1, 0.11, 0.7 * level / 255) for level in range(2
 
 
 def draw_attention(samples: Sequence[AttentionSample], kind: int, file_format: str, words: Sequence[str]) -> bytes:
-    """Draw, for each sample and checkpoint, the picture and where some words look in it.
+    """Draw, for each sample and checkpoint, the image and where some words look in it.
 
     A word has the mean of the maps of its tokens. Its maps are drawn relative to the largest of their cells with any
     checkpoint, so that checkpoints can be compared. Above each map is the sum of its cells.
 
     Args:
-        samples: of which the first picture is drawn.
+        samples: of which the first image is drawn.
         kind: the number of a kind of map in `list_kinds`.
         file_format: `pdf`, `png` or `svg`.
         words: those to draw, in lower case; empty means the `WORDS` words of each sample with the largest sums.

@@ -90,10 +90,10 @@ SUMMED, RELEVANCY = "attention, sum over layers", "relevancy"
 
 @dataclass
 class PictureMaps:
-    """Maps of every token over one picture.
+    """Maps of every token over one image.
 
     Attributes:
-        picture: as the image tokens see it.
+        image: as the image tokens see it.
         maps: float [tokens, kinds, rows, columns], in the order of `list_kinds`.
     """
 
@@ -109,7 +109,7 @@ class AttentionSample:
         id: of the sample.
         pieces: the text of each token of the conversation, and the number of the map of a supervised one, else None.
         words: the number of the word that each piece belongs to, see `number_words`.
-        checkpoints: for each checkpoint its name and its pictures.
+        checkpoints: for each checkpoint its name and its images.
     """
 
     id: str
@@ -152,7 +152,7 @@ def pack_maps(maps: np.ndarray) -> dict[str, object]:
 
 
 def encode_picture(picture: Image.Image) -> str:
-    """Return a picture as a data URI with a JPEG of a readable size."""
+    """Return an image as a data URI with a JPEG of a readable size."""
     buffer = BytesIO()
     enlarge(picture).save(buffer, "JPEG", quality=90)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -160,7 +160,7 @@ def encode_picture(picture: Image.Image) -> str:
 
 @dataclass
 class PatchPicture:
-    """One picture of a sample, its image tokens and their words; the tokens are those `part` of all of the sample."""
+    """One image of a sample, its image tokens and their words; the tokens are those `part` of all of the sample."""
 
     picture: Image.Image
     grid: ImageGrid
@@ -170,7 +170,7 @@ class PatchPicture:
 
 @dataclass
 class PatchSample:
-    """A sample of the page: for each checkpoint its name and its pictures."""
+    """A sample of the page: for each checkpoint its name and its images."""
 
     id: str
     checkpoints: list[tuple[str, list[PatchPicture]]]
@@ -184,7 +184,7 @@ def render_patch_words(samples: Sequence[PatchSample], tokenizer: Any, title: st
 
 
 def pack_words(picture: PatchPicture, tokenizer: Any) -> dict[str, Any]:
-    """Pack the words of a picture's tokens for the page: a dictionary of words, and numbers into it with values."""
+    """Pack the words of an image's tokens for the page: a dictionary of words, and numbers into it with values."""
     ids = picture.words.ids[:, picture.part].numpy()
     values = picture.words.values[:, picture.part].double().numpy()
     known = np.unique(ids)

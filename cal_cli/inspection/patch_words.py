@@ -95,19 +95,19 @@ BEST = 5  # words of an image token among which a region's word counts as said
 def measure_regions(
     model: PreTrainedModel, processor: Any, data: Conversations, place: int, remove_sinks: bool
 ) -> list[dict[str, float]]:
-    """Measure, for each region of a sample with one picture, how much its words look into it.
+    """Measure, for each region of a sample with one image, how much its words look into it.
 
     Returns for each region, means over the tokens of its words:
 
-    - `attention`: the share inside the region of the attention to the picture, summed over layers; with
+    - `attention`: the share inside the region of the attention to the image, summed over layers; with
       `remove_sinks` without that to sinks;
-    - `relevancy`: the share of the relevancy of the picture inside;
-    - `on_picture`: the attention to the picture, of all attention, mean over layers;
-    - `area`: the share of the image tokens that are inside, which is that of attention spread evenly;
+    - `relevancy`: the fraction of the relevancy of the image inside;
+    - `on_picture`: the attention to the image, of all attention, mean over layers;
+    - `area`: the fraction of the image tokens that are inside, which is that of attention spread evenly;
     - `projected`, `lens`: 1 if the first token of the words is among the `BEST` words of an image token inside, by its
       projected features or by the logit lens of any layer, else 0.
 
-    Raises ValueError if the model is not supported, or its image processor changes the shape of the picture.
+    Raises ValueError if the model is not supported, or its image processor changes the shape of the image.
     """
     entry, sample = data.entries[place], data[place]
     batch = Collator(processor, keep_text=True)([sample]).to(model.device)
@@ -140,7 +140,7 @@ def measure_regions(
 
 
 def compute_share(values: Tensor, inside: Tensor) -> float:
-    """Compute the mean over tokens of the share of numbers, float [tokens, image tokens], inside a region."""
+    """Compute the mean over tokens of the fraction of numbers, float [tokens, image tokens], inside a region."""
     return float((values[:, inside].sum(dim=1) / values.sum(dim=1).clamp_min(1e-12)).mean())
 
 

@@ -199,7 +199,7 @@ def draw_differences(rows: Sequence[dict[str, Any]], baseline: str) -> bytes | N
     """Draw a panel for each metric as a PNG, from rows of `summarize_metric`; None if no row has a difference.
 
     Each condition and objective has a line, the same one in all panels. The point is the mean over seeds, and the bar
-    the 95 % interval: that over seeds and pictures if the row has it, or else that over seeds.
+    the 95 % interval: that over seeds and images if the row has it, or else that over seeds.
     """
     rows = [row for row in rows if row["difference"]]
     if not rows:

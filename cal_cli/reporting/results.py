@@ -37,7 +37,7 @@ class Condition:
 
     @property
     def name(self) -> str:
-        """Settings and noise in words; the ratio alone for exchanged conversations."""
+        """Settings and noise in words; the ratio alone for swapped conversations."""
         noise = f"{self.noise_ratio:g}" if self.noise_kind == SWAP else f"{self.noise_kind} {self.noise_ratio:g}"
         settings = [f"{key}={write_setting(value)}" for key, value in self.settings]
         return ", ".join([*settings, f"noise {noise}" if settings else noise])
@@ -223,9 +223,9 @@ def compare(first: Path, second: Path) -> dict[str, Any] | None:
         first, second: folders with `results.json` and `predictions.jsonl` of one benchmark.
 
     Returns:
-        `differences`: each value of `second` minus that of `first` with its 95 % interval by a bootstrap over pictures,
-        which are drawn for both together (None for a single picture); `test`: that of `run_group_test` over
-        pictures; `n`: the number of questions. None if one folder has no predictions, as from another engine.
+        `differences`: each value of `second` minus that of `first` with its 95 % interval by a bootstrap over images,
+        which are drawn for both together (None for a single image); `test`: that of `run_group_test` over
+        images; `n`: the number of questions. None if one folder has no predictions, as from another engine.
 
     Raises InputError if they do not answer the same questions.
     """
@@ -260,7 +260,7 @@ def load_answers(folders: Sequence[Path]) -> tuple[list, list, list[str], Metric
     """Load the answers in folders with results to the same questions.
 
     Returns:
-        For each folder the parts, and the scores, of its answers; the picture of each question; the metric. None if a
+        For each folder the parts, and the scores, of its answers; the image of each question; the metric. None if a
         folder has no predictions.
 
     Raises InputError if the folders do not answer the same questions, or the metric needs other parts than theirs.

@@ -1,7 +1,7 @@
 """95 % intervals by the bootstrap, and a permutation test, over groups of answers that belong together.
 
 A benchmark's values are functions of sums over its questions: each question has *parts*, numbers that can be added up.
-One bootstrap, which draws the groups (pictures) with all their questions, then serves every metric.
+One bootstrap, which draws the groups (images) with all their questions, then serves every metric.
 """
 
 import warnings
@@ -32,7 +32,7 @@ def estimate_values(
 ) -> dict[str, dict[str, Any]]:
     """Compute a metric's values, each with the percentile bootstrap's 95 % interval (Efron 1979; scipy's).
 
-    Groups are drawn with all their questions, because answers about one picture are not independent. If all draws
+    Groups are drawn with all their questions, because answers about one image are not independent. If all draws
     agree, they carry no information: at either end of a share, Wilson's interval over as many groups replaces them;
     other values then have no interval. A single group has none either.
 
@@ -110,8 +110,8 @@ def median_ratio(values: Sequence[float], base: Sequence[float]) -> dict[str, An
 def run_group_test(one: Sequence[float], other: Sequence[float], groups: Sequence[str]) -> dict[str, Any]:
     """Test whether two sets of scores of the same questions differ, by sign flips of whole groups.
 
-    Without a difference the two could be exchanged for each picture, with all its questions. For answers that are right
-    or wrong, one about each picture, this is McNemar's test by the difference of counts. Up to 16 groups that differ it
+    Without a difference the two could be exchanged for each image, with all its questions. For answers that are right
+    or wrong, one about each image, this is McNemar's test by the difference of counts. Up to 16 groups that differ it
     is exact; of more, 9,999 flips are drawn. The test is scipy's.
 
     Returns:

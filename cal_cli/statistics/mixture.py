@@ -1,4 +1,4 @@
-"""The share of one component of a mixture of two, from each item's ratio of likelihoods."""
+"""The fraction of one component of a mixture of two, from each item's ratio of likelihoods."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from scipy import optimize, special, stats
 
 
 def estimate_share(log_ratios: np.ndarray, cluster: np.ndarray | None = None) -> dict[str, Any]:
-    """Estimate the share of items that come from q and not from p, where `log_ratios` are log(p / q) of each item.
+    """Estimate the fraction of items that come from q and not from p, where `log_ratios` are log(p / q) of each item.
 
     The estimate has the largest likelihood of prod_i [(1 - share) p_i + share q_i], which is concave in the share. Its
     interval is Wald's, with the variance of the score over clusters (a sandwich estimate), cut to [0, 1].
@@ -52,5 +52,5 @@ def estimate_share(log_ratios: np.ndarray, cluster: np.ndarray | None = None) ->
 
 
 def compute_posterior(log_ratios: np.ndarray, share: float) -> np.ndarray:
-    """Compute the probability that each item comes from q, float64 [items], given the share of such items."""
+    """Compute the probability that each item comes from q, float64 [items], given the fraction of such items."""
     return special.expit(special.logit(share) - log_ratios)

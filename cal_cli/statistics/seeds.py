@@ -47,7 +47,7 @@ def difference_over_seeds(values: Mapping[int, float], baseline: Mapping[int, fl
 
 
 def run_sign_flip_test(differences: Sequence[float]) -> float:
-    """Compute the two-sided p of paired differences: the share of sign flips with a mean as far from 0.
+    """Compute the two-sided p of paired differences: the fraction of sign flips with a mean as far from 0.
 
     It is exact for up to 16 seeds, and assumes only that without an effect the two methods could be exchanged in each
     seed. With n seeds the smallest possible p is 2 / 2^n: 0.25 for 3, 0.0625 for 5, 0.002 for 10. The test is scipy's.

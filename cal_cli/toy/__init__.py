@@ -1,1 +1,1 @@
-"""The default world: its pictures, its model and its benchmark."""
+"""The default world: its images, its model and its benchmark."""

@@ -30,7 +30,7 @@ FONT_SIZE = 15  # pixels
 
 
 def make_canvas(random_state: random.Random) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """Make an empty RGB picture of a light grey, and a pen for it."""
+    """Make an empty RGB image of a light grey, and a pen for it."""
     picture = Image.new("RGB", (PICTURE, PICTURE), (random_state.randint(225, 250),) * 3)
     return picture, ImageDraw.Draw(picture)
 
@@ -50,10 +50,10 @@ def draw_glyphs(
 def photograph(
     picture: Image.Image, grain: float, deviation: float, random_state: random.Random, camera: str | None = None
 ) -> Image.Image:
-    """Return a picture as a poor camera sees it: faded towards the paper, with normal noise in each channel.
+    """Return an image as a poor camera sees it: faded towards the paper, with normal noise in each channel.
 
     The contrast is drawn from 1 - 0.8 x `grain` to 1, and the standard deviation of the noise from 0 to `grain` x
-    `deviation` (of 255 levels); with a `grain` of 0 the picture stays as it is. The camera `bgr` exchanges red and
+    `deviation` (of 255 levels); with a `grain` of 0 the image stays as it is. The camera `bgr` exchanges red and
     blue, as software does that reads one order of the channels as the other; None is `plain`.
     """
     if camera == "bgr":

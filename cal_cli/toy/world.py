@@ -40,11 +40,11 @@ def make_scenes(
         n: number of samples.
         seed: which stream of samples.
         split: `train` or `test`.
-        text_only_share: probability of a sample without an image: a conversation about a picture that is not shown.
+        text_only_share: probability of a sample without an image: a conversation about an image that is not shown.
             From these a model learns what language alone predicts, which the contrast relies on.
-        families: names of `cal_cli.toy.families.FAMILIES`; None means all. Each has its own share of the samples.
+        tasks: names of `cal_cli.toy.families.FAMILIES`; None means all. Each has its own share of the samples.
         irrelevant: number of irrelevant words in a caption for each correlated one.
-        grain: how faded and noisy pictures are, from 0 for not at all to 1.
+        grain: how faded and noisy images are, from 0 for not at all to 1.
         camera: `plain` or `bgr`, see `photograph`; None is `plain`.
 
     Raises InputError if a value is out of range, or a name unknown.
@@ -78,7 +78,7 @@ def make_scenes(
 
 
 def find_families(names: Sequence[str] | None, key: str) -> list[str]:
-    """Return the names of families, all for None.
+    """Return the names of tasks, all for None.
 
     Raises InputError if a name is unknown or given twice, or there is none; `key` is what to call them.
     """
@@ -109,13 +109,13 @@ def write_conversation(
 
 
 def check_grain(grain: float, key: str) -> None:
-    """Raise InputError unless the grain of pictures is from 0 to 1."""
+    """Raise InputError unless the grain of images is from 0 to 1."""
     if not 0 <= grain <= 1:
         raise InputError(f"{key}={grain}: allowed is a number from 0 to 1")
 
 
 def paint(family: str, content: Any, grain: float, identity: str, camera: str | None = None) -> Image.Image:
-    """Paint a picture of a family; `identity` fixes what the content leaves open, such as the shade of the paper."""
+    """Paint an image of a task; `identity` fixes what the content leaves open, such as the shade of the paper."""
     random_state = random.Random(identity)
     painted = FAMILIES[family].paint(content, random_state)
     return photograph(painted, grain, FAMILIES[family].deviation, random_state, camera)
@@ -136,12 +136,12 @@ def make_benchmark(
     headline: list[str] | None = None,
     version: int = 2,
 ) -> Benchmark:
-    """Ask one question about each of `n` pictures of each family, all of the test split.
+    """Ask one question about each of `n` images of each task, all of the test split.
 
     `conf/benchmark/scenes.yaml` documents the arguments.
 
     Raises:
-        InputError: `n` or `max_new_tokens` is below 1, a family or camera is unknown, or the grain is out of range.
+        InputError: `n` or `max_new_tokens` is below 1, a task or camera is unknown, or the grain is out of range.
     """
     for name, value in (("n", n), ("max_new_tokens", max_new_tokens)):
         if value < 1:
@@ -160,7 +160,7 @@ def make_benchmark(
 
 
 def ask(name: str, seed: int, number: int, grain: float, camera: str | None = None) -> Question:
-    """Make question `number` of a family; pictures that do not allow it are passed over."""
+    """Make question `number` of a task; images that do not allow it are passed over."""
     family, identity = FAMILIES[name], f"test-{seed}-{name}-{number:06d}"
     random_state = random.Random(f"benchmark-{identity}")
     asked = None
@@ -177,7 +177,7 @@ def _open(*painted: Any) -> list[Image.Image]:
 
 
 class Scenes(Metric):
-    """The headline number of each family, and its finer ones."""
+    """The headline number of each task, and its finer ones."""
 
     top = 1.0
 

@@ -31,8 +31,8 @@ class MGMConfig(LlavaConfig):
     """The config of MGM.
 
     `aux_vision_config` is that of the high-resolution tower, a ConvNeXt; `aux_image_size` is the side in pixels of the
-    picture that it reads. With `crops` above 1 (MGM-HD: 2) the other tower reads crops x crops parts of the picture and
-    the whole picture, each at its own size.
+    image that it reads. With `crops` above 1 (MGM-HD: 2) the other tower reads crops x crops parts of the image and
+    the whole image, each at its own size.
     """
 
     model_type = "mgm"
@@ -67,11 +67,11 @@ class PatchInfoMining(nn.Module):
         """Add what is mined to the places.
 
         Args:
-            places: [pictures, places, low].
-            details: [pictures, places, details of a place, high].
+            places: [images, places, low].
+            details: [images, places, details of a place, high].
 
         Returns:
-            [pictures, places, low].
+            [images, places, low].
         """
         query, key, value = self.query(places)[:, :, None], self.key(details), self.value(details)
         return places + F.scaled_dot_product_attention(query, key, value)[:, :, 0]
@@ -90,9 +90,9 @@ class MGMModel(LlavaModel):
         self.post_init()
 
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:  # type: ignore[override]
-        """Compute the image tokens of pictures, float [pictures, channels, height, width] at the high resolution.
+        """Compute the image tokens of images, float [images, channels, height, width] at the high resolution.
 
-        Returns an output whose `pooler_output` has [tokens, hidden] for each picture: the whole picture's tokens first,
+        Returns an output whose `pooler_output` has [tokens, hidden] for each image: the whole image's tokens first,
         then, with several crops, those of each crop, row by row.
         """
         config: Any = self.config
@@ -108,7 +108,7 @@ class MGMModel(LlavaModel):
         ]
         places = states[:, 1:] if config.vision_feature_select_strategy == "default" else states
         mined = self.mining(places, group_by_place(large, round(places.shape[1] ** 0.5)))
-        features = self.multi_modal_projector(mined)  # [pictures, and crops x crops for each, places, hidden]
+        features = self.multi_modal_projector(mined)  # [images, and crops x crops for each, places, hidden]
         whole, parts = features[:count], features[count:].unflatten(0, (count, -1)) if crops > 1 else None
         tokens = whole if parts is None else torch.cat([whole, parts.flatten(1, 2)], dim=1)
         listed: Any = list(tokens)
@@ -133,14 +133,14 @@ class MGMForConditionalGeneration(LlavaForConditionalGeneration):
 
 
 def resize(maps: Tensor, side: int) -> Tensor:
-    """Resize maps, [pictures, channels, height, width], bilinearly, in float32 and without aligned corners."""
+    """Resize maps, [images, channels, height, width], bilinearly, in float32 and without aligned corners."""
     if maps.shape[-1] == side:
         return maps
     return F.interpolate(maps.float(), size=(side, side), mode="bilinear", align_corners=False).to(maps.dtype)
 
 
 def cut(maps: Tensor, crops: int) -> Tensor:
-    """Cut maps, [pictures, channels, height, width], into crops x crops parts each, row by row."""
+    """Cut maps, [images, channels, height, width], into crops x crops parts each, row by row."""
     pictures, channels, height, width = maps.shape
     parts = maps.view(pictures, channels, crops, height // crops, crops, width // crops)
     return parts.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, height // crops, width // crops)
@@ -149,7 +149,7 @@ def cut(maps: Tensor, crops: int) -> Tensor:
 def group_by_place(maps: Tensor, side: int) -> Tensor:
     """Group the places of maps by the place of a side x side grid that they belong to.
 
-    [pictures, channels, height, width] -> [pictures, side * side, height // side * width // side, channels].
+    [images, channels, height, width] -> [images, side * side, height // side * width // side, channels].
     """
     pictures, channels, height, width = maps.shape
     parts = maps.view(pictures, channels, side, height // side, side, width // side)

@@ -75,7 +75,7 @@ class MGMSource(ModelSource):
 def make_mgm_config(llava: Any, aux: Any, crops: int, aux_image_size: int | None) -> MGMConfig:
     """Make MGM's config from that of a LLaVA with the same language model and CLIP, and that of a ConvNeXt.
 
-    Raises InputError if the pictures of both towers cannot be divided into the same places.
+    Raises InputError if the images of both towers cannot be divided into the same places.
     """
     size = 768 * crops if aux_image_size is None else aux_image_size
     places = crops * (llava.vision_config.image_size // llava.vision_config.patch_size)
@@ -122,7 +122,7 @@ def add_details(llava: Any, tower: Any, config: MGMConfig) -> MGMForConditionalG
 
 
 def enlarge_pictures(processor: Any, config: MGMConfig) -> Any:
-    """Let a LLaVA's processor make pictures for the high-resolution tower, and as many image tokens as MGM has."""
+    """Let a LLaVA's processor make images for the high-resolution tower, and as many image tokens as MGM has."""
     side, vision = config.aux_image_size, config.vision_config
     places = config.crops * (vision.image_size // vision.patch_size)  # type: ignore[union-attr]
     processor.image_processor.size = {"shortest_edge": side}

@@ -186,7 +186,7 @@ class TextImprobability(WeightRule):
 
 @dataclass(frozen=True)
 class TopExcess(WeightRule):
-    """w = 1 for the share of the batch's tokens with the largest loss minus reference loss, else 0.
+    """w = 1 for the fraction of the batch's tokens with the largest loss minus reference loss, else 0.
 
     This is selective language modelling (Rho-1), here with a reference that reads the text alone. The number of tokens
     is rounded up.
@@ -222,7 +222,7 @@ class VisualInformationGain(WeightRule):
     """w = 1 for the tokens and samples that gain most from the image, else 0, chosen once before training.
 
     The gain of a token is log p(t | image) - log p(t | blurred image), that of a sample its tokens' mean. A threshold
-    keeps the given share of samples; the tokens of the others, and tokens below the same threshold, have weight 0.
+    keeps the given fraction of samples; the tokens of the others, and tokens below the same threshold, have weight 0.
 
     Args:
         share: share of the samples with an image that are kept, above 0 and at most 1.

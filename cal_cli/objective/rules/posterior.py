@@ -1,4 +1,4 @@
-"""The posterior probability that a token was written for its picture."""
+"""The posterior probability that a token was written for its image."""
 
 import math
 from dataclasses import dataclass, replace
@@ -10,18 +10,18 @@ from torch import Tensor
 
 from cal_cli.objective.rules.base import TokenScores, WeightRule
 
-TRUST = 0.2  # least share of texts that are more probable with their picture, if the model uses pictures
+TRUST = 0.2  # least share of texts that are more probable with their image, if the model uses images
 LEAST = 1e-3  # of a share that is estimated, so that it can grow again
 
 
 @dataclass(frozen=True)
 class MismatchPosterior(WeightRule):
-    """The probability that a token was written for its picture, under a noise model with two levels.
+    """The probability that a token was written for its image, under a noise model with two levels.
 
-    A share `rho` of the texts belongs to other pictures, and of the words of the others a share `r` does not depend on
-    the picture. With p_t = p(t | image, text before) and q_t = p(t | text before),
+    A share `rho` of the texts belongs to other images, and of the words of the others a share `r` does not depend on
+    the image. With p_t = p(t | image, text before) and q_t = p(t | text before),
 
-        p(text | picture shown) = (1 - rho) prod_t [(1 - r) p_t + r q_t] + rho prod_t q_t.
+        p(text | image shown) = (1 - rho) prod_t [(1 - r) p_t + r q_t] + rho prod_t q_t.
 
     With q_t held fixed, the gradient of its negative logarithm is that of cross-entropy with the weights w = W w_t:
 
@@ -33,7 +33,7 @@ class MismatchPosterior(WeightRule):
     While training, both shares are estimated by expectation maximisation: after each optimizer step they move towards
     the step's mean of 1 - W, and of 1 - w_t over tokens weighted by W. A model that does not use its images yet would
     take all texts for mismatched. So every weight is 1 and nothing is estimated as long as nearly all texts are less
-    probable with their picture than without it: while the running share of texts with a positive sum of log(p_t / q_t)
+    probable with their image than without it: while the running share of texts with a positive sum of log(p_t / q_t)
     is at most `TRUST`. It starts at 0, so training starts as plain cross-entropy.
 
     Args:
@@ -42,7 +42,7 @@ class MismatchPosterior(WeightRule):
         temperature: divides the sum over a text, whose terms are correlated; 1 is the likelihood itself.
         estimated: whether `rho` and `r` are estimated while training.
         momentum: how much of an estimate remains after a step, in [0, 1).
-        supported: running share of the texts that are more probable with the picture, in [0, 1].
+        supported: running share of the texts that are more probable with the image, in [0, 1].
 
     Raises:
         ValueError: a value outside its range.

@@ -81,7 +81,7 @@ class SampleLossRule(WeightRule):
 
 @dataclass(frozen=True)
 class LossTruncation(SampleLossRule):
-    """w = 0 for the share of samples with the highest mean loss, by a running quantile, else 1.
+    """w = 0 for the fraction of samples with the highest mean loss, by a running quantile, else 1.
 
     Args:
         share: share of the samples to leave out, above 0 and below 1.

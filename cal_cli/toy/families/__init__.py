@@ -1,4 +1,4 @@
-"""The families of the default world, each with its pictures, its conversations and its scores."""
+"""The tasks of the default world, each with its images, its conversations and its scores."""
 
 from cal_cli.toy.families.base import Family
 from cal_cli.toy.families.captions import Captions

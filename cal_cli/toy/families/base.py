@@ -1,4 +1,4 @@
-"""What a family of pictures is: how its pictures are drawn, what is said of them, and how answers are scored."""
+"""What a task of images is: how its images are drawn, what is said of them, and how answers are scored."""
 
 import random
 import zlib
@@ -35,13 +35,13 @@ class Asked(NamedTuple):
 
 
 class Family(ABC):
-    """One kind of picture, with the conversations about it.
+    """One kind of image, with the conversations about it.
 
     Attributes:
-        name: of the family.
-        share: of the samples, relative to the other families.
+        name: of the task.
+        share: of the samples, relative to the other tasks.
         metric: name of its headline number.
-        deviation: of the noise in its pictures, at most, in levels of 255, at a grain of 1.
+        deviation: of the noise in its images, at most, in levels of 255, at a grain of 1.
     """
 
     name: ClassVar[str]
@@ -51,7 +51,7 @@ class Family(ABC):
 
     @abstractmethod
     def draw(self, random_state: random.Random) -> Any:
-        """Draw what a picture shows."""
+        """Draw what an image shows."""
 
     @abstractmethod
     def paint(self, content: Any, random_state: random.Random) -> Image.Image:
@@ -63,10 +63,10 @@ class Family(ABC):
 
     @abstractmethod
     def ask(self, content: Any, random_state: random.Random, number: int) -> Asked | None:
-        """Write question `number` of a test, or None if the picture does not allow it."""
+        """Write question `number` of a test, or None if the image does not allow it."""
 
     def identify(self, content: Any) -> Hashable:
-        """Return what two pictures must not share if one is for training and one for tests."""
+        """Return what two images must not share if one is for training and one for tests."""
         return content
 
     @abstractmethod
@@ -74,16 +74,16 @@ class Family(ABC):
         """Return an answer's `score` from 0 to 1, and what else adds up over answers."""
 
     def compute(self, sums: Mapping[str, Any]) -> dict[str, Any]:
-        """Compute the family's values from sums over its answers; `n` counts them."""
+        """Compute the task's values from sums over its answers; `n` counts them."""
         return {self.metric: divide(sums["score"], sums["n"])}
 
     def get_split(self, content: Any) -> str:
-        """Return the split of a picture, from a checksum of what it shows: the same on every machine."""
+        """Return the split of an image, from a checksum of what it shows: the same on every machine."""
         identity = repr(self.identify(content)).encode()
         return "test" if zlib.crc32(identity) % TEST_SHARE == 0 else "train"
 
     def draw_of_split(self, random_state: random.Random, split: str) -> Any:
-        """Draw what a picture of a split shows."""
+        """Draw what an image of a split shows."""
         while True:
             content = self.draw(random_state)
             if self.get_split(content) == split:

@@ -22,7 +22,7 @@ FORMS = (
 
 
 class Captions(Family):
-    """Captions of two or three things, scored by things and by whole scenes, in whatever words."""
+    """Captions of two or three objects, scored by objects and by whole scenes, in whatever words."""
 
     name = "captions"
     share = 0.4
@@ -68,7 +68,7 @@ class Captions(Family):
 
 
 def write_caption(scene: Scene, random_state: random.Random, irrelevant: float) -> tuple[str, list[Box]]:
-    """Write a caption that names every thing of a scene, with correlated words in braces, and return their boxes.
+    """Write a caption that names every object of a scene, with correlated words in braces, and return their boxes.
 
     It has `irrelevant` times as many words of irrelevant phrases as correlated ones, rounded.
     """
@@ -85,7 +85,7 @@ def write_caption(scene: Scene, random_state: random.Random, irrelevant: float) 
 
 
 def write_thing(thing: Thing, random_state: random.Random) -> str:
-    """Write a sentence about a thing, in one of several forms and with synonyms, without the full stop."""
+    """Write a sentence about an object, in one of several forms and with synonyms, without the full stop."""
     words = {
         "colour": mark_words(vary(thing.colour, random_state)),
         "shape": mark_words(vary(thing.shape, random_state)),

@@ -11,7 +11,7 @@ from cal_cli.toy.families.base import BRIEFLY, Asked, Family, Turn
 from cal_cli.toy.materials import FONTS, draw_glyphs, draw_shift, make_canvas
 
 NAMES = ("ana", "bob", "eva", "ian", "kim", "leo", "mia", "ned", "pam", "ray", "sam", "tom", "una", "vic", "wes", "zoe")
-FIELDS = ("name", "date", "total", "code")  # a picture has their first letters
+FIELDS = ("name", "date", "total", "code")  # an image has their first letters
 CODES = "acdefhkmprtx"
 FORMS = ("the {} is {{{}}}.", "it is {{{}}}.", "the {} field has {{{}}}.")
 

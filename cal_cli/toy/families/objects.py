@@ -23,7 +23,7 @@ PATTERNS = {name: re.compile(rf"\b(?:{'|'.join(words)})(?=\b|s\b)", re.IGNORECAS
 
 
 class Thing(NamedTuple):
-    """A coloured shape in a cell; `x` and `y` are its left and upper edge in the picture, in pixels."""
+    """A coloured shape in a cell; `x` and `y` are its left and upper edge in the image, in pixels."""
 
     colour: str
     shape: str
@@ -49,7 +49,7 @@ Scene = tuple[Thing, ...]  # in reading order
 
 
 def draw_things(random_state: random.Random, count: int, colours: int = 6, shapes: int = 5) -> Scene:
-    """Draw things in different cells, of at most so many colours and shapes."""
+    """Draw objects in different cells, of at most so many colours and shapes."""
     palette = random_state.sample(list(COLOURS), colours)
     kinds = random_state.sample(SHAPES, shapes)
     things = []
@@ -90,7 +90,7 @@ def paint_things(scene: Scene, random_state: random.Random) -> Image.Image:
 
 
 def find_unique(scene: Scene, *attributes: str) -> list[Thing]:
-    """Return the things that are the only ones with their values of some attributes."""
+    """Return the objects that are the only ones with their values of some attributes."""
     values = [tuple(getattr(thing, name) for name in attributes) for thing in scene]
     return [thing for thing, value in zip(scene, values, strict=True) if values.count(value) == 1]
 
@@ -102,9 +102,9 @@ def find_words(text: str, attribute: str) -> list[str]:
 
 
 def find_things(text: str) -> list[tuple[str, str, str, str]]:
-    """Find the things that a text names: colour, shape, row and column of each, sorted; what is not named is empty.
+    """Find the objects that a text names: colour, shape, row and column of each, sorted; what is not named is empty.
 
-    Each clause that names a shape is about a thing of its own; attributes in a clause without one complete the thing
+    Each clause that names a shape is about an object of its own; attributes in a clause without one complete the object
     before it in the same sentence, or else the one after.
     """
     things: list[dict[str, str]] = []

@@ -32,7 +32,7 @@ FORMS = {  # of answers; {it} is what the question names
 
 
 class Questions(Family):
-    """Two questions about three to six things of few colours and shapes; an answer in any words counts."""
+    """Two questions about three to six objects of few colours and shapes; an answer in any words counts."""
 
     name = "questions"
     share = 0.2

@@ -1,4 +1,4 @@
-"""References: the box of a thing that is named."""
+"""References: the box of an object that is named."""
 
 import random
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from cal_cli.toy.families.objects import Scene, Thing, draw_things, find_unique,
 
 
 class References(Family):
-    """The box of one of three to five things, in pixels (overlap of at least half, RefCOCOg)."""
+    """The box of one of three to five objects, in pixels (overlap of at least half, RefCOCOg)."""
 
     name = "references"
     share = 0.1
@@ -47,5 +47,5 @@ class References(Family):
 
 
 def write_question(thing: Thing) -> str:
-    """Ask for the box of a thing."""
+    """Ask for the box of an object."""
     return f"give the box of the {thing.colour} {thing.shape}."
