@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
-from statsmodels.stats.proportion import proportion_confint
 
 RESAMPLES = 1000
 Parts = Mapping[str, float]
@@ -53,8 +52,8 @@ def estimate_values(
         for (name, value), drawn in zip(whole.items(), _resample(values, [table])[0], strict=True):
             found[name]["ci95"] = _take_middle(drawn)
             if found[name]["ci95"] is None and top is not None and value in (0, top):
-                edges = proportion_confint(count if value else 0, count, method="wilson")
-                found[name]["ci95"] = [top * float(edge) for edge in edges]
+                wilson = stats.binomtest(count if value else 0, count).proportion_ci(0.95, method="wilson")
+                found[name]["ci95"] = [top * float(wilson.low), top * float(wilson.high)]
     return found
 
 

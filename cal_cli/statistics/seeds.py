@@ -65,7 +65,8 @@ def count_wins(differences: Sequence[float]) -> dict[str, Any]:
     """Return in how many seeds a method is better, and the 95 % interval of that probability (Wilson's); ties halve."""
     won = sum(1.0 if one > 0 else 0.5 if one == 0 else 0.0 for one in differences)
     n = len(differences)
-    return {"won": won, "n": n, "ci95": list(map(float, proportion_confint(won, n, LEVEL, method="wilson")))}
+    edges = proportion_confint(won, n, LEVEL, method="wilson")
+    return {"won": won, "n": n, "ci95": [float(edge) for edge in np.clip(edges, 0, 1)]}
 
 
 def find_detectable_difference(differences: Sequence[float]) -> float | None:

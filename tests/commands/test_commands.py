@@ -141,8 +141,14 @@ def test_the_report_holds_every_run_with_its_command(sweep):
     text = (folder / "runs/report/s/report.md").read_text()
     for name in re.findall(r"\]\((.*?)\)", text):
         assert (folder / "runs/report/s" / name).read_bytes().startswith(b"\x89PNG")
-    assert "minus ce" in printed
-    assert "paired by seed" in printed
+    assert "minus ce" in text and "paired by seed" in text
+    table = [line.split()[:3] for line in printed.splitlines() if line.startswith((" - ", " 0.5 "))]
+    assert table == [["-", "before", "training"], ["0.5", "ce", "2"], ["0.5", "posterior", "2"]]
+    assert printed.splitlines()[-2].startswith("runs/report/s/report.md: ") and "posterior minus ce: " in printed
+    start = json.loads((folder / "runs/train/s/before_training/eval/scenes/results.json").read_text())
+    assert start["checkpoint"] == str(BASE) and start["n"] == 6 * 16
+    metric = start["metrics"]["scene_accuracy"]
+    assert report["before_training"]["scene_accuracy"] == metric and "Before training: " in text
 
 
 def test_a_sweep_started_again_runs_only_what_is_missing(sweep):
@@ -151,13 +157,28 @@ def test_a_sweep_started_again_runs_only_what_is_missing(sweep):
     assert printed.count("already completed") == 4
     assert printed.count(": completed") == 2
     again = cal("eval", "checkpoint=runs/train/s", "benchmark.n=16", folder=folder).stdout
-    assert again.count("already evaluated") == 4
+    assert again.count("already evaluated") == 5  # and the checkpoint that they started from
+    assert len([line for line in again.splitlines() if "objective-" in line and "[" in line]) == 6
 
 
 def test_one_seed_is_said_to_have_no_interval(sweep, tmp_path):
     run = next((sweep[0] / "runs/train/s").glob("*objective-ce__seed-0"))
-    printed = cal("report", f"runs={run}", folder=tmp_path).stdout
-    assert "One seed has no interval" in printed
+    assert "over images, one seed" in cal("report", f"runs={run}", "output=out", folder=tmp_path).stdout
+    assert "One seed has no interval" in (tmp_path / "out/report.md").read_text()
+
+
+def test_a_run_is_evaluated_with_its_own_camera(tmp_path):
+    words = ["data.n=48", "name=c", "data.camera=bgr", "benchmark.camera=bgr", "benchmark.n=2"]
+    cal("train", *words, folder=tmp_path)
+    path = tmp_path / "runs/train/c"
+    cal("eval", "checkpoint=runs/train/c", folder=tmp_path)
+    (found,) = path.glob("*/eval/scenes/results.json")
+    assert json.loads(found.read_text())["settings"]["benchmark"]["camera"] == "bgr"
+    cal("eval", "checkpoint=runs/train/c", "benchmark.camera=plain", folder=tmp_path)
+    results = json.loads(found.read_text())
+    assert results["settings"]["benchmark"]["camera"] == "plain" and results["n"] == 12
+    wrong = cal("train", "data.camera=phone", folder=tmp_path, check=False)
+    assert wrong.returncode == 2 and "data.camera=phone: allowed are plain and bgr" in wrong.stderr
 
 
 def test_the_last_completed_run_is_what_eval_takes(sweep):

@@ -110,7 +110,7 @@ def test_table_3_starts_each_run_from_its_seed_s_projector_of_each_objective(tmp
 def test_wrong_words_are_named(mine, tmp_path):
     for words, said in (
         (["study"], "experiment_name has no value"),
-        (["study", "experiment=none"], "experiment=none: allowed are base, batches, demo, epochs"),
+        (["study", "experiment=none"], "experiment=none: allowed are base, batches, camera, demo, epochs"),
         ([*mine, "jobs=0"], "jobs=0: must be at least 1"),
         ([*mine, "objective=none"], "objective/none"),
         ([*mine, "benchmark.n=0"], "benchmark.n=0: must be at least 1"),
@@ -163,7 +163,8 @@ def test_a_run_that_another_process_trains_is_waited_for(tmp_path):
 
 
 SHIPPED = {
-    "demo": 6,
+    "camera": 18,
+    "demo": 4,
     "figure3": 150,
     "rivals": 78,
     "noise_kinds": 75,

@@ -4,6 +4,7 @@ import io
 
 from rich.console import Console
 
+from cal_cli.runtime import console
 from cal_cli.runtime.console import make_console, make_table, render_markdown
 
 
@@ -41,3 +42,14 @@ def test_tables_in_a_file_are_as_wide_as_they_need(capsys):
     table.add_row("a" * 100, "b" * 100)
     make_console().print(table)
     assert f"{'a' * 100}   {'b' * 100}" in capsys.readouterr().out
+
+
+def test_progress_in_a_file_is_at_most_a_line_in_thirty_seconds(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(console.time, "perf_counter", lambda: clock[0])
+    page = io.StringIO()
+    with console.show_progress("audit", 100, Console(file=page, width=80)) as advance:
+        for _ in range(100):
+            clock[0] += 1.0
+            advance(1)
+    assert [line.split()[1] for line in page.getvalue().splitlines()] == ["30/100", "60/100", "90/100"]

@@ -79,3 +79,13 @@ def test_no_word_is_frequent():
     lists = Counter(word for word in words if any(word in entries for entries in WORDS.values()))
     assert max(lists.values()) < 0.05 * len(words)
     assert sum(lists.values()) > 0.5 * len(words)  # most words are drawn from a list
+
+
+def test_the_bgr_camera_exchanges_red_and_blue_and_nothing_else():
+    painted = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    for grain in (0.0, 1.0):
+        plain, same, exchanged = (
+            np.asarray(photograph(painted, grain, 40.0, random.Random("x"), camera))
+            for camera in (None, "plain", "bgr")
+        )
+        assert np.array_equal(plain, same) and np.array_equal(plain, exchanged[..., ::-1])
