@@ -15,7 +15,7 @@ from rich.table import Table
 from cal_cli.bench import steps
 from cal_cli.bench.shapes import Checkpoint, Shape
 from cal_cli.commands.hydra_app import get_job
-from cal_cli.objective import CrossEntropyLoss, RuleLoss
+from cal_cli.objective import CrossEntropyLoss
 from cal_cli.runtime.config import build, check_types, limited
 from cal_cli.runtime.console import make_console, make_table, track_items
 from cal_cli.runtime.errors import InputError
@@ -68,7 +68,12 @@ def measure_steps(config: DictConfig, settings: BenchConfig, console: Console) -
     device = "cuda" if cuda else "cpu"
     model: Any = shape.make_model(dtype, checkpointing, device)
     batch = shape.make_batch(device, dtype)
-    losses = {way: steps.make_loss(way, model, batch, make_objective(way, model)) for way in settings.ways}
+    objectives = {
+        way: load_objective_reference(build(compose("train", overrides=[f"objective={way}"]), "objective"), model, None)
+        for way in settings.ways
+        if way not in steps.WAYS
+    }  # a reference is a copy of the model
+    losses = {way: steps.make_loss(way, model, batch, objectives.get(way)) for way in settings.ways}
     ways = {way: partial(steps.time_step, model, loss) for way, loss in losses.items()}
     turns = steps.take_turns(ways, settings.repeats)
     rounds = list(track_items(turns, "measuring", console, settings.repeats))
@@ -110,13 +115,6 @@ def measure_steps(config: DictConfig, settings: BenchConfig, console: Console) -
             f"is {text_share:.1%} of the tokens, the decoder's forward pass {forward_share:.1%} of a CE step)"
         )
     return result
-
-
-def make_objective(way: str, model: Any) -> RuleLoss | None:
-    """Build the objective of a way; None for a way that has none of ours. Its reference is a copy of the model."""
-    if way in steps.WAYS:
-        return None
-    return load_objective_reference(build(compose("train", overrides=[f"objective={way}"]), "objective"), model, None)
 
 
 def format_ratio(value: dict[str, Any] | None) -> str:

@@ -326,7 +326,7 @@ def find_split_files(path: Path, name: str | None, split: str) -> list[Path]:
 
     def select(words: Sequence[str], files: list[Path]) -> list[Path]:
         pattern = re.compile(rf"(^|\W|_)({'|'.join(map(re.escape, words))})(\W|_|$)")
-        return [file for file in files if pattern.search(get_relative_name(file, path))]
+        return [file for file in files if pattern.search(str(file.relative_to(path)) if file != path else file.name)]
 
     files = find_files(path)
     if path.is_file():
@@ -336,11 +336,6 @@ def find_split_files(path: Path, name: str | None, split: str) -> list[Path]:
     found = select([split], files) or select(HELD_OUT if split in HELD_OUT else [split], files)
     others = select(["train", "test", *HELD_OUT], files)
     return found or [file for file in files if file not in others and not re.search(r"-\d+-of-\d+", file.name)]
-
-
-def get_relative_name(file: Path, folder: Path) -> str:
-    """Return a file's name with the folders between it and `folder`."""
-    return str(file.relative_to(folder)) if file != folder else file.name
 
 
 def find_commit(rows: Any) -> str | None:

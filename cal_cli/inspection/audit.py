@@ -80,7 +80,7 @@ class Auditor:
 
     def write_part(self, data: Conversations, places: Sequence[int], path: Path) -> None:
         """Contrast the samples at some places, and write the table of their tokens; bad samples have none."""
-        by_length = sorted(places, key=lambda place: count_characters(data.entries[place]))
+        by_length = sorted(places, key=lambda i: sum(len(turn["value"]) for turn in data.entries[i]["conversations"]))
         loader = DataLoader(
             Subset(data.replace(replaces_bad=False), by_length),
             self.batch_size,
@@ -121,11 +121,6 @@ class Auditor:
                 rows.append((places[row], ids[row], position, text, special, answer, sentence, *both))
                 ended, turn = ends, answer
         return rows
-
-
-def count_characters(entry: dict) -> int:
-    """Count the characters of an entry's conversation."""
-    return sum(len(turn["value"]) for turn in entry["conversations"])
 
 
 RANKS = ("contradiction", "evidence")  # what samples are ranked by

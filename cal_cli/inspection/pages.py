@@ -236,7 +236,9 @@ def make_turns(entry: Entry, tokens: pd.DataFrame, begin: int, end: int) -> list
         tokens: the rows of its tokens, with `delta`.
         begin, end: its most contradicted stretch, in rows.
     """
-    questions = [turn["value"].replace("<image>", "").strip() for turn in entry["conversations"] if is_human(turn)]
+    questions = [
+        turn["value"].replace("<image>", "").strip() for turn in entry["conversations"] if turn["from"] == "human"
+    ]
     levels = np.searchsorted(LEVELS, -tokens["delta"].to_numpy(), side="right")
     inside = (np.arange(len(tokens)) >= begin) & (np.arange(len(tokens)) < end)
     shown = tokens.assign(level=levels, inside=inside)[~tokens["special"].to_numpy()]
@@ -245,11 +247,6 @@ def make_turns(entry: Entry, tokens: pd.DataFrame, begin: int, end: int) -> list
     for (turn, level, within), run in groupby(zip(*columns, strict=True), key=lambda row: row[:3]):
         answers.setdefault(turn, []).append(Run("".join(row[3] for row in run), level, within))
     return [(question, answers.get(number, [])) for number, question in enumerate(questions)]
-
-
-def is_human(turn: dict[str, str]) -> bool:
-    """Return whether a turn is a question."""
-    return turn["from"] == "human"
 
 
 def find_audited_samples(

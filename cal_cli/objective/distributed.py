@@ -29,7 +29,7 @@ def accept_objective(model: Model) -> Model:
     def forward(*args: Any, objective: Any = None, batch: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
         if objective is None:
             return plain_forward(*args, **kwargs)
-        if not is_sharded(routed):
+        if not isinstance(model, FSDPModule):
             output = objective(routed, batch)
             if torch.is_grad_enabled() and not output.loss.requires_grad:
                 output.loss = output.loss + make_zero_with_gradient(routed)
@@ -43,11 +43,6 @@ def accept_objective(model: Model) -> Model:
 
     routed.forward = forward
     return model
-
-
-def is_sharded(model: object) -> bool:
-    """Return whether the model is sharded by torch's FSDP2."""
-    return isinstance(model, FSDPModule)
 
 
 def make_zero_with_gradient(model: Any) -> Tensor | float:

@@ -199,13 +199,6 @@ def group_runs(table: pd.DataFrame, baseline: str) -> list[tuple[Condition, str,
     return sorted(grouped, key=lambda group: (group[0].order, group[1] != baseline, group[1]))
 
 
-def load_metric(results: dict[str, Any], folder: Path) -> Metric:
-    """Build the metric that scored some results. Raises InputError if they do not name it."""
-    if "metric" not in results:
-        raise InputError(f"{folder}: its results.json does not name its metric; run cal eval with force=true again")
-    return build(OmegaConf.create({"metric": results["metric"]}), "metric")
-
-
 def load_predictions(folder: Path) -> list[dict[str, Any]] | None:
     """Load the scored lines of `predictions.jsonl`, joined with those of `parts.jsonl`; None if a file is missing."""
     files = [folder / "predictions.jsonl", folder / "parts.jsonl"]
@@ -283,7 +276,11 @@ def load_answers(folders: Sequence[Path]) -> tuple[list, list, list[str], Metric
     parts = [[line["parts"] for line in lines] for lines in answers]
     scores = [[line["score"] for line in lines] for lines in answers]
     pictures = [line["picture"] for line in answers[0]]
-    metric = load_metric(results[-1], folders[-1])
+    if "metric" not in results[-1]:
+        raise InputError(
+            f"{folders[-1]}: its results.json does not name its metric; run cal eval with force=true again"
+        )
+    metric = build(OmegaConf.create({"metric": results[-1]["metric"]}), "metric")
     for folder, found in zip(folders, parts, strict=True):
         try:
             metric.compute({name: column.sum() for name, column in sum_by_group(found, pictures).items()})

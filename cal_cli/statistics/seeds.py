@@ -81,13 +81,16 @@ def find_detectable_difference(differences: Sequence[float]) -> float | None:
 
 
 def find_needed_seeds(spread: float, difference: float) -> int:
-    """Return the number of seeds that would show a true difference with 80 % probability; see above.
+    """Return the number of seeds, at least 3, that would show a true difference with 80 % probability; see above.
 
     Args:
         spread: standard deviation of the paired differences over seeds, above 0.
         difference: the true difference, not 0.
     """
-    return max(math.ceil(TTestPower().solve_power(abs(difference) / spread, alpha=LEVEL, power=POWER)), 3)
+    effect, test = abs(difference) / spread, TTestPower()
+    if test.power(effect, nobs=3, alpha=LEVEL) >= POWER:  # where fewer would do, the solver need not converge
+        return 3
+    return math.ceil(test.solve_power(effect, alpha=LEVEL, power=POWER))
 
 
 def adjust_for_family(values: Sequence[float]) -> list[float]:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from statsmodels.stats.power import TTestPower
 
 from cal_cli.statistics.seeds import (
     adjust_for_family,
@@ -70,6 +71,13 @@ def test_a_detectable_difference_is_detected_four_times_in_five():
     assert n == 8
     drawn = np.random.default_rng(2).normal(0.5 * size, spread, (20_000, find_needed_seeds(spread, 0.5 * size)))
     assert (stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.02)
+
+
+@pytest.mark.parametrize("difference", [10.0, 0.5, 0.04, 0.03, 0.02, 0.004, 0.0001])
+def test_needed_seeds_are_the_fewest_with_the_power(difference):
+    n = find_needed_seeds(0.01, difference)
+    power = [TTestPower().power(difference / 0.01, nobs=seeds, alpha=0.05) for seeds in (n - 1, n)]
+    assert power[1] >= 0.8 and (n == 3 or power[0] < 0.8)
 
 
 def test_holm_by_hand():
