@@ -88,7 +88,7 @@ def find_needed_seeds(spread: float, difference: float) -> int:
         difference: the true difference, not 0.
     """
     effect, test = abs(difference) / spread, TTestPower()
-    if test.power(effect, nobs=3, alpha=LEVEL) >= POWER:  # where fewer would do, the solver need not converge
+    if effect >= test.solve_power(nobs=3, alpha=LEVEL, power=POWER):  # above it, the power itself can be NaN
         return 3
     return math.ceil(test.solve_power(effect, alpha=LEVEL, power=POWER))
 
