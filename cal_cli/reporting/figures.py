@@ -33,14 +33,14 @@ def draw_noise_figure(
     first = next(iter(tables.values()))
     axis = choose_axis(list(first["condition"]))
     kinds = list(dict.fromkeys(c.noise_kind for c in first["condition"] if c.noise_ratio)) or [SWAP]
-    share = "with another's caption" if kinds == [SWAP] else "whose text is wrong"
+    noise = "swapped texts" if kinds == [SWAP] else "wrong texts"
     seeds: set[int] = set()
     for panel, (metric, table) in zip(panels, tables.items(), strict=True):
         seeds |= draw_lines(panel, table, axis, kinds, baseline)
         if start := (before_training or {}).get(metric):
             panel.axhline(start["value"], color="black", linestyle=":", label="before training")
         panel.set(ylabel=metric.replace("_", " "), ylim=(0, 1.08 * panel.get_ylim()[1]))
-        panel.set_xlabel(f"share of samples {share}" if axis == NOISE else axis)
+        panel.set_xlabel(f"fraction of {noise}" if axis == NOISE else axis)
     return save(figure, describe_seeds(seeds))
 
 
