@@ -1,4 +1,4 @@
-"""The arrows of docs/design.md: imports go down only, and there is no circle."""
+"""The arrows of docs/design.md: imports go down only, without a circle; functions that fit on a screen."""
 
 import ast
 import subprocess
@@ -53,6 +53,13 @@ def test_the_objective_and_the_statistics_import_nothing_else_of_the_package():
     for layer in ("objective", "statistics"):
         for path in (PACKAGE / layer).rglob("*.py"):
             assert set(imports_of(path)) <= {layer}, path
+
+
+def test_no_function_is_longer_than_sixty_lines():
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path.name}: {node.name}"
 
 
 @pytest.mark.parametrize("words", [["report", "runs=none"], ["study", "experiment=figure3", "plan=true"]])

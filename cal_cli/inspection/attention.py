@@ -178,7 +178,7 @@ def find_image_grids(model: PreTrainedModel, batch: Mapping[str, Any]) -> list[I
         side = math.isqrt(len(columns) // max(pictures, 1))
         if not pictures or side * side * pictures != len(columns):
             raise ValueError(
-                f"{type(model).__name__}: it is not known where its image tokens belong in the picture; supported are "
+                f"{type(model).__name__}: it is not known where its image tokens belong in the image; supported are "
                 "square grids such as LLaVA's, LLaVA-NeXT's tiles, and Qwen-VL's patches"
             )
         boxes = [place_rows(side, side)] * pictures

@@ -143,8 +143,8 @@ def draw_histogram(delta: np.ndarray, is_noise: np.ndarray | None, title: str, b
     if is_noise is None:
         axes.hist(delta, bins, color="tab:blue")
     else:
-        axes.hist(delta[~is_noise], bins, color="tab:blue", alpha=0.6, label=f"of the picture ({(~is_noise).sum():,})")
-        axes.hist(delta[is_noise], bins, color="tab:red", alpha=0.6, label=f"not of the picture ({is_noise.sum():,})")
+        axes.hist(delta[~is_noise], bins, color="tab:blue", alpha=0.6, label=f"of the image ({(~is_noise).sum():,})")
+        axes.hist(delta[is_noise], bins, color="tab:red", alpha=0.6, label=f"not of the image ({is_noise.sum():,})")
     share = float((delta <= bound).mean())
     axes.axvline(bound, color="black", linestyle="--", label=f"{share:.1%} at or below {bound:g}")
     axes.set(xlabel="delta (with image minus without)", ylabel="tokens", yscale="log", title=title)

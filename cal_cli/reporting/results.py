@@ -297,4 +297,4 @@ def describe_test(test: dict) -> str:
     counts = ""
     if test["only_first"] is not None:
         counts = f"Right in the first only {test['only_first']}, in the second only {test['only_second']}. "
-    return f"{counts}Permutation test over pictures: p = {test['p']:.3g}."
+    return f"{counts}Permutation test over images: p = {test['p']:.3g}."

@@ -23,7 +23,7 @@ def test_figures_for_print_show_chosen_words(tmp_path):
     told = cal("inspect", *words, folder=tmp_path).stdout
     assert "runs/inspect/attention.svg" in told and "runs/inspect/relevancy.svg" in told
     drawn = (tmp_path / "runs/inspect/attention.svg").read_text()
-    assert drawn.count("<image") == 1 + 6  # the picture alone, and below the map of each word
+    assert drawn.count("<image") == 1 + 6  # the image alone, and below the map of each word
     alone = cal("inspect", "show=[red]", folder=tmp_path, check=False)
     assert alone.returncode == 2 and "give format=pdf, png or svg too" in alone.stderr
     wrong = cal("inspect", *words, "show=[cathedral]", folder=tmp_path, check=False)

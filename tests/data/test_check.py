@@ -135,7 +135,7 @@ def test_there_and_back(width, height, numbers):
 
 
 def test_data_check_writes_boxes_of_the_image(tmp_path):
-    """The padded picture's box, as LLaVA pads it, holds the same pixels as the converted box of the picture."""
+    """The padded image's box, as LLaVA pads it, holds the same pixels as the converted box of the image."""
     size, box = (120, 60), (30, 12, 90, 48)
     picture = paint(size, box, tmp_path / "a.png")
     square = Image.new("RGB", (120, 120), "white")

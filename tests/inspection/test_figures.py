@@ -12,7 +12,7 @@ TEXTS = ["Describe", " it", " A", " viol", "et", " block", ",", " a", " block", 
 
 
 def make_sample(sums):
-    """A sample of one checkpoint whose supervised tokens, from the third on, look at the picture by these sums."""
+    """A sample of one checkpoint whose supervised tokens, from the third on, look at the image by these sums."""
     maps = np.zeros((len(sums), 1, 2, 2), np.float32)
     maps[:, 0, 1, 0] = sums
     pieces = [(text, place - 2 if place >= 2 else None) for place, text in enumerate(TEXTS)]

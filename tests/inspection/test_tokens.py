@@ -103,7 +103,7 @@ def test_the_page_escapes_text_and_needs_no_network():
     assert not re.search(r"https?://|@import|<link", page)
     assert "data:image/png;base64," in page
     assert "probability 0.5 with the image, 0.041 without: log-probability +2.50, raw logit +2.50, weight 1.75" in page
-    assert "not all about this picture" in page
+    assert "not all about this image" in page
     assert "--logprob: rgba(230, 97, 1, 0.500)" in page  # half of the scale of 5
     assert "--logprob: rgba(50, 100, 220, 1.000)" in page  # beyond it, against the token
     assert "--weight: rgba(50, 100, 220, 0.750)" in page  # three quarters of the way from 1 to 0

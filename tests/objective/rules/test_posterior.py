@@ -42,7 +42,7 @@ def draw_mixture(rho, r, samples=400, words=6):
     generator = torch.Generator().manual_seed(0)
     mismatched = torch.rand(samples, 1, generator=generator) < rho
     independent = mismatched | (torch.rand(samples, words, generator=generator) < r)
-    # two words are possible, one of which the picture makes probable
+    # two words are possible, one of which the image makes probable
     probable = torch.where(independent, torch.rand(samples, words, generator=generator) < 0.5, True)
     probable = torch.where(independent, probable, torch.rand(samples, words, generator=generator) < 0.9)
     with_image = torch.where(probable, 0.9, 0.1).log().flatten()
