@@ -212,7 +212,7 @@ def measure_objects(settings: InspectConfig, data: Conversations, node: Any, con
             label = ""
         table.add_section()
     table.caption = (
-        f"{results['n'] if results else 0} words of {len(places)} pictures; cal report results=objects compares runs"
+        f"{results['n'] if results else 0} words of {len(places)} images; cal report results=objects compares runs"
     )
     console.print(table)
 

@@ -128,7 +128,7 @@ def dump_checkpoint(
     if noise is not None and noise.any() and not noise.all():
         interval = estimate_auc_interval(-delta, noise, sample)
         console.print(
-            "a low delta detects the tokens that do not describe their picture with an area under the ROC curve of "
+            "a low delta detects the tokens that do not describe their image with an area under the ROC curve of "
             f"{compute_auc(-delta, noise):.3f}"
             + ("" if interval is None else f" (95 % interval over samples {interval[0]:.3f} to {interval[1]:.3f})")
         )

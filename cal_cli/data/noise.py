@@ -157,7 +157,7 @@ def swap_conversations(
     donors = exchange(groups.values(), count, (have_same_answers, are_same), random.Random(f"swap-{seed}"))
     if count and not donors:
         raise InputError(
-            f"noise ratio {ratio}: no conversations can be exchanged, because all image samples show the same picture, "
+            f"noise ratio {ratio}: no conversations can be swapped, because all image samples show the same image, "
             "have the same text, show different numbers of images or are of different families: give other data, or "
             "noise.ratio=0"
         )
@@ -216,8 +216,8 @@ def describe_changes(entries: Sequence[Entry], noise: NoiseConfig, changed: list
             f"others have no answer that noise.kind={noise.kind} can change"
         )
     return (
-        f"{len(changed)} of {total} conversations are exchanged, fewer than noise ratio {noise.ratio} asks for: "
-        "whatever the others could receive is about the same picture or has the same text, so they keep their own"
+        f"{len(changed)} of {total} conversations are swapped, fewer than noise ratio {noise.ratio} asks for: "
+        "whatever the others could receive is about the same image or has the same text, so they stay unswapped"
     )
 
 

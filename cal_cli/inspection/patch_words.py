@@ -114,7 +114,7 @@ def measure_regions(
     (grid,) = find_image_grids(model, batch)
     width, height = data.open_image(get_image_names(entry)[0]).size
     if width != height and grid.shape[0] == grid.shape[1]:
-        raise ValueError("regions need square pictures with this model, whose processor pads or cuts others")
+        raise ValueError("regions need square images with this model, whose processor pads or cuts others")
     positions = find_positions(model, batch)
     regions = find_region_tokens(batch, entry, (positions.columns + 1).tolist())
     attention = record_attention(model, batch)

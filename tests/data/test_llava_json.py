@@ -55,7 +55,7 @@ def test_samples_with_several_images_are_checked_trained_on_and_shown(tmp_path):
     cal("token-weight-dump", *clean, "heatmap_samples=1", "output=shown", folder=tmp_path)
     assert (tmp_path / "shown/heatmap.html").read_text().count("data:image/png") == 2
     told = cal("train", *clean, *words, "noise.ratio=0.5", folder=tmp_path, check=False)
-    assert told.returncode == 2 and "no conversations can be exchanged" in told.stderr  # all share a picture
+    assert told.returncode == 2 and "no conversations can be swapped" in told.stderr  # all share a picture
 
 
 def test_entries_and_pictures_are_read(tmp_path):

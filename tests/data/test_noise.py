@@ -127,12 +127,12 @@ def test_no_answer_stays_the_same_if_there_are_others(seed):
 def test_what_cannot_be_exchanged_is_kept_and_said(texts, possible):
     entries = of(range(20), texts)
     if not possible:
-        with pytest.raises(InputError, match="no conversations can be exchanged"):
+        with pytest.raises(InputError, match="no conversations can be swapped"):
             swap_conversations(entries, 1.0, 0)
         return
     noisy, changed = swap_conversations(entries, 1.0, 0)
     assert len(changed) == possible and not find_unchanged(entries, noisy, changed)
-    assert f"{possible} of 20 conversations are exchanged, fewer than" in describe_changes(
+    assert f"{possible} of 20 conversations are swapped, fewer than" in describe_changes(
         entries, NoiseConfig(1.0, 0), changed
     )
     moved = [n for n in range(20) if noisy[n]["conversations"] != entries[n]["conversations"]]

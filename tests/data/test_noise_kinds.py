@@ -156,7 +156,7 @@ def test_the_manifest_s_truth_reaches_the_tokens(tmp_path):
     on_disk = ["data=llava_json", "data.path=noisy/data.json", "data.image_folder=noisy/images"]
     told = cal("token-weight-dump", *on_disk, "manifest=noisy/noise_manifest.json", "output=a", folder=tmp_path).stdout
     cal("token-weight-dump", "data.n=30", "noise.kind=attribute", "noise.ratio=0.5", "output=b", folder=tmp_path)
-    assert "do not describe their picture" in " ".join(told.split())
+    assert "do not describe their image" in " ".join(told.split())
     tables = [pq.read_table(tmp_path / name / "tokens.parquet").to_pylist() for name in "ab"]
     marked = [[(row["sample_id"], row["position"], row["token"]) for row in t if row["is_noise"]] for t in tables]
     assert marked[0] == marked[1]
