@@ -19,7 +19,7 @@ from cal_cli.models.mgm.model import MGMConfig
 from cal_cli.models.parts import freeze_parts
 from cal_cli.toy.model import TinyModel
 
-PATCH, PICTURE = 14, 336  # of CLIP ViT-L/14-336
+PATCH, IMAGE_SIZE = 14, 336  # of CLIP ViT-L/14-336
 IMAGE = 3  # the image token
 FIRST_WORD = 1000  # the random texts hold no special token
 CPU_DEPTH, CPU_WIDTH = 4, 8  # by default LLaVA-7B becomes 8 layers of width 512 on a CPU
@@ -63,7 +63,7 @@ class Shape:
     def make_model(self, dtype: torch.dtype, checkpointing: bool, device: str = "cpu") -> Any:
         """Make a model of this shape on a device, in training mode, with frozen vision towers."""
         vision = CLIPVisionConfig(
-            image_size=PICTURE,
+            image_size=IMAGE_SIZE,
             patch_size=PATCH,
             hidden_size=self.vision_hidden_size,
             intermediate_size=4 * self.vision_hidden_size,
@@ -91,19 +91,19 @@ class Shape:
         options: dict[str, Any] = {"vision_config": vision, "text_config": text, "image_token_index": IMAGE}
         if self.tiles == 1:
             return LlavaConfig(**options)
-        sizes = [[PICTURE, 2 * PICTURE], [2 * PICTURE, PICTURE], [2 * PICTURE, 2 * PICTURE]]
+        sizes = [[IMAGE_SIZE, 2 * IMAGE_SIZE], [2 * IMAGE_SIZE, IMAGE_SIZE], [2 * IMAGE_SIZE, 2 * IMAGE_SIZE]]
         return LlavaNextConfig(**options, image_grid_pinpoints=sizes)
 
     @property
     def pixel_shape(self) -> tuple[int, ...]:
         """Shape of the pixels of a sample."""
-        picture = (3, PICTURE, PICTURE)
-        return picture if self.tiles == 1 else (self.tiles, *picture)
+        image = (3, IMAGE_SIZE, IMAGE_SIZE)
+        return image if self.tiles == 1 else (self.tiles, *image)
 
     @property
     def image_tokens(self) -> int:
         """Image tokens of a sample."""
-        side = PICTURE // PATCH
+        side = IMAGE_SIZE // PATCH
         return (
             side**2 if self.tiles == 1 else side**2 + 2 * side * (2 * side + 1)
         )  # one newline token for each row of features
@@ -126,7 +126,7 @@ class Shape:
             "pixel_values": pixels,
         }
         if self.tiles > 1:
-            batch["image_sizes"] = torch.tensor([[2 * PICTURE, 2 * PICTURE]] * self.batch_size)
+            batch["image_sizes"] = torch.tensor([[2 * IMAGE_SIZE, 2 * IMAGE_SIZE]] * self.batch_size)
         return {name: value.to(device) for name, value in batch.items()}
 
 
@@ -205,7 +205,7 @@ def check_tokens(shape: Any) -> None:
         raise ValueError(f"shape.batch_size={shape.batch_size}: must be at least 1")
 
 
-AUX_PICTURE = 768  # pixels of a side of what the high-resolution tower reads for each crop
+AUX_IMAGE_SIZE = 768  # pixels of a side of what the high-resolution tower reads for each crop
 
 
 @dataclass
@@ -233,9 +233,9 @@ class MGMShape(Shape):
 
     @property
     def pixel_shape(self) -> tuple[int, ...]:
-        side = AUX_PICTURE * self.crops
+        side = AUX_IMAGE_SIZE * self.crops
         return 3, side, side
 
     @property
     def image_tokens(self) -> int:
-        return (PICTURE // PATCH) ** 2 * (1 if self.crops == 1 else 1 + self.crops**2)
+        return (IMAGE_SIZE // PATCH) ** 2 * (1 if self.crops == 1 else 1 + self.crops**2)

@@ -175,13 +175,13 @@ def make_batches(questions: Sequence[Question], lengths: Sequence[int], batch_si
         Groups of batches of indices into `questions`. An image's questions are in one group, and in one batch unless
         there are too many. Batches do not depend on which process takes which group.
     """
-    by_picture: dict[str, list[int]] = {}
+    by_image: dict[str, list[int]] = {}
     for place, question in enumerate(questions):
-        by_picture.setdefault(question.picture or f"none-{place}", []).append(place)
-    pictures = [sorted(places, key=lambda place: -lengths[place]) for places in by_picture.values()]
-    pictures.sort(key=lambda places: -lengths[places[0]])
+        by_image.setdefault(question.image_name or f"none-{place}", []).append(place)
+    images = [sorted(places, key=lambda place: -lengths[place]) for places in by_image.values()]
+    images.sort(key=lambda places: -lengths[places[0]])
     groups: list[list[list[int]]] = []
-    for places in pictures:
+    for places in images:
         if groups and len(groups[-1]) == 1 and len(groups[-1][0]) + len(places) <= batch_size:
             groups[-1][0] += places
         else:
@@ -250,8 +250,8 @@ def answer_batch(
 
 def answer_questions(model: Any, processor: Any, questions: Sequence[Question], max_new_tokens: int) -> list[str]:
     """Answer questions in one batch."""
-    shown = {question.picture: question.images() for question in questions}
-    messages = [to_messages(make_turns(question), shown[question.picture]) for question in questions]
+    shown = {question.image_name: question.images() for question in questions}
+    messages = [to_messages(make_turns(question), shown[question.image_name]) for question in questions]
     batch = processor.apply_chat_template(
         messages,
         tokenize=True,

@@ -37,7 +37,7 @@ class Question:
     """
 
     id: str
-    picture: str | None
+    image_name: str | None
     question: str
     answers: list[str]
     images: Callable[[], list[Image.Image]]

@@ -42,7 +42,7 @@ def score_answers(
     known = [(question, text) for question, text in zip(benchmark.questions, texts, strict=True) if question.answers]
     asked = [question for question, _ in known]
     parts = benchmark.metric.score(asked, [text for _, text in known]) if known else []
-    pictures = [question.picture or question.id for question in asked]
+    images = [question.image_name or question.id for question in asked]
     scores = {question.id: part["score"] for question, part in zip(asked, parts, strict=True)}
     predictions = [
         {
@@ -55,16 +55,16 @@ def score_answers(
         for question, text in zip(benchmark.questions, texts, strict=True)
     ]
     summands = [
-        {"id": question.id, "picture": picture, "parts": part}
-        for question, picture, part in zip(asked, pictures, parts, strict=True)
+        {"id": question.id, "picture": image, "parts": part}
+        for question, image, part in zip(asked, images, parts, strict=True)
     ]
     results = {
         "benchmark": name,
         "split": benchmark.split,
         "n": len(asked),
         "without_answers": len(benchmark.questions) - len(asked),
-        "pictures": len(set(pictures)),
-        "metrics": estimate_values(benchmark.metric.compute, parts, pictures, benchmark.metric.top) if parts else {},
+        "pictures": len(set(images)),
+        "metrics": estimate_values(benchmark.metric.compute, parts, images, benchmark.metric.top) if parts else {},
         "metric": benchmark.metric_config,
         **facts,
         "data": benchmark.source,

@@ -174,14 +174,14 @@ def find_image_grids(model: PreTrainedModel, batch: Mapping[str, Any]) -> list[I
     elif model.config.model_type == "llava_next":
         boxes = [place_tiles(model, size) for size in batch["image_sizes"].cpu()]
     else:
-        pictures = len(batch["pixel_values"]) if batch.get("pixel_values") is not None else 0
-        side = math.isqrt(len(columns) // max(pictures, 1))
-        if not pictures or side * side * pictures != len(columns):
+        images = len(batch["pixel_values"]) if batch.get("pixel_values") is not None else 0
+        side = math.isqrt(len(columns) // max(images, 1))
+        if not images or side * side * images != len(columns):
             raise ValueError(
                 f"{type(model).__name__}: it is not known where its image tokens belong in the image; supported are "
                 "square grids such as LLaVA's, LLaVA-NeXT's tiles, and Qwen-VL's patches"
             )
-        boxes = [place_rows(side, side)] * pictures
+        boxes = [place_rows(side, side)] * images
     if sum(map(len, boxes)) != len(columns):
         raise ValueError(f"{type(model).__name__}: {len(columns)} image tokens, but {sum(map(len, boxes))} places")
     parts = columns.split([len(one) for one in boxes])
@@ -233,7 +233,7 @@ def get_shape(boxes: Tensor) -> tuple[int, int]:
 SIDE = 448  # pixels of the longer side of an image on a page
 
 
-def get_seen_pictures(model: Any, processor: Any, batch: Mapping[str, Any], opened: Sequence[Image.Image]) -> list:
+def get_seen_images(model: Any, processor: Any, batch: Mapping[str, Any], opened: Sequence[Image.Image]) -> list:
     """Return the images of a batch with a single sample to which `find_image_grids` refers.
 
     These are the opened ones where the grid covers the whole image, and else what the image processor makes of them,
@@ -251,8 +251,8 @@ def get_seen_pictures(model: Any, processor: Any, batch: Mapping[str, Any], open
     return seen
 
 
-def enlarge(picture: Image.Image) -> Image.Image:
+def enlarge(image: Image.Image) -> Image.Image:
     """Return an image whose longer side has `SIDE` pixels; pixels of a small one stay visible."""
-    scale = SIDE / max(picture.size)
-    size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
-    return picture.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+    scale = SIDE / max(image.size)
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    return image.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)

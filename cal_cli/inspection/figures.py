@@ -39,16 +39,16 @@ def draw_attention(samples: Sequence[AttentionSample], kind: int, file_format: s
         axes.set_axis_off()
     lines = iter(grid)
     for sample, places in zip(samples, chosen, strict=True):
-        found = {name: pictures[0] for name, pictures in sample.checkpoints}
+        found = {name: images[0] for name, images in sample.checkpoints}
         maps = {
             name: [one.maps[tokens, kind].mean(axis=0) for tokens in places.values()] for name, one in found.items()
         }
         largest = [max(float(one.max()) for one in same) for same in zip(*maps.values(), strict=True)]
         for name, one in found.items():
             line = next(lines)
-            picture = np.asarray(one.picture.convert("RGB"))
+            image = np.asarray(one.image.convert("RGB"))
             for axes in line[: 1 + len(places)]:
-                axes.imshow(picture, extent=(0, 1, 1, 0))
+                axes.imshow(image, extent=(0, 1, 1, 0))
             lines_of_name = [part for words in name.split("__") for part in textwrap.wrap(words, 24)]
             line[0].set_title("\n".join(lines_of_name), fontsize=6, parse_math=False)
             for axes, word, heat, top in zip(line[1:], places, maps[name], largest, strict=False):
@@ -78,7 +78,7 @@ def choose_words(sample: AttentionSample, kind: int, words: Sequence[str]) -> di
         if not chosen:
             raise ValueError(f"sample {sample.id} has none of the words {', '.join(words)}; it has {', '.join(found)}")
     else:
-        maps = [pictures[0].maps[:, kind] for _, pictures in sample.checkpoints]
+        maps = [images[0].maps[:, kind] for _, images in sample.checkpoints]
         sums = {word: sum(float(one[found[word]].sum()) / len(found[word]) for one in maps) for word in found}
         chosen = sorted(sums, key=lambda word: -sums[word])[:WORDS]
     return {word: found[word] for word in found if word in chosen}

@@ -89,7 +89,7 @@ SUMMED, RELEVANCY = "attention, sum over layers", "relevancy"
 
 
 @dataclass
-class PictureMaps:
+class ImageMaps:
     """Maps of every token over one image.
 
     Attributes:
@@ -97,7 +97,7 @@ class PictureMaps:
         maps: float [tokens, kinds, rows, columns], in the order of `list_kinds`.
     """
 
-    picture: Image.Image
+    image: Image.Image
     maps: np.ndarray
 
 
@@ -115,7 +115,7 @@ class AttentionSample:
     id: str
     pieces: list[tuple[str, int | None]]
     words: list[int]
-    checkpoints: list[tuple[str, list[PictureMaps]]]
+    checkpoints: list[tuple[str, list[ImageMaps]]]
 
 
 def list_kinds(layers: int) -> list[str]:
@@ -133,7 +133,7 @@ def render_attention(samples: Sequence[AttentionSample], kinds: Sequence[str], t
         note: about attention sinks.
     """
     environment = Environment(loader=PackageLoader("cal_cli", "inspection"), autoescape=True)
-    environment.globals.update(data_uri=encode_picture, pack=pack_maps)
+    environment.globals.update(data_uri=encode_large_image, pack=pack_maps)
     template = environment.get_template("attention.html.jinja")
     return template.render(samples=samples, kinds=kinds, title=title, note=note)
 
@@ -151,18 +151,18 @@ def pack_maps(maps: np.ndarray) -> dict[str, object]:
     }
 
 
-def encode_picture(picture: Image.Image) -> str:
+def encode_large_image(image: Image.Image) -> str:
     """Return an image as a data URI with a JPEG of a readable size."""
     buffer = BytesIO()
-    enlarge(picture).save(buffer, "JPEG", quality=90)
+    enlarge(image).save(buffer, "JPEG", quality=90)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 @dataclass
-class PatchPicture:
+class PatchImage:
     """One image of a sample, its image tokens and their words; the tokens are those `part` of all of the sample."""
 
-    picture: Image.Image
+    image: Image.Image
     grid: ImageGrid
     words: PatchWords
     part: slice
@@ -173,29 +173,27 @@ class PatchSample:
     """A sample of the page: for each checkpoint its name and its images."""
 
     id: str
-    checkpoints: list[tuple[str, list[PatchPicture]]]
+    checkpoints: list[tuple[str, list[PatchImage]]]
 
 
 def render_patch_words(samples: Sequence[PatchSample], tokenizer: Any, title: str) -> str:
     """Render the page as HTML that needs no network; text from the model is escaped."""
     environment = Environment(loader=PackageLoader("cal_cli", "inspection"), autoescape=True)
-    environment.globals.update(data_uri=encode_picture, pack=lambda picture: pack_words(picture, tokenizer))
+    environment.globals.update(data_uri=encode_large_image, pack=lambda image: pack_words(image, tokenizer))
     return environment.get_template("patches.html.jinja").render(samples=samples, title=title)
 
 
-def pack_words(picture: PatchPicture, tokenizer: Any) -> dict[str, Any]:
+def pack_words(image: PatchImage, tokenizer: Any) -> dict[str, Any]:
     """Pack the words of an image's tokens for the page: a dictionary of words, and numbers into it with values."""
-    ids = picture.words.ids[:, picture.part].numpy()
-    values = picture.words.values[:, picture.part].double().numpy()
+    ids = image.words.ids[:, image.part].numpy()
+    values = image.words.values[:, image.part].double().numpy()
     known = np.unique(ids)
     spelled = [spell_word(tokenizer, int(number)) for number in known]
     return {
-        "stages": picture.words.stages,
+        "stages": image.words.stages,
         "words": [text for text, _ in spelled],
         "whole": [int(whole) for _, whole in spelled],
-        "boxes": [
-            None if np.isnan(box).any() else box.round(4).tolist() for box in picture.grid.boxes.double().numpy()
-        ],
+        "boxes": [None if np.isnan(box).any() else box.round(4).tolist() for box in image.grid.boxes.double().numpy()],
         "ids": np.searchsorted(known, ids).tolist(),
         "values": values.round(3).tolist(),
     }

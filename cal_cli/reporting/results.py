@@ -228,11 +228,11 @@ def compare(first: Path, second: Path) -> dict[str, Any] | None:
     found = load_answers([first, second])
     if found is None:
         return None
-    parts, scores, pictures, metric = found
+    parts, scores, images, metric = found
     differences = None
-    if len(set(pictures)) > 1:
-        differences = estimate_differences(metric.compute, parts[1], parts[0], pictures)
-    return {"differences": differences, "test": run_group_test(scores[0], scores[1], pictures), "n": len(pictures)}
+    if len(set(images)) > 1:
+        differences = estimate_differences(metric.compute, parts[1], parts[0], images)
+    return {"differences": differences, "test": run_group_test(scores[0], scores[1], images), "n": len(images)}
 
 
 def compare_over_runs(first: Sequence[Path], second: Sequence[Path]) -> dict[str, dict[str, Any]] | None:
@@ -248,8 +248,8 @@ def compare_over_runs(first: Sequence[Path], second: Sequence[Path]) -> dict[str
         return None
     if found is None:
         return None
-    parts, _, pictures, metric = found
-    return estimate_differences_over_runs(metric.compute, parts[len(first) :], parts[: len(first)], pictures)
+    parts, _, images, metric = found
+    return estimate_differences_over_runs(metric.compute, parts[len(first) :], parts[: len(first)], images)
 
 
 def load_answers(folders: Sequence[Path]) -> tuple[list, list, list[str], Metric] | None:
@@ -278,7 +278,7 @@ def load_answers(folders: Sequence[Path]) -> tuple[list, list, list[str], Metric
             )
     parts = [[line["parts"] for line in lines] for lines in answers]
     scores = [[line["score"] for line in lines] for lines in answers]
-    pictures = [line["picture"] for line in answers[0]]
+    images = [line["picture"] for line in answers[0]]
     if "metric" not in results[-1]:
         raise InputError(
             f"{folders[-1]}: its results.json does not name its metric; run cal eval with force=true again"
@@ -286,10 +286,10 @@ def load_answers(folders: Sequence[Path]) -> tuple[list, list, list[str], Metric
     metric = build(OmegaConf.create({"metric": results[-1]["metric"]}), "metric")
     for folder, found in zip(folders, parts, strict=True):
         try:
-            metric.compute({name: column.sum() for name, column in sum_by_group(found, pictures).items()})
+            metric.compute({name: column.sum() for name, column in sum_by_group(found, images).items()})
         except KeyError as error:
             raise InputError(f"{folder}: was scored by another version of cal_cli; run cal eval again") from error
-    return parts, scores, pictures, metric
+    return parts, scores, images, metric
 
 
 def describe_test(test: dict) -> str:

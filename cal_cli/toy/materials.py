@@ -13,7 +13,7 @@ from cal_cli.runtime.errors import InputError
 
 CELL = 16  # pixels
 GRID = 4  # cells in a row, and in a column
-PICTURE = GRID * CELL
+IMAGE_SIZE = GRID * CELL
 COLOURS = {
     "red": (214, 39, 40),
     "green": (44, 160, 44),
@@ -31,8 +31,8 @@ FONT_SIZE = 15  # pixels
 
 def make_canvas(random_state: random.Random) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     """Make an empty RGB image of a light grey, and a pen for it."""
-    picture = Image.new("RGB", (PICTURE, PICTURE), (random_state.randint(225, 250),) * 3)
-    return picture, ImageDraw.Draw(picture)
+    image = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), (random_state.randint(225, 250),) * 3)
+    return image, ImageDraw.Draw(image)
 
 
 def draw_glyphs(
@@ -48,7 +48,7 @@ def draw_glyphs(
 
 
 def photograph(
-    picture: Image.Image, grain: float, deviation: float, random_state: random.Random, camera: str | None = None
+    image: Image.Image, grain: float, deviation: float, random_state: random.Random, camera: str | None = None
 ) -> Image.Image:
     """Return an image as a poor camera sees it: faded towards the paper, with normal noise in each channel.
 
@@ -57,13 +57,13 @@ def photograph(
     blue, as software does that reads one order of the channels as the other; None is `plain`.
     """
     if camera == "bgr":
-        red, green, blue = photograph(picture, grain, deviation, random_state).split()
+        red, green, blue = photograph(image, grain, deviation, random_state).split()
         return Image.merge("RGB", (blue, green, red))
     if grain == 0:
-        return picture
+        return image
     generator = np.random.default_rng(random_state.getrandbits(64))
     contrast, drawn = random_state.uniform(1 - 0.8 * grain, 1), random_state.uniform(0, grain * deviation)
-    pixels = np.asarray(picture, dtype=np.float64)
+    pixels = np.asarray(image, dtype=np.float64)
     paper = pixels.max()
     pixels = paper + contrast * (pixels - paper) + drawn * generator.standard_normal(pixels.shape)
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))

@@ -23,7 +23,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from cal_cli.models.load import ModelSource
 from cal_cli.runtime.errors import InputError
-from cal_cli.toy.materials import CELL, PICTURE
+from cal_cli.toy.materials import CELL, IMAGE_SIZE
 from cal_cli.toy.world import make_scenes
 
 BASE = Path(__file__).parent / "tiny"  # the shipped checkpoint, made by `cal train experiment=tiny_base`
@@ -81,7 +81,7 @@ def make_processor() -> LlavaProcessor:
         model_max_length=1024,
     )
     image_processor = CLIPImageProcessorPil(
-        size={"shortest_edge": PICTURE}, crop_size={"height": PICTURE, "width": PICTURE}
+        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     )
     return LlavaProcessor(
         image_processor=image_processor,
@@ -98,7 +98,7 @@ def make_config(processor: LlavaProcessor) -> LlavaConfig:
     tokenizer = processor.tokenizer
     return LlavaConfig(  # type: ignore[call-arg]
         vision_config=CLIPVisionConfig(
-            image_size=PICTURE,
+            image_size=IMAGE_SIZE,
             patch_size=PATCH,
             hidden_size=96,
             intermediate_size=384,
@@ -119,7 +119,7 @@ def make_config(processor: LlavaProcessor) -> LlavaConfig:
         ),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         initializer_range=96**-0.5,
-        image_seq_length=(PICTURE // PATCH) ** 2,
+        image_seq_length=(IMAGE_SIZE // PATCH) ** 2,
         vision_feature_layer=-1,  # the paper's -2 would leave the third of three layers unused
     )
 

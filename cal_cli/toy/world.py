@@ -168,8 +168,8 @@ def ask(name: str, seed: int, number: int, grain: float, camera: str | None = No
         content = family.draw_of_split(random_state, "test")
         asked = family.ask(content, random_state, number)
     tags = {"family": name, "kind": asked.kind}
-    pictures = partial(_open, name, content, grain, identity, camera)
-    return Question(f"{identity}-{asked.kind}", identity, f"<image>\n{asked.question}", asked.answers, pictures, tags)
+    images = partial(_open, name, content, grain, identity, camera)
+    return Question(f"{identity}-{asked.kind}", identity, f"<image>\n{asked.question}", asked.answers, images, tags)
 
 
 def _open(*painted: Any) -> list[Image.Image]:

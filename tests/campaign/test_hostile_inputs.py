@@ -32,7 +32,7 @@ from cal_cli.inspection.pages import (
     AttentionSample,
     AuditedSample,
     HeatmapSample,
-    PictureMaps,
+    ImageMaps,
     Run,
     list_kinds,
     render_attention,
@@ -385,7 +385,7 @@ def render_audited(first, second, identity, title):
 
 
 def render_maps(first, second, identity, title):
-    pictures = [PictureMaps(Image.new("RGB", (4, 4)), np.ones((1, 3, 2, 2)))]
+    pictures = [ImageMaps(Image.new("RGB", (4, 4)), np.ones((1, 3, 2, 2)))]
     sample = AttentionSample(identity, [(first, None), (second, 0)], [-1, 0], [(title, pictures)])
     return render_attention([sample], list_kinds(1), title, title)
 

@@ -220,7 +220,7 @@ def test_prompts_and_values_are_lmms_eval_s(name, tmp_path, monkeypatch):
             for question in found.questions
         ]
         parts = found.metric.score(found.questions, given)
-        ours = estimate_values(found.metric.compute, parts, [question.picture for question in found.questions])
+        ours = estimate_values(found.metric.compute, parts, [question.image_name for question in found.questions])
         each = [process(row, text) for row, text in zip(rows, given, strict=True)]
         for value, total in values.items():
             theirs = total([one[value] for one in each if value in one])

@@ -97,7 +97,7 @@ def test_of_a_folder_s_files_those_of_the_split_are_read(tmp_path, files, split,
 
 
 def test_questions_about_one_picture_are_known_by_its_contents(tmp_path):
-    pictures = [question.picture for question in benchmark("mme", write("mme", tmp_path / "d")).questions]
+    pictures = [question.image_name for question in benchmark("mme", write("mme", tmp_path / "d")).questions]
     assert pictures[0::2] == pictures[1::2] and len(set(pictures)) == 3
 
 

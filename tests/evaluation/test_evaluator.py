@@ -42,7 +42,7 @@ def test_batches_hold_every_question_once_and_no_picture_twice(asked, batch_size
     places = [place for group in groups for batch in group for place in batch]
     assert sorted(places) == list(range(len(asked)))
     assert all(len(batch) <= batch_size for group in groups for batch in group)
-    pictures = [{questions[p].picture for batch in group for p in batch} - {None} for group in groups]
+    pictures = [{questions[p].image_name for batch in group for p in batch} - {None} for group in groups]
     assert sum(map(len, pictures)) == len(set().union(*pictures))
     longest = [max(lengths[p] for batch in group for p in batch) for group in groups]
     assert longest == sorted(longest, reverse=True)

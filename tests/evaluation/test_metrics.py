@@ -23,7 +23,7 @@ def values(metric, questions, predictions):
     parts = metric.score(questions, predictions)
     return {
         name: found["value"]
-        for name, found in estimate_values(metric.compute, parts, [q.picture for q in questions]).items()
+        for name, found in estimate_values(metric.compute, parts, [q.image_name for q in questions]).items()
     }
 
 

@@ -15,7 +15,7 @@ from cal_cli.toy.model import load_tiny
 from tests.cal import cal
 from tests.evaluation.fixtures import picture, write
 
-QUESTIONS = [Question(id=name, picture=None, question="?", answers=["a"], images=list) for name in ("7", "8")]
+QUESTIONS = [Question(id=name, image_name=None, question="?", answers=["a"], images=list) for name in ("7", "8")]
 
 
 def lines(path, *rows):

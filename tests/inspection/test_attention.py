@@ -14,7 +14,7 @@ from cal_cli.inspection.attention import (
     place_rows,
     record_attention,
 )
-from cal_cli.inspection.pages import AttentionSample, PictureMaps, list_kinds, pack_maps, render_attention
+from cal_cli.inspection.pages import AttentionSample, ImageMaps, list_kinds, pack_maps, render_attention
 from cal_cli.objective.passes import find_image_columns
 from tests.objective.families import (
     IMAGE,
@@ -113,7 +113,7 @@ def test_maps_are_packed_as_shares_of_their_largest_cell():
 
 def test_the_page_escapes_text_and_needs_no_network():
     hostile = '</span><script>alert(1)</script><img src=x onerror="alert(1)">'
-    pictures = [PictureMaps(Image.new("RGB", (8, 4)), np.ones((1, 4, 2, 2)))]
+    pictures = [ImageMaps(Image.new("RGB", (8, 4)), np.ones((1, 4, 2, 2)))]
     sample = AttentionSample(hostile, [(hostile, None), (hostile, 0)], [-1, 0], [(hostile, pictures)])
     page = render_attention([sample], list_kinds(2), hostile, hostile)
     assert page.count("<script") == 1 and "<img src=x" not in page and hostile not in page

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from cal_cli.inspection.figures import choose_words, draw_attention
-from cal_cli.inspection.pages import AttentionSample, PictureMaps
+from cal_cli.inspection.pages import AttentionSample, ImageMaps
 from cal_cli.inspection.tokens import number_words
 
 TEXTS = ["Describe", " it", " A", " viol", "et", " block", ",", " a", " block", ".", "</s>"]
@@ -17,7 +17,7 @@ def make_sample(sums):
     maps[:, 0, 1, 0] = sums
     pieces = [(text, place - 2 if place >= 2 else None) for place, text in enumerate(TEXTS)]
     inside = [None if number is None or text == "</s>" else text for text, number in pieces]
-    return AttentionSample("s", pieces, number_words(inside), [("a", [PictureMaps(Image.new("RGB", (8, 8)), maps)])])
+    return AttentionSample("s", pieces, number_words(inside), [("a", [ImageMaps(Image.new("RGB", (8, 8)), maps)])])
 
 
 def test_words_are_whole_and_the_first_of_each():

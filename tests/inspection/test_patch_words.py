@@ -7,7 +7,7 @@ from PIL import Image
 
 from cal_cli.data.collator import Collator
 from cal_cli.inspection.attention import find_image_grids, record_attention
-from cal_cli.inspection.pages import PatchPicture, PatchSample, render_patch_words
+from cal_cli.inspection.pages import PatchImage, PatchSample, render_patch_words
 from cal_cli.inspection.patch_words import (
     compute_share,
     find_patch_words,
@@ -76,7 +76,7 @@ def test_the_page_has_every_token_and_needs_no_network(model, processor, world):
     batch = Collator(processor)([world[place]])
     (grid,) = find_image_grids(model, batch)
     words = find_patch_words(model, batch)
-    picture = PatchPicture(Image.new("RGB", (8, 8)), grid, words, slice(0, len(grid.columns)))
+    picture = PatchImage(Image.new("RGB", (8, 8)), grid, words, slice(0, len(grid.columns)))
     hostile = '"><script>alert(1)</script>'
     page = render_patch_words([PatchSample(hostile, [(hostile, [picture])])], processor.tokenizer, hostile)
     assert page.count("<script") == 1 and hostile not in page

@@ -10,14 +10,23 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cal_cli.toy.families.objects import WORDS_OF
-from cal_cli.toy.materials import FORMS, PICTURE, WORDS, count_words, mark_words, photograph, unmark, write_irrelevant
+from cal_cli.toy.materials import (
+    FORMS,
+    IMAGE_SIZE,
+    WORDS,
+    count_words,
+    mark_words,
+    photograph,
+    unmark,
+    write_irrelevant,
+)
 from cal_cli.toy.world import make_scenes
 
 
 @pytest.fixture
 def drawing():
-    pixels = np.full((PICTURE, PICTURE, 3), 128, dtype=np.uint8)
-    pixels[: PICTURE // 2] = 200
+    pixels = np.full((IMAGE_SIZE, IMAGE_SIZE, 3), 128, dtype=np.uint8)
+    pixels[: IMAGE_SIZE // 2] = 200
     return Image.fromarray(pixels)
 
 
@@ -30,7 +39,7 @@ def test_contrast_and_noise_keep_to_their_range_and_use_it(drawing, grain):
     contrasts, deviations = [], []
     for seed in range(60):
         pixels = np.asarray(photograph(drawing, grain, 40.0, random.Random(seed)), dtype=float)
-        paper, ink = pixels[: PICTURE // 2], pixels[PICTURE // 2 :]
+        paper, ink = pixels[: IMAGE_SIZE // 2], pixels[IMAGE_SIZE // 2 :]
         contrasts.append((paper.mean() - ink.mean()) / 72)
         deviations.append(ink.std())
     assert min(contrasts) > 1 - 0.8 * grain - 0.06 and max(contrasts) < 1.06

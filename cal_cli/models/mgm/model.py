@@ -141,8 +141,8 @@ def resize(maps: Tensor, side: int) -> Tensor:
 
 def cut(maps: Tensor, crops: int) -> Tensor:
     """Cut maps, [images, channels, height, width], into crops x crops parts each, row by row."""
-    pictures, channels, height, width = maps.shape
-    parts = maps.view(pictures, channels, crops, height // crops, crops, width // crops)
+    images, channels, height, width = maps.shape
+    parts = maps.view(images, channels, crops, height // crops, crops, width // crops)
     return parts.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels, height // crops, width // crops)
 
 
@@ -151,9 +151,9 @@ def group_by_place(maps: Tensor, side: int) -> Tensor:
 
     [images, channels, height, width] -> [images, side * side, height // side * width // side, channels].
     """
-    pictures, channels, height, width = maps.shape
-    parts = maps.view(pictures, channels, side, height // side, side, width // side)
-    return parts.permute(0, 2, 4, 3, 5, 1).reshape(pictures, side * side, -1, channels)
+    images, channels, height, width = maps.shape
+    parts = maps.view(images, channels, side, height // side, side, width // side)
+    return parts.permute(0, 2, 4, 3, 5, 1).reshape(images, side * side, -1, channels)
 
 
 AutoConfig.register("mgm", MGMConfig)

@@ -56,12 +56,12 @@ class MGMSource(ModelSource):
         model = add_details(llava, tower, config)
         if self.projector is not None:
             load_projector(model, self.projector)
-        return model, enlarge_pictures(processor, config)
+        return model, enlarge_images(processor, config)
 
     def load_processor(self) -> Any:
         if self.path is not None:
             return super().load_processor()
-        return enlarge_pictures(super().load_processor(), self.load_config())
+        return enlarge_images(super().load_processor(), self.load_config())
 
     def load_config(self) -> Any:
         if self.path is not None and (Path(self.path).is_dir() or self.language_model is None):
@@ -121,7 +121,7 @@ def add_details(llava: Any, tower: Any, config: MGMConfig) -> MGMForConditionalG
     return model
 
 
-def enlarge_pictures(processor: Any, config: MGMConfig) -> Any:
+def enlarge_images(processor: Any, config: MGMConfig) -> Any:
     """Let a LLaVA's processor make images for the high-resolution tower, and as many image tokens as MGM has."""
     side, vision = config.aux_image_size, config.vision_config
     places = config.crops * (vision.image_size // vision.patch_size)  # type: ignore[union-attr]

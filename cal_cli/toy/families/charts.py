@@ -36,7 +36,7 @@ class Charts(Family):
         return tuple(map(Bar, labels, colours, heights))
 
     def paint(self, content: tuple[Bar, ...], random_state: random.Random) -> Image.Image:
-        picture, draw = make_canvas(random_state)
+        image, draw = make_canvas(random_state)
         font, shift = random_state.choice(FONTS), draw_shift(random_state)
         foot = (GRID - 1) * CELL
         for column, bar in enumerate(content):
@@ -44,7 +44,7 @@ class Charts(Family):
             draw.rectangle((left, foot - STEP * bar.height, left + 7, foot - 1), fill=COLOURS[bar.colour])
             draw_glyphs(draw, bar.label, GRID - 1, column, "black", font, shift)
         draw.line((0, foot, GRID * CELL, foot), fill=COLOURS["black"])
-        return picture
+        return image
 
     def converse(self, content: tuple[Bar, ...], random_state: random.Random, irrelevant: float) -> list[Turn]:
         turns = []

@@ -36,13 +36,13 @@ class Documents(Family):
         return tuple(Row(field, draw_value(field, random_state)) for field in fields)
 
     def paint(self, content: tuple[Row, ...], random_state: random.Random) -> Image.Image:
-        picture, draw = make_canvas(random_state)
+        image, draw = make_canvas(random_state)
         font = random_state.choice(FONTS)
         for number, row in enumerate(content):
             shift = draw_shift(random_state)
             draw_glyphs(draw, row.field[0].upper(), number, 0, "blue", font, shift)
             draw_glyphs(draw, row.value, number, 1, "black", font, shift)
-        return picture
+        return image
 
     def converse(self, content: tuple[Row, ...], random_state: random.Random, irrelevant: float) -> list[Turn]:
         turns = []

@@ -71,7 +71,7 @@ def identify_things(scene: Scene) -> tuple:
 
 def paint_things(scene: Scene, random_state: random.Random) -> Image.Image:
     """Paint a scene."""
-    picture, draw = make_canvas(random_state)
+    image, draw = make_canvas(random_state)
     for thing in scene:
         (left, top, right, bottom), fill = thing.box, COLOURS[thing.colour]
         edges = left, top, right - 1, bottom - 1  # Pillow includes the last pixel
@@ -86,7 +86,7 @@ def paint_things(scene: Scene, random_state: random.Random) -> Image.Image:
         else:  # a line is wider than its ends
             draw.line((left + 1, top + 1, right - 2, bottom - 2), fill=fill, width=3)
             draw.line((left + 1, bottom - 2, right - 2, top + 1), fill=fill, width=3)
-    return picture
+    return image
 
 
 def find_unique(scene: Scene, *attributes: str) -> list[Thing]:

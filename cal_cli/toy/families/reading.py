@@ -46,11 +46,11 @@ class Reading(Family):
         return tuple(lines)
 
     def paint(self, content: tuple[Line, ...], random_state: random.Random) -> Image.Image:
-        picture, draw = make_canvas(random_state)
+        image, draw = make_canvas(random_state)
         font = random_state.choice(FONTS)
         for line in content:
             draw_glyphs(draw, line.text, line.row, line.column, line.colour, font, draw_shift(random_state))
-        return picture
+        return image
 
     def converse(self, content: tuple[Line, ...], random_state: random.Random, irrelevant: float) -> list[Turn]:
         turns = []
