@@ -14,19 +14,20 @@ from rich.console import Console
 
 from cal_cli.commands.hydra_app import get_job
 from cal_cli.data.collator import Collator
+from cal_cli.data.noise import load_data
 from cal_cli.data.sample import REGIONS, Conversations, get_image_names
 from cal_cli.evaluation.benchmark import Benchmark
 from cal_cli.evaluation.metrics import Question, RegionLooks
 from cal_cli.evaluation.results import load_results, score_answers
-from cal_cli.inspection.attention import compute_relevancy, find_image_grids, get_seen_pictures, record_attention
+from cal_cli.inspection.attention import compute_relevancy, find_image_grids, get_seen_images, record_attention
 from cal_cli.inspection.figures import draw_attention
 from cal_cli.inspection.pages import (
     RELEVANCY,
     SUMMED,
     AttentionSample,
-    PatchPicture,
+    ImageMaps,
+    PatchImage,
     PatchSample,
-    PictureMaps,
     list_kinds,
     render_attention,
     render_patch_words,
@@ -34,7 +35,7 @@ from cal_cli.inspection.pages import (
 from cal_cli.inspection.patch_words import find_patch_words, measure_regions
 from cal_cli.inspection.tokens import number_words, spell_tokens
 from cal_cli.models.load import load_checkpoint
-from cal_cli.runtime.config import build, check_types, limited, list_names
+from cal_cli.runtime.config import check_types, limited, list_names
 from cal_cli.runtime.console import make_console, make_table, show_progress
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import FORMATS, write_whole
@@ -74,7 +75,7 @@ def inspect(config: DictConfig) -> None:
         raise InputError(f"view={settings.view}: format and show are those of view=attention")
     if settings.show and settings.format is None:
         raise InputError("show chooses the words of figures: give format=pdf, png or svg too")
-    data: Conversations = build(config, "data")
+    data = load_data(config, make_console())
     try:
         VIEWS[settings.view](settings, data, OmegaConf.to_container(config.data), make_console())
     except ValueError as error:  # a model that a view does not support
@@ -135,15 +136,15 @@ def show_attention(settings: InspectConfig, data: Conversations, node: Any, cons
             batch = Collator(processor, keep_text=True)([sample]).to(model.device)
             attention, relevancy = record_attention(model, batch), compute_relevancy(model, batch)
             layers = max(layers, len(attention.weights))
-            pictures = []
-            for grid, picture in zip(
-                find_image_grids(model, batch), get_seen_pictures(model, processor, batch, opened), strict=True
+            images = []
+            for grid, image in zip(
+                find_image_grids(model, batch), get_seen_images(model, processor, batch, opened), strict=True
             ):
                 by_layer = attention.select(grid.columns, remove)
                 sinks += int(attention.sinks[:, grid.columns].any(dim=0).sum())
                 maps = torch.stack([by_layer.sum(dim=0), relevancy[:, grid.columns], *by_layer], dim=1)
-                pictures.append(PictureMaps(picture, grid.draw(maps.cpu()).numpy().astype(np.float32)))
-            checkpoints.append((name, pictures))
+                images.append(ImageMaps(image, grid.draw(maps.cpu()).numpy().astype(np.float32)))
+            checkpoints.append((name, images))
             numbers = {position: number for number, position in enumerate(attention.position.tolist())}
             ids, special = batch["input_ids"][0].tolist(), set(processor.tokenizer.all_special_ids)
             columns = [column for column in range(len(ids)) if ids[column] != model.config.image_token_id]
@@ -175,11 +176,11 @@ def show_patches(settings: InspectConfig, data: Conversations, node: Any, consol
         for name, model, processor in pair:
             batch = Collator(processor)([sample]).to(model.device)
             words = find_patch_words(model, batch, settings.words, settings.layers)
-            seen, begin, pictures = get_seen_pictures(model, processor, batch, opened), 0, []
-            for grid, picture in zip(find_image_grids(model, batch), seen, strict=True):
-                pictures.append(PatchPicture(picture, grid, words, slice(begin, begin + len(grid.columns))))
+            seen, begin, images = get_seen_images(model, processor, batch, opened), 0, []
+            for grid, image in zip(find_image_grids(model, batch), seen, strict=True):
+                images.append(PatchImage(image, grid, words, slice(begin, begin + len(grid.columns))))
                 begin += len(grid.columns)
-            checkpoints.append((name, pictures))
+            checkpoints.append((name, images))
         samples.append(PatchSample(str(sample["id"]), checkpoints))
     title = f"What do image tokens say? {' and '.join(name for name, _, _ in pair)}"
     page = get_page(settings, "patches")

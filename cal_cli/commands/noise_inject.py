@@ -12,9 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from cal_cli.commands.hydra_app import get_job
 from cal_cli.data.llava_json import write_llava_json
-from cal_cli.data.noise import NoiseConfig, describe_changes, inject_noise, make_manifest
-from cal_cli.data.sample import Conversations, get_image_names, rename_images
-from cal_cli.runtime.config import build, check_types
+from cal_cli.data.noise import NoiseConfig, describe_changes, inject_noise, load_data, make_manifest
+from cal_cli.data.sample import get_image_names, rename_images
+from cal_cli.runtime.config import check_types
 from cal_cli.runtime.console import make_console
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_json, write_whole
@@ -39,7 +39,8 @@ def noise_inject(config: DictConfig) -> None:
     source = config.data.get("path")
     if source is not None and (output / "data.json").resolve() == Path(source).resolve():
         raise InputError(f"output={output}: its data.json is the source itself; give another folder")
-    clean: Conversations = build(config, "data")
+    console = make_console()
+    clean = load_data(config, console)
     noise = NoiseConfig(settings.ratio, settings.seed, settings.kind, settings.words)
     data, changed = inject_noise(clean, noise)
     entries = list(data.entries)
@@ -58,12 +59,11 @@ def noise_inject(config: DictConfig) -> None:
     origin = source or json.dumps(OmegaConf.to_container(config.data))
     manifest = make_manifest(noise, entries, changed, origin, sha256)
     write_json(output / "noise_manifest.json", manifest, indent=1)
-    console = make_console()
     if shortfall := describe_changes(entries, noise, changed):
         console.print(shortfall)
     console.print(
         f"{output / 'data.json'}: {len(entries)} samples, {manifest['n']} with an image, "
-        f"{len(changed)} conversations {'exchanged' if settings.kind == 'swap' else 'changed'}"
+        f"{len(changed)} conversations {'swapped' if settings.kind == 'swap' else 'changed'}"
     )
     words = ["cal", "train", "data=llava_json", f"data.path={output / 'data.json'}", f"data.image_folder={folder}"]
     console.print(f"train on it: {shlex.join(words)}", markup=False)

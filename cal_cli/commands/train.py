@@ -21,8 +21,7 @@ from transformers import PrinterCallback, set_seed
 
 from cal_cli.commands.hydra_app import Job, get_job
 from cal_cli.data.collator import Collator
-from cal_cli.data.noise import describe_changes, inject_noise
-from cal_cli.data.sample import Conversations
+from cal_cli.data.noise import describe_changes, inject_noise, load_data
 from cal_cli.evaluation.evaluator import Scorer
 from cal_cli.models.load import ModelSource, checkpoint_activations
 from cal_cli.models.parts import add_adapters, freeze_parts, trains_only_projector
@@ -96,7 +95,12 @@ def prepare(
 ) -> tuple[RunTrainer, Path | None]:
     """Build data, model, objective and trainer; also return the checkpoint to continue from."""
     set_seed(settings.seed)  # for whatever is drawn while the model is built, such as adapters
-    clean: Conversations = build(config, "data")
+    clean = load_data(config, console)
+    if objective.rule.contrasts and not any("image" in entry for entry in clean.entries):
+        raise InputError(
+            f"none of the {len(clean)} samples shows an image, so this objective has nothing to contrast: give data "
+            "with images, or objective=ce"
+        )
     data, changed_samples = inject_noise(clean, settings.noise)
     if shortfall := describe_changes(clean.entries, settings.noise, changed_samples):
         console.print(shortfall)

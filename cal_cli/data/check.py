@@ -10,9 +10,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from cal_cli.data.collator import Collator
+from cal_cli.data.formats import load_table
 from cal_cli.data.llava_json import Source, parse_sources
 from cal_cli.data.sample import Entry, open_images
-from cal_cli.data.tables import Rows, load_table
+from cal_cli.data.tables import Rows
 from cal_cli.data.validate import find_first_answer, find_problem, normalize
 from cal_cli.objective import IGNORED
 from cal_cli.runtime.errors import InputError

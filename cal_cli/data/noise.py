@@ -140,7 +140,7 @@ def swap_conversations(
         )
 
     @cache
-    def find_pictures(index: int) -> frozenset[str]:
+    def find_images(index: int) -> frozenset[str]:
         return frozenset(identify_image(name) for name in get_image_names(entries[index]))
 
     @cache
@@ -149,10 +149,10 @@ def swap_conversations(
         return hash(tuple(turns)), hash(tuple(text for speaker, text in turns if speaker == "gpt"))
 
     def have_same_answers(one: int, other: int) -> bool:
-        return hash_texts(one)[1] == hash_texts(other)[1] or not find_pictures(one).isdisjoint(find_pictures(other))
+        return hash_texts(one)[1] == hash_texts(other)[1] or not find_images(one).isdisjoint(find_images(other))
 
     def are_same(one: int, other: int) -> bool:
-        return hash_texts(one)[0] == hash_texts(other)[0] or not find_pictures(one).isdisjoint(find_pictures(other))
+        return hash_texts(one)[0] == hash_texts(other)[0] or not find_images(one).isdisjoint(find_images(other))
 
     donors = exchange(groups.values(), count, (have_same_answers, are_same), random.Random(f"swap-{seed}"))
     if count and not donors:
@@ -367,6 +367,14 @@ def trace(end: int, before: dict[int, int]) -> list[int]:
     return way[::-1]
 
 
+def load_data(config: DictConfig, console: Console) -> Conversations:
+    """Load the data of a config, and print what to know of their images."""
+    data: Conversations = build(config, "data")
+    for note in data.notes:
+        console.print(note, markup=False, soft_wrap=True)
+    return data
+
+
 def load_noisy_data(
     config: DictConfig, noise: NoiseConfig, manifest: str | None, console: Console, samples: int | None = None
 ) -> tuple[Conversations, dict[int, dict[str, Any]] | None]:
@@ -384,7 +392,7 @@ def load_noisy_data(
 
     Raises InputError if the manifest does not fit the data, or both a manifest and noise are given.
     """
-    data: Conversations = build(config, "data")
+    data = load_data(config, console)
     if manifest is not None and noise.ratio:
         raise InputError("manifest and noise.ratio exclude each other: give one of them")
     noisy = None if manifest is None else read_changes(Path(manifest), data)

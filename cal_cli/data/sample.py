@@ -92,6 +92,7 @@ class Conversations(Dataset):
         self.weighted = False  # whether samples have `loss_weights`, None for those that have none in their entry
         # False: samples have their `place` in the data; a bad one is its `id`, `place` and `bad` alone, not replaced
         self.replaces_bad = True
+        self.notes: list[str] = []  # what to know of the images before the data are used
         self.image_folder: Path | None = None  # of the images, if they are files
         self.identify_image: Callable[[str], str] = str  # from the name of an image to the same text for equal images
 

@@ -9,7 +9,7 @@ import binascii
 import copy
 import hashlib
 import json
-import sys
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from cal_cli.data.formats import IMAGE_SUFFIX, TALKS, get_folder, load_table
 from cal_cli.data.images import MAX_PIXELS, check_background, open_content
 from cal_cli.data.sample import ANNOTATIONS, Bad, Conversations, Entry
-from cal_cli.data.validate import find_problem, get_id, make_bad_fraction_error, normalize, parse_line
+from cal_cli.data.validate import find_problem, get_id, make_bad_fraction_error, mark_images, normalize, parse_line
 from cal_cli.runtime.errors import InputError
 
-BUILDERS = {".parquet": "parquet", ".tar": "webdataset", ".jsonl": "json", ".json": "json", ".arrow": "arrow"}
-IMAGES = ("image", "images", "jpg", "jpeg", "png", "webp")
+IMAGES = ("image", "images")  # columns of images, beside those of tar shards, which are named by their format
+IMAGE_NAME = re.compile(r"data:image/.*|.*\.(jpe?g|png|webp|gif|bmp|tiff?)(\?.*)?", re.IGNORECASE | re.DOTALL)
 READ_AT_ONCE = 1000  # rows
 
 
@@ -66,7 +67,10 @@ def load_conversations(
         read = read.select(read_row_numbers(rows, len(read)))
     good: list[int] = []
     bad: list[Bad] = []
+    missing: list[int] = []
     for number, entry in zip(read.kept.tolist(), read, strict=True):
+        if "image" not in entry:
+            missing.append(number)
         problem = find_problem(entry)
         if problem:
             bad.append(Bad(get_id(entry), problem))
@@ -74,8 +78,10 @@ def load_conversations(
             good.append(number)
     if len(bad) > max_bad_fraction * len(read):
         raise make_bad_fraction_error(f"data.path={path}: row {bad[0].id}: {bad[0].problem}", len(bad))
+    notes = [f"data.path={path}: {note}" for note in read.describe_images(missing)]
     data = Conversations(read.select(good) if bad else read, read.open_image, bad, max_bad_fraction)
-    return data.replace(image_folder=read.folder if read.by_name else None, identify_image=read.identify_image)
+    folder = read.folder if read.by_name else None
+    return data.replace(image_folder=folder, identify_image=read.identify_image, notes=notes)
 
 
 class Rows(Sequence[Entry]):
@@ -89,6 +95,7 @@ class Rows(Sequence[Entry]):
 
     Attributes:
         kept: the numbers of the selected rows, int64; at first all rows.
+        unmarked: whether the text of a row that was read has an image but no mark of its place.
         as_written: leave the entries as the data set has them; else they are normalised, see `normalize`.
 
     Raises:
@@ -104,17 +111,18 @@ class Rows(Sequence[Entry]):
                 f"of {', '.join(TALKS)} is needed"
             )
         self.talk = talks[0]
-        pictures = [column for column in IMAGES if column in source.column_names]
-        self.pictures = pictures[0] if pictures else None
         self.folder = Path(image_folder) if image_folder is not None else get_folder(path)
+        try:
+            self.image_columns, self.unread = find_image_columns(source)
+            columns = [read_column(source, name) for name in self.image_columns]
+        except InputError as error:
+            raise InputError(f"data.path={path}: {error}") from error
+        self.by_name = bool(columns) and all(is_text(column.type) for column in columns)
+        self.counts = np.stack([np.zeros(len(source), dtype=np.int64), *map(count_images, columns)])
+        self.images, self.chosen = self.counts.max(axis=0), self.counts.argmax(axis=0) - 1  # the column of each row
+        self.unmarked = False
         names = [self.talk, *(column for column in ("id", "__key__", *ANNOTATIONS) if column in source.column_names)]
-        self.images, self.by_name = np.zeros(len(source), dtype=np.int64), False
-        if self.pictures is not None:
-            column = source.data.column(self.pictures)
-            self.images = count_images(column)
-            self.by_name = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-            names += [self.pictures] if self.by_name else []
-        self.words = source.select_columns(names)
+        self.words = source.select_columns([*names, *(self.image_columns if self.by_name else ())])
         self.kept = np.arange(len(source))
 
     def select(self, numbers: Sequence[int]) -> "Rows":
@@ -141,23 +149,49 @@ class Rows(Sequence[Entry]):
 
     def _make_entry(self, index: int, row: dict[str, Any]) -> Entry:
         identity = row.get("id") or row.get("__key__") or f"row {index}"
-        talk = unwrap({self.talk: row[self.talk]})
+        within = (
+            parse_line(row[self.talk]) if self.talk == "json" and isinstance(row[self.talk], str) else row[self.talk]
+        )
+        talk = unwrap({self.talk: within})
         carried = find_message_images(talk)
-        images = int(self.images[index]) if self.pictures is not None else len(carried)
-        entry: Entry = {"id": str(identity), "conversations": make_turns(talk, images)}
+        images = int(self.images[index]) or len(carried)
+        entry: Entry = {"id": str(identity), "conversations": make_turns(talk)}
+        self.unmarked |= mark_images(entry["conversations"], images)
         for name in ANNOTATIONS:
             value = row.get(name)
-            if value is None and isinstance(row[self.talk], dict):
-                value = row[self.talk].get(name)
+            if value is None and isinstance(within, dict):
+                value = within.get(name)
             if value is not None:
                 entry[name] = value
         if images > 1:
             entry["image"] = [f"{index:08d}-{number}.png" for number in range(images)]
         elif images:
-            entry["image"] = row[str(self.pictures)] if self.by_name else f"{index:08d}.png"
-        if carried and self.pictures is not None:
-            entry["problem"] = f"its messages carry images, and so does the column {self.pictures}: give one of them"
+            named = self.by_name and self.images[index]
+            entry["image"] = row[self.image_columns[self.chosen[index]]] if named else f"{index:08d}.png"
+        if carried and self.images[index]:
+            column = self.image_columns[self.chosen[index]]
+            entry["problem"] = f"its messages carry images, and so does the column {column}: give one of them"
         return entry if self.as_written else normalize(entry)
+
+    def describe_images(self, missing: Sequence[int]) -> list[str]:
+        """Describe images that are not read, and rows that should have one; `missing` are those without an image.
+
+        Rows are text only on purpose where other rows mark the places of their images. A caption has an image.
+        """
+        notes = []
+        doubled = int(((self.counts > 0).sum(axis=0) > 1).sum())
+        if doubled:
+            notes.append(
+                f"{doubled} rows have images in several of the columns {', '.join(self.image_columns)}: one is read"
+            )
+        if self.unread:
+            notes.append(f"the images of {', '.join(self.unread)} are not read, those of {self.image_columns[0]} are")
+        if missing and (self.unmarked or self.talk in CAPTIONS):
+            notes.append(
+                f"{len(missing)} of {len(self)} rows have no image and are read as text only, the first of them row "
+                f"{missing[0]}: leave them out if they should show one"
+            )
+        return notes
 
     def open_image(self, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """Open an image by the name that an entry has for it; see `cal_cli.data.images.open_image`."""
@@ -176,18 +210,18 @@ class Rows(Sequence[Entry]):
         if self.by_name:
             return name
         row, _, number = name.removesuffix(".png").partition("-")
-        if self.pictures is None:
+        if not self.images[int(row)]:
             carried = find_message_images(unwrap({self.talk: self.words[int(row)][self.talk]}))
             return read_carried(carried[int(number or 0)])
-        picture = self.source[int(row)][self.pictures]
-        picture = picture[int(number or 0)] if isinstance(picture, list) else picture
-        if isinstance(picture, bytes | str):
-            return picture
-        if picture is None or picture["bytes"] is picture["path"]:
+        image = self.source[int(row)][self.image_columns[self.chosen[int(row)]]]
+        image = image[int(number or 0)] if isinstance(image, list) else image
+        if isinstance(image, bytes | str):
+            return image
+        if image is None or image["bytes"] is image["path"]:
             raise InputError("its image is missing: it has neither bytes nor a path")
-        if picture["bytes"] is not None:
-            return picture["bytes"]
-        return picture["path"] if Path(self.path).exists() else Path(picture["path"])
+        if image["bytes"] is not None:
+            return image["bytes"]
+        return image["path"] if Path(self.path).exists() else Path(image["path"])
 
 
 def read_row_numbers(file: str, rows: int) -> list[int]:
@@ -201,77 +235,48 @@ def read_row_numbers(file: str, rows: int) -> list[int]:
     return numbers
 
 
-def load_table(
-    path: str,
-    name: str | None,
-    split: str,
-    files: list[Path] | None = None,
-    revision: str | None = None,
-    key: str = "data",
-) -> Any:
-    """Load a data set without decoding its images.
+def find_image_columns(source: Any) -> tuple[list[str], list[str]]:
+    """Find the columns of a data set that are read as images, and those that hold images and are not read.
 
-    Args:
-        path: a file, a folder or a hub id.
-        name: the configuration, on the hub.
-        split: on the hub.
-        files: the files to read, of a folder; None means all.
-        revision: on the hub.
-        key: config key, for messages.
+    Read are columns named `image` or `images`, or by an image format, as in tar shards; else the only one with images.
 
-    Raises:
-        InputError: it cannot be loaded.
+    Raises InputError if there are several others, or none but a column of text that names images.
     """
-    import datasets  # takes seconds, so only where it is needed
+    types = {field.name: field.type for field in source.data.schema}
+    named = [name for name in types if name.lower() in IMAGES or IMAGE_SUFFIX.fullmatch(name.lower())]
+    typed = [name for name, kind in types.items() if name not in named and holds_images(kind)]
+    if named or len(typed) == 1:
+        return named or typed, typed if named else []
+    if typed:
+        raise InputError(f"its columns {', '.join(typed)} all hold images: rename the one to use to image")
+    for name, values in source[:READ_AT_ONCE].items():
+        value = next(filter(None, values), None)
+        if name not in TALKS and isinstance(value, str) and IMAGE_NAME.fullmatch(value):
+            raise InputError(f"its column {name} names images ({value:.80}) and is not read: rename it to image")
+    return [], []
 
-    files = find_files(Path(path)) if files is None else files
-    if not files and Path(path).exists():
-        raise InputError(f"{key}.path={path}: contains no {', '.join(BUILDERS)} file")
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    verbosity = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # a failure is reported once, below
+
+def is_text(kind: pa.DataType) -> bool:
+    """Return whether values of a type are texts."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def holds_images(kind: pa.DataType) -> bool:
+    """Return whether values of a type may be images, or lists of them."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return holds_images(kind.value_type)
+    fields = {kind.field(number).name for number in range(kind.num_fields)} if pa.types.is_struct(kind) else set()
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or {"bytes", "path"} <= fields
+
+
+def read_column(source: Any, name: str) -> pa.ChunkedArray:
+    """Return a column as Arrow values; those of JSON, which are encoded, are decoded."""
+    if source.format["type"] != "custom":
+        return source.data.column(name)
     try:
-        if files:
-            # a single split: local files have no named splits
-            found = datasets.load_dataset(BUILDERS[files[0].suffix], data_files=[str(file) for file in files])["train"]
-        else:
-            found = datasets.load_dataset(path, name, split=split, revision=revision)
-    except Exception as error:  # any failure of a builder
-        cause = str(error.__cause__ or error).strip().splitlines()
-        problem = cause[0] if cause else type(error).__name__
-        if files:
-            raise InputError(f"{key}.path={path}: cannot be read: {problem}") from error
-        raise InputError(
-            f"{key}.path={path}: neither a file or folder nor a data set of the hub or its cache ({problem}): run "
-            f"`hf download --repo-type dataset {path} --local-dir {Path(path).name}` on a machine with network access, "
-            f"and give {key}.path={Path(path).name}, a folder with .parquet files, or .json files and their images"
-        ) from error
-    finally:
-        datasets.logging.set_verbosity(verbosity)
-    plain = datasets.Image(decode=False)
-    for column, feature in found.features.items():
-        if isinstance(feature, datasets.Image):
-            found = found.cast_column(column, plain)
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            found = found.cast_column(column, datasets.List(plain))
-    return found
-
-
-def find_files(path: Path) -> list[Path]:
-    """Find the data files of a path, all of one kind, sorted by name."""
-    if path.is_file():
-        return [path] if path.suffix in BUILDERS else []
-    for suffix in BUILDERS:
-        found = sorted(path.rglob(f"*{suffix}")) if path.is_dir() else []
-        if found:
-            return found
-    return []
-
-
-def get_folder(path: str) -> Path:
-    """Return the folder that image names are relative to by default."""
-    return Path(path) if Path(path).is_dir() else Path(path).parent
+        return pa.chunked_array([source.select_columns([name])[:][name]])
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise InputError(f"its column {name} must hold a name, or a list of names, in each row") from error
 
 
 def count_images(column: pa.ChunkedArray) -> np.ndarray:
@@ -281,18 +286,12 @@ def count_images(column: pa.ChunkedArray) -> np.ndarray:
     if pa.types.is_struct(column.type):
         fields = [pc.is_valid(pc.struct_field(column, name)) for name in ("bytes", "path")]
         return np.asarray(pc.and_(pc.is_valid(column), pc.or_(*fields))).astype(np.int64)
+    if is_text(column.type):
+        column = pc.if_else(pc.equal(column, ""), None, column)
     return np.asarray(pc.is_valid(column)).astype(np.int64)
 
 
-TALKS = (
-    "conversations",
-    "messages",
-    "texts",
-    "json",
-    "caption",
-    "txt",
-    "text",
-)  # columns of conversations; the first that exists is used
+CAPTIONS = ("caption", "txt", "text")
 STRUCTURED = ("conversations", "messages", "texts", "json")  # text in them is JSON
 IMAGE_PARTS = ("image", "image_url")  # types of a message's parts
 ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
@@ -309,31 +308,21 @@ def unwrap(talk: Any) -> Any:
     return talk
 
 
-def make_turns(talk: Any, images: int) -> Any:
-    """Convert a conversation from any format of `load_conversations` to LLaVA's; return anything else unchanged.
-
-    If no turn marks the place of the images, they come first.
-    """
+def make_turns(talk: Any) -> Any:
+    """Convert a conversation from any format of `load_conversations` to LLaVA's; return anything else unchanged."""
     if isinstance(talk, str):
-        turns = [{"from": "human", "value": ""}, {"from": "gpt", "value": talk}]
-    elif isinstance(talk, list) and talk and all(isinstance(turn, dict) for turn in talk):
-        if "role" in talk[0]:
-            turns = [
-                {"from": ROLES.get(str(turn.get("role")), turn.get("role")), "value": join_text(turn.get("content"))}
-                for turn in talk
-            ]
-        elif "user" in talk[0]:
-            pairs = [(("human", turn.get("user")), ("gpt", turn.get("assistant"))) for turn in talk]
-            turns = [{"from": speaker, "value": value} for pair in pairs for speaker, value in pair]
-        else:
-            turns = [{"from": turn.get("from"), "value": turn.get("value")} for turn in talk]
-    else:
+        return [{"from": "human", "value": ""}, {"from": "gpt", "value": talk}]
+    if not (isinstance(talk, list) and talk and all(isinstance(turn, dict) for turn in talk)):
         return talk
-    asked = [turn for turn in turns if turn["from"] == "human"]
-    marked = any("<image>" in str(turn["value"]) for turn in turns)
-    if images and asked and not marked and isinstance(asked[0]["value"], str):
-        asked[0]["value"] = f"{'<image>' * images}\n{asked[0]['value']}".rstrip("\n")
-    return turns
+    if "role" in talk[0]:
+        return [
+            {"from": ROLES.get(str(turn.get("role")), turn.get("role")), "value": join_text(turn.get("content"))}
+            for turn in talk
+        ]
+    if "user" in talk[0]:
+        pairs = [(("human", turn.get("user")), ("gpt", turn.get("assistant"))) for turn in talk]
+        return [{"from": speaker, "value": value} for pair in pairs for speaker, value in pair]
+    return [{"from": turn.get("from"), "value": turn.get("value")} for turn in talk]
 
 
 def join_text(content: Any) -> Any:

@@ -1,7 +1,9 @@
 """Find what is wrong with an entry of a data set: its turns, images and annotations."""
 
+import copy
 import json
 import math
+import re
 from collections.abc import Iterable
 from itertools import takewhile
 from typing import Any
@@ -102,6 +104,7 @@ def count_same(one: str, other: str) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
+IMAGE_KEY = re.compile(r"image|img|picture|photo", re.IGNORECASE)  # keys of an entry that are taken for an image's
 SPEAKERS = ("human", "gpt", "system")
 
 
@@ -129,8 +132,25 @@ def normalize(entry: Any) -> Any:
         return entry
     if "id" in entry and not isinstance(entry["id"], str):
         entry = {**entry, "id": str(entry["id"])}
+    if "images" in entry and "image" not in entry:  # as in tables, where the place of an image need not be marked
+        entry = {("image" if key == "images" else key): value for key, value in copy.deepcopy(entry).items()}
+        if not entry["image"]:
+            del entry["image"]
+        else:
+            mark_images(entry.get("conversations"), len(get_image_names(entry)))
     place = find_first_answer(entry)
     return entry if place is None else drop_turn(entry, place)
+
+
+def mark_images(turns: Any, images: int) -> bool:
+    """Put `<image>` for each image before the first question if no turn has it, in place; return whether none has."""
+    valid = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
+    if not images or not valid or any("<image>" in str(turn.get("value")) for turn in turns):
+        return False
+    asked: dict = next((turn for turn in turns if turn.get("from") == "human"), {})
+    if isinstance(asked.get("value"), str):
+        asked["value"] = f"{'<image>' * images}\n{asked['value']}".rstrip("\n")
+    return True
 
 
 def find_first_answer(entry: Any) -> int | None:
@@ -159,6 +179,9 @@ def find_problem(entry: object) -> str | None:
     missing = [key for key in ("id", "conversations") if key not in entry]
     if missing:
         return f"has no {missing[0]!r}" + ("; data=table reads chat messages" if "messages" in entry else "")
+    unread = [key for key in entry if IMAGE_KEY.search(key) and entry[key]] if "image" not in entry else []
+    if unread:
+        return f"it has no 'image', but {unread[0]!r}, which is not read: rename the key to 'image'"
     named = entry.get("image", "")
     if not isinstance(named, str) and not (
         isinstance(named, list) and named and all(isinstance(n, str) for n in named)

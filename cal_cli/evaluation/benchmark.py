@@ -14,8 +14,8 @@ from jinja2.sandbox import SandboxedEnvironment
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 
+from cal_cli.data.formats import KINDS, find_files, get_folder, load_table
 from cal_cli.data.images import check_background, open_content
-from cal_cli.data.tables import BUILDERS, find_files, get_folder, load_table
 from cal_cli.evaluation.metrics import Metric, Question
 from cal_cli.runtime.config import build
 from cal_cli.runtime.errors import InputError, shorten
@@ -115,7 +115,7 @@ def check_questions(questions: Sequence[Question], metric: Metric) -> None:
 
 
 @dataclass
-class Picture:
+class RowImages:
     """A row's images, read each time they are needed."""
 
     rows: Any  # the data set with only the column of images, or None
@@ -193,10 +193,10 @@ class RowReader:
         """Make all questions. Raises InputError if a row does not fit the expressions."""
         found: list[tuple[int, Question]] = []
         words = self.rows.remove_columns([self.image] if self.image is not None else [])
-        pictures = self.rows.select_columns([self.image]) if self.image is not None else None
+        images = self.rows.select_columns([self.image]) if self.image is not None else None
         for number in range(len(self.rows)):
-            picture = Picture(pictures, number, self.folder, self.background)
-            found += [(number, question) for question in self.read_row(number, words[number], picture)]
+            row_images = RowImages(images, number, self.folder, self.background)
+            found += [(number, question) for question in self.read_row(number, words[number], row_images)]
         taken, first = {question.id for _, question in found}, set()
         for number, question in found:
             if question.id in first:  # happens in published data
@@ -206,25 +206,25 @@ class RowReader:
             first.add(question.id)
         return [question for _, question in found]
 
-    def read_row(self, number: int, row: Mapping[str, Any], picture: Picture) -> list[Question]:
+    def read_row(self, number: int, row: Mapping[str, Any], row_images: RowImages) -> list[Question]:
         """Make the questions of one row."""
-        known = {**row, "row": row, "number": number, "picture": picture}
+        known = {**row, "row": row, "number": number, "picture": row_images}
         if self.expressions["where"] and not self._evaluate("where", known):
             return []
         if not self.expressions["each"]:
-            return [self._make_question(number, known, picture, str(number))]
+            return [self._make_question(number, known, row_images, str(number))]
         parts = self._evaluate("each", known)
         if not isinstance(parts, list | tuple):
             raise InputError(
                 f"benchmark.each={self.expressions['each']}: row {number}: must be a list, not {parts!r:.80}"
             )
         return [
-            self._make_question(number, {**known, "each": part}, picture, f"{number}-{place}")
+            self._make_question(number, {**known, "each": part}, row_images, f"{number}-{place}")
             for place, part in enumerate(parts)
         ]
 
-    def _make_question(self, number: int, known: Mapping[str, Any], picture: Picture, place: str) -> Question:
-        values = picture.read()
+    def _make_question(self, number: int, known: Mapping[str, Any], row_images: RowImages, place: str) -> Question:
+        values = row_images.read()
         box = self._evaluate("outline", known)
         if box is not None:
             check_outline(box, len(values), f"benchmark.outline={self.expressions['outline']}: row {number}")
@@ -236,10 +236,10 @@ class RowReader:
         name, identity = compute_fingerprint(values), self._evaluate("id", known)
         return Question(
             id=place if identity is None else str(write_value(identity)),
-            picture=name if box is None or name is None else f"{name}-{json.dumps(list(box))}",
+            image_name=name if box is None or name is None else f"{name}-{json.dumps(list(box))}",
             question=place_images(prompt, len(values)),
             answers=self._read_answers(known),
-            images=picture.open if box is None else partial(draw_outline, picture, list(box)),
+            images=row_images.open if box is None else partial(draw_outline, row_images, list(box)),
             tags=tags,
         )
 
@@ -293,12 +293,12 @@ def check_outline(box: Any, images: int, where: str) -> None:
         raise InputError(f"{where}: must be four numbers, for a single image, not {box!r:.80} for {images} images")
 
 
-def place_images(prompt: str, pictures: int) -> str:
+def place_images(prompt: str, images: int) -> str:
     """Give a prompt as many `<image>` as there are images: missing ones come first, superfluous ones are removed."""
-    lacking = pictures - prompt.count(IMAGE)
+    lacking = images - prompt.count(IMAGE)
     if lacking > 0:
         return f"{' '.join([IMAGE] * lacking)}\n{prompt}"
-    *placed, rest = prompt.split(IMAGE, pictures)
+    *placed, rest = prompt.split(IMAGE, images)
     return IMAGE.join([*placed, rest.replace(IMAGE, "")])
 
 
@@ -311,8 +311,8 @@ def load_rows(path: str, name: str | None, split: str, revision: str | None) -> 
     Raises InputError if it is not available.
     """
     files = find_split_files(Path(path), name, split)
-    if not files and find_files(Path(path)):
-        raise InputError(f"benchmark.path={path}: contains no {', '.join(BUILDERS)} file of the split {split}")
+    if not files and find_files(path, "benchmark"):
+        raise InputError(f"benchmark.path={path}: contains no {', '.join(KINDS)} file of the split {split}")
     found = load_table(path, name, split, files, revision, key="benchmark")
     return found, {"sha256": hash_files(files)} if files else {"revision": find_commit(found) or revision}
 
@@ -328,7 +328,7 @@ def find_split_files(path: Path, name: str | None, split: str) -> list[Path]:
         pattern = re.compile(rf"(^|\W|_)({'|'.join(map(re.escape, words))})(\W|_|$)")
         return [file for file in files if pattern.search(str(file.relative_to(path)) if file != path else file.name)]
 
-    files = find_files(path)
+    files = find_files(str(path), "benchmark")
     if path.is_file():
         return files
     if name is not None:
@@ -367,9 +367,9 @@ def compute_fingerprint(values: Sequence[Any]) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def draw_outline(picture: Picture, box: Sequence[float]) -> list[Image.Image]:
+def draw_outline(row_images: RowImages, box: Sequence[float]) -> list[Image.Image]:
     """Draw a red box (left, top, width, height) on a row's image, as lmms-eval marks a region."""
-    (image,) = picture.open()
+    (image,) = row_images.open()
     left, top, width, height = box
     ImageDraw.Draw(image).rectangle([left, top, left + width, top + height], outline="red")
     return [image]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cal_cli.data.llava_json import load_llava_json
 from cal_cli.data.tables import load_conversations, make_turns
-from cal_cli.data.validate import find_problem
+from cal_cli.data.validate import find_problem, mark_images
 from cal_cli.runtime.errors import InputError
 from tests.cal import cal
 
@@ -41,7 +41,9 @@ ANYTHING = st.recursive(
 @settings(max_examples=1000)
 @given(ANYTHING, st.integers(0, 2))
 def test_any_json_is_an_entry_or_a_sentence(value, images):
-    for entry in (value, {"id": "a", "conversations": make_turns(value, images)}):
+    turns = make_turns(value)
+    mark_images(turns, images)
+    for entry in (value, {"id": "a", "conversations": turns}):
         problem = find_problem(entry)
         if problem is None:
             assert all(turn["value"].encode().decode() == turn["value"] for turn in entry["conversations"])

@@ -1,0 +1,224 @@
+"""Data files as tables of `datasets`, memory-mapped: Parquet, Arrow, JSON, tar shards, and data sets of the hub."""
+
+import json
+import re
+import sys
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cal_cli.runtime.errors import InputError
+
+KINDS = (".parquet", ".tar", ".jsonl", ".json", ".arrow")
+BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}  # of `datasets`; JSON and tar shards are read below
+DESCRIPTION = re.compile(r"(.*_stats|dataset_infos?|state)\.json")  # of a data set, beside its rows
+MEMBER = re.compile(r"((?:.*/)?[^./][^/.]*)\.([^/]+)")  # of a tar shard: the sample's key and the name of a column
+IMAGE_SUFFIX = re.compile(r"(?:.*\.)?(jpe?g|png|webp|gif|bmp|tiff?|jp2|ppm)")
+# columns of conversations; the first that exists is used
+TALKS = ("conversations", "messages", "texts", "json", "caption", "txt", "text")
+
+
+def load_table(
+    path: str,
+    name: str | None,
+    split: str,
+    files: Sequence[Path] | None = None,
+    revision: str | None = None,
+    key: str = "data",
+) -> Any:
+    """Load a data set without decoding its images.
+
+    Values of JSON are what `json` reads: a text that looks like a date stays a text, and a whole number has no `.0`.
+
+    Args:
+        path: a file, a folder or a hub id.
+        name: the configuration, on the hub.
+        split: on the hub.
+        files: the files to read, of a folder; None means all.
+        revision: on the hub.
+        key: config key, for messages.
+
+    Raises:
+        InputError: it cannot be loaded, or has files of several kinds.
+    """
+    import datasets  # takes seconds, so only where it is needed
+
+    files = find_files(path, key) if files is None else files
+    if not files and Path(path).exists():
+        raise InputError(f"{key}.path={path}: contains no {', '.join(KINDS)} file")
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # a failure is reported once, below
+    try:
+        found = (
+            _load_files(datasets, files) if files else datasets.load_dataset(path, name, split=split, revision=revision)
+        )
+    except Exception as error:  # any failure of a builder
+        cause = str(error.__cause__ or error).strip().splitlines()
+        problem = cause[0] if cause else type(error).__name__
+        if files:
+            raise InputError(f"{key}.path={path}: cannot be read: {problem}") from error
+        raise InputError(
+            f"{key}.path={path}: neither a file or folder nor a data set of the hub or its cache ({problem}): run "
+            f"`hf download --repo-type dataset {path} --local-dir {Path(path).name}` on a machine with network access, "
+            f"and give {key}.path={Path(path).name}, a folder with .parquet files, or .json files and their images"
+        ) from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+    if found.info.builder_name == "json" and "timestamp" in str(found.data.schema):
+        raise InputError(
+            f"{key}.path={path}: `datasets` reads some of its texts as dates and would change them: run `hf download "
+            f"--repo-type dataset {path} --local-dir {Path(path).name}` and give {key}.path={Path(path).name}"
+        )
+    plain = datasets.Image(decode=False)
+    for column, feature in found.features.items():
+        if isinstance(feature, datasets.Image):
+            found = found.cast_column(column, plain)
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):
+            found = found.cast_column(column, datasets.List(plain))
+    return found
+
+
+def find_files(path: str, key: str = "data") -> list[Path]:
+    """Find the data files of a path, sorted by name; hidden files and descriptions of a data set are none.
+
+    Metadata beside a tar shard of the same name, as img2dataset writes it, belong to the shard.
+
+    Raises InputError if a folder has files of several kinds.
+    """
+    folder = Path(path)
+    if folder.is_file():
+        return [folder] if folder.suffix in KINDS else []
+    found = [
+        file
+        for file in sorted(folder.rglob("*") if folder.is_dir() else ())
+        if file.suffix in KINDS
+        and file.is_file()
+        and not DESCRIPTION.fullmatch(file.name)
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
+    shards = {file.with_suffix("") for file in found if file.suffix == ".tar"}
+    found = [file for file in found if file.suffix == ".tar" or file.with_suffix("") not in shards]
+    first = {file.suffix: file for file in reversed(found)}
+    if len(first) > 1:
+        examples = ", ".join(str(file.relative_to(folder)) for _, file in sorted(first.items()))
+        raise InputError(
+            f"{key}.path={path}: has data files of several kinds ({examples}), and only one of them can be meant: give "
+            "the path of a file, or of a folder with one kind"
+        )
+    return found
+
+
+def get_folder(path: str) -> Path:
+    """Return the folder that image names are relative to by default."""
+    return Path(path) if Path(path).is_dir() else Path(path).parent
+
+
+def _load_files(datasets: Any, files: Sequence[Path]) -> Any:
+    """Load files of one kind as a table with a single split."""
+    kind = files[0].suffix
+    if kind in BUILDERS:
+        return datasets.load_dataset(BUILDERS[kind], data_files=[str(file) for file in files])["train"]
+    # the state of the files is part of what `datasets` caches the table by
+    states = [f"{file.resolve()} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    text = datasets.Value("string")
+    if kind == ".tar":
+        columns = dict.fromkeys(column for file in files for _, column, *_ in read_members(file))
+        kinds = {name: datasets.Image(decode=False) if IMAGE_SUFFIX.fullmatch(name) else text for name in columns}
+        features = datasets.Features({"__key__": text} | kinds)
+        arguments = {"files": list(files), "states": states}
+        return datasets.Dataset.from_generator(read_shards, features=features, gen_kwargs=arguments)
+    features = datasets.Features({name: text for file in files for row in read_json(file) for name in row})
+    rows = datasets.Dataset.from_generator(
+        encode_rows, features=features, gen_kwargs={"files": list(files), "states": states}
+    )
+    return rows.with_transform(decode_rows)
+
+
+def read_json(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a JSON file: a list of objects, an object with one such list, or an object on each line.
+
+    Raises ValueError, which names the row, for anything else.
+    """
+    with file.open(encoding="utf-8-sig") as stream:
+        whole: Any = None
+        if file.suffix == ".json" or stream.read(1) == "[":
+            stream.seek(0)
+            try:
+                whole = json.load(stream)
+            except json.JSONDecodeError as error:
+                if error.msg != "Extra data":  # else there is an object on each line
+                    raise
+        stream.seek(0)
+        if isinstance(whole, dict) and not {"conversations", "messages"} & whole.keys():
+            lists = [key for key, value in whole.items() if isinstance(value, list)]
+            if len(lists) > 1:
+                raise ValueError(f"{file.name} is an object with several lists: {', '.join(lists)}; write one alone")
+            whole = whole[lists[0]] if lists else whole
+        rows = [whole] if isinstance(whole, dict) else whole or (line for line in stream if line.strip())
+        for number, row in enumerate(rows):
+            try:
+                row = json.loads(row) if whole is None else row
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{file.name}: row {number} is not valid JSON ({error})") from None
+            row = {"text": row} if isinstance(row, str) else row
+            if not isinstance(row, dict):
+                raise ValueError(f"{file.name}: row {number} must be an object, not {row!r:.80}")
+            yield row
+
+
+def encode_rows(files: Sequence[Path], states: Sequence[str]) -> Iterator[dict[str, str | None]]:
+    """Yield the rows of JSON files with each value as JSON, the only form that keeps it as it is written."""
+    for file in files:
+        for row in read_json(file):
+            yield {name: None if value is None else json.dumps(value) for name, value in row.items()}
+
+
+def decode_rows(batch: dict[str, list[str | None]]) -> dict[str, list[Any]]:
+    """Decode columns of `encode_rows`."""
+    return {name: [None if v is None else json.loads(v) for v in values] for name, values in batch.items()}
+
+
+def read_members(shard: Path) -> Iterator[tuple[str, str, tarfile.TarFile, tarfile.TarInfo]]:
+    """Yield the images and texts of a tar shard: the sample, the column (the extension in lower case), and the file.
+
+    Raises ValueError if the files of a sample are not next to each other, or two are of one column.
+    """
+    known: dict[str, set[str]] = {}
+    before = None
+    with tarfile.open(shard) as tar:
+        for member in tar:
+            named = MEMBER.fullmatch(member.name) if member.isfile() else None
+            sample, column = (named[1], named[2].lower()) if named else ("", "")
+            if column not in TALKS and not IMAGE_SUFFIX.fullmatch(column):
+                continue
+            if sample != before and sample in known:
+                raise ValueError(
+                    f"the files of sample {sample} are not next to each other in {shard.name}: write the shard again "
+                    "in the order of its names, as `tar --sort=name` does"
+                )
+            if column in known.setdefault(sample, set()):
+                raise ValueError(f"{shard.name} has two {column} files of sample {sample}")
+            known[sample].add(column)
+            before = sample
+            yield sample, column, tar, member
+
+
+def read_shards(files: Sequence[Path], states: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the samples of tar shards: their texts, and their images as bytes."""
+    for file in files:
+        row: dict[str, Any] = {}
+        for sample, column, tar, member in read_members(file):
+            if row and row["__key__"] != sample:
+                yield row
+                row = {}
+            content = tar.extractfile(member).read()  # type: ignore[union-attr]
+            row["__key__"] = sample
+            if IMAGE_SUFFIX.fullmatch(column):
+                row[column] = {"bytes": content, "path": member.name}
+            else:
+                row[column] = content.decode("utf-8-sig")
+        if row:
+            yield row

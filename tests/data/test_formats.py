@@ -1,0 +1,192 @@
+"""Files of each format as tables: every value as it is written, and no image left out without a word."""
+
+import io
+import json
+import tarfile
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from cal_cli.data.formats import find_files, load_table
+from cal_cli.data.llava_json import load_llava_json
+from cal_cli.data.tables import load_conversations
+from cal_cli.runtime.errors import InputError
+from tests.cal import cal
+
+TURNS = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "a disc"}]
+
+
+def png(number=0, kind="PNG"):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (number, 0, 0)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_tar(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            content = content.encode() if isinstance(content, str) else content
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def pairs(numbers, image="png", kind="PNG"):
+    return [
+        member for n in numbers for member in ((f"{n:05d}.{image}", png(n, kind)), (f"{n:05d}.txt", f"caption {n}"))
+    ]
+
+
+def count_shown(data):
+    return sum("image" in entry for entry in data.entries)
+
+
+def test_metadata_beside_a_shard_are_not_the_data(tmp_path):
+    write_tar(tmp_path / "00000.tar", pairs(range(4)))
+    pq.write_table(pa.table({"caption": ["a"] * 6, "url": ["http://x/1.jpg"] * 6}), tmp_path / "00000.parquet")
+    (tmp_path / "00000_stats.json").write_text('{"count": 6}')
+    (tmp_path / "._00000.tar").write_bytes(b"resource fork")
+    data = load_conversations(str(tmp_path))
+    assert len(data) == count_shown(data) == 4 and not data.notes
+    assert [data[n]["image"].getpixel((0, 0))[0] for n in range(4)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("other", ["extra.parquet", "extra.jsonl", "below/extra.arrow"])
+def test_several_kinds_of_files_are_refused(other, tmp_path):
+    write_tar(tmp_path / "00000.tar", pairs(range(2)))
+    (tmp_path / other).parent.mkdir(exist_ok=True)
+    (tmp_path / other).write_bytes(b"")
+    with pytest.raises(InputError, match=r"several kinds \(.*00000\.tar.*\), and only one"):
+        load_conversations(str(tmp_path))
+
+
+def test_descriptions_of_a_data_set_are_not_rows(tmp_path):
+    datasets.Dataset.from_list([{"text": "a"}]).save_to_disk(str(tmp_path / "saved"))
+    assert {file.suffix for file in find_files(str(tmp_path / "saved"))} == {".arrow"}
+
+
+@pytest.mark.parametrize("names", [("jpg", "png"), ("png", "JPG"), ("webp", "jpeg"), ("gif", "bmp")])
+def test_each_image_of_a_shard_is_read_whatever_its_format(names, tmp_path):
+    kinds = {"jpg": "JPEG", "jpeg": "JPEG"}
+    members = [m for n in range(12) for m in pairs([n], names[n // 8], kinds.get(names[n // 8].lower(), names[n // 8]))]
+    data = load_conversations(str(write_tar(tmp_path / "a.tar", members)))
+    assert count_shown(data) == 12 and not data.notes
+    assert all(data[n]["image"].size == (8, 8) for n in range(12))
+
+
+def test_samples_without_their_image_are_counted(tmp_path):
+    members = [member for member in pairs(range(16)) if not (member[0].endswith("png") and int(member[0][:5]) % 2)]
+    write_tar(tmp_path / "a.tar", members)
+    data = load_conversations(str(tmp_path))
+    (note,) = data.notes
+    assert count_shown(data) == 8 and "8 of 16 rows have no image" in note and "row 1" in note
+    told = cal("noise-inject", "data=table", f"data.path={tmp_path}", "ratio=0", "output=out", folder=tmp_path)
+    assert "8 of 16 rows have no image" in " ".join(told.stdout.split())
+
+
+def test_rows_that_mean_to_be_text_alone_are_not_counted(tmp_path):
+    shown = [{"from": "human", "value": "<image>\nwhat?"}, TURNS[1]]
+    rows = [{"image": {"bytes": png(), "path": None}, "conversations": shown}, {"image": None, "conversations": TURNS}]
+    pq.write_table(pa.Table.from_pylist(rows * 3), tmp_path / "a.parquet")
+    data = load_conversations(str(tmp_path))
+    assert count_shown(data) == 3 and not data.notes
+    pq.write_table(pa.Table.from_pylist([{"conversations": TURNS}] * 3), tmp_path / "a.parquet")
+    assert not load_conversations(str(tmp_path)).notes
+
+
+def test_scattered_files_of_a_sample_are_refused(tmp_path):
+    members = sorted(pairs(range(4)), key=lambda member: member[0][-3:])
+    write_tar(tmp_path / "a.tar", members)
+    with pytest.raises(InputError, match=r"sample 00000 are not next to each other in a\.tar"):
+        load_conversations(str(tmp_path))
+
+
+def test_a_list_of_images_is_the_same_in_json_and_in_a_table(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(7))
+    for images in (["a.png"], ["a.png", "a.png"], "a.png", [], None):
+        entries = [{"id": "0", "images": images, "conversations": TURNS}] * 8
+        (tmp_path / "a.json").write_text(json.dumps(entries))
+        found, table = load_llava_json(str(tmp_path / "a.json")), load_conversations(str(tmp_path / "a.json"))
+        assert count_shown(found) == count_shown(table) == (8 if images else 0)
+        assert found.entries[3]["conversations"] == table.entries[3]["conversations"]
+
+
+@pytest.mark.parametrize("key", ["img", "image_path", "picture"])
+def test_a_key_that_looks_like_an_image_is_refused(key, tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "a.json").write_text(json.dumps([{"id": "0", key: "a.png", "conversations": TURNS}]))
+    with pytest.raises(InputError, match=f"no 'image', but '{key}'"):
+        load_llava_json(str(tmp_path / "a.json"))
+    with pytest.raises(InputError, match=f"its column {key} names images .* rename it to image"):
+        load_conversations(str(tmp_path / "a.json"))
+
+
+def test_columns_of_images(tmp_path):
+    image = {"bytes": png(3), "path": None}
+    for columns, shown, note in (
+        (["photo"], 2, None),  # the only one with images is the one
+        (["Image"], 2, None),
+        (["image", "mask"], 2, "the images of mask are not read"),
+        (["image", "images"], 2, "2 rows have images in several of the columns image, images"),
+    ):
+        rows = [{name: image for name in columns} | {"caption": "a"}] * 2
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+        data = load_conversations(str(tmp_path / "a.parquet"))
+        assert count_shown(data) == shown and data[1]["image"].getpixel((0, 0))[0] == 3
+        assert [note in found for found in data.notes] == ([True] if note else [])
+    pq.write_table(pa.Table.from_pylist([{"left": image, "right": image, "caption": "a"}]), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="left, right all hold images: rename"):
+        load_conversations(str(tmp_path / "a.parquet"))
+
+
+def test_contrasting_without_images_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([{"id": str(n), "conversations": TURNS} for n in range(8)]))
+    words = ["train", "data=llava_json", f"data.path={tmp_path / 'a.json'}", "max_steps=1", "batch_size=2"]
+    refused = cal(*words, "objective=cal", folder=tmp_path, check=False)
+    assert refused.returncode == 2 and "none of the 8 samples shows an image" in refused.stderr
+
+
+ROWS = [
+    {"id": 7, "when": "2020-01-01", "answer": 5, "boxes": [[0.125, 1]], "text": "2021-05-06"},
+    {"id": "007", "when": "12:30:00", "answer": 2.5, "boxes": None, "text": "123"},
+    {"id": "2020-01-01T00:00:00Z", "when": None, "answer": "5", "other": {"a": 1}, "text": "null"},
+    {"id": 12345678901234567890, "when": "x", "answer": 1e-12, "other": {"b": [True, None]}, "text": "é😀"},
+]
+
+
+@pytest.mark.parametrize("form", ["lines", "list", "lines.json", "wrapped"])
+def test_json_values_stay_as_they_are_written(form, tmp_path):
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS)
+    text = {"list": json.dumps(ROWS), "wrapped": json.dumps({"info": {"v": 1}, "data": ROWS})}.get(form, lines)
+    path = tmp_path / ("a.jsonl" if form == "lines" else "a.json")
+    path.write_text(text)
+    table = load_table(str(path), None, "train")
+    names = {name for row in ROWS for name in row}
+    assert list(table) == [dict.fromkeys(names) | row for row in ROWS]
+    assert table[1]["answer"] == 2.5 and type(table[0]["answer"]) is int
+
+
+def test_a_changed_file_is_read_again(tmp_path):
+    path = tmp_path / "a.json"
+    for text in ("one", "another"):
+        path.write_text(json.dumps([{"text": text}]))
+        assert load_table(str(path), None, "train")[0] == {"text": text}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"a": [{"x": 1}], "b": [{"y": 1}]}', "several lists: a, b"),
+        ('[{"a": 1}, [2]]', "row 1 must be an object, not"),
+        ('{"a": 1}\n{"a": \n', "row 1 is not valid JSON"),
+        ("[1, 2", "cannot be read: Expecting"),
+    ],
+)
+def test_other_json_is_refused(text, problem, tmp_path):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InputError, match=problem):
+        load_table(str(tmp_path / "a.json"), None, "train")
