@@ -24,8 +24,9 @@ from cal_cli.data.collator import Collator
 from cal_cli.data.noise import describe_changes, inject_noise, load_data
 from cal_cli.evaluation.evaluator import Scorer
 from cal_cli.models.load import ModelSource, checkpoint_activations
-from cal_cli.models.parts import add_adapters, freeze_parts, trains_only_projector
+from cal_cli.models.parts import add_adapters, count_trainable, describe_rounding, freeze_parts, trains_only_projector
 from cal_cli.objective import NonFiniteLoss, RuleLoss
+from cal_cli.objective.passes import unwrap_adapters
 from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
@@ -105,12 +106,16 @@ def prepare(
     if shortfall := describe_changes(clean.entries, settings.noise, changed_samples):
         console.print(shortfall)
     model, processor = build(config, "model").load(seed=settings.seed)
-    freeze_parts(model, settings.parts)
+    rates = freeze_parts(model, settings.parts, adapted=settings.peft is not None)
+    if rounding := describe_rounding(model, rates, settings.learning_rate):
+        console.print(rounding)
     if settings.gradient_checkpointing:
         checkpoint_activations(model)
     objective = load_objective_reference(objective, model, processor)
     if settings.peft is not None:
-        model = add_adapters(model, settings.peft, settings.parts)
+        model = add_adapters(model, settings.peft, rates)
+    counts = count_trainable(unwrap_adapters(model)).items()
+    console.print("trained parameters: " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts))
     step_samples = count_step_samples(settings, state.num_processes)
     if state.is_main_process:
         inputs = identify_inputs(config, clean)
@@ -126,7 +131,7 @@ def prepare(
         write_whole(job.folder / "config.yaml", OmegaConf.to_yaml(config))
         write_json(job.folder / "inputs.json", {"fingerprints": inputs, "step_samples": step_samples})
     collate = Collator(processor, settings.max_length, keep_ids=True, leave_out=data.max_bad > 0)
-    if not trains_only_projector(settings.parts) and not collate.closes_answers(data[0]):
+    if not trains_only_projector(rates) and not collate.closes_answers(data[0]):
         console.print(UNCLOSED)
     with state.main_process_first():  # the others read what the first has computed
         data = prepare_scores(objective, model, collate, data, settings.batch_size, console)
@@ -138,7 +143,7 @@ def prepare(
     set_seed(settings.seed)
     metrics = MetricsWriter(job.folder / "metrics.jsonl", objective)
     trainer = RunTrainer(
-        rates=settings.parts,
+        rates=rates,
         bad_samples=bad_samples,
         group_batches=settings.group_by_modality_length,
         model=model,
@@ -264,7 +269,7 @@ def print_plan(config: DictConfig, settings: TrainConfig, devices: int, console:
     plan = plan_memory(
         source.load_config(),
         source.torch_dtype,
-        dict(settings.parts),
+        settings.parts,
         batch_size,
         tokens,
         settings.gradient_checkpointing,

@@ -1,12 +1,19 @@
 """Load by hub id, from a folder or from an installed package; if it fails, one sentence says what to do."""
 
-from collections.abc import Callable
+import json
+import warnings
+from collections.abc import Callable, Collection
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers.utils import logging
+from transformers.utils.peft_utils import find_adapter_config_file
+
 from cal_cli.runtime.errors import InputError
 
+ADAPTER = "adapter_config.json"  # of peft
 PACKAGE = "pkg://"  # as in Hydra's search path
 
 
@@ -23,9 +30,10 @@ def fetch(loader: Callable, name: str, key: str, **options: Any) -> Any:
         options["gguf_file"], name = Path(name).name, str(Path(name).parent)
     try:
         return loader(name, **options)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever the library meets in the files
         if Path(name).is_dir():
-            raise InputError(f"{key}={name}: the folder cannot be loaded: {str(error).splitlines()[0]}") from error
+            problem = str(error).strip().splitlines() or [type(error).__name__]
+            raise InputError(f"{key}={name}: the folder cannot be loaded: {problem[0]}") from error
         if name.count("/") > 1 or name.startswith((".", "/", "~")):  # not a hub id
             raise InputError(f"{key}={name}: there is no such folder") from error
         raise InputError(
@@ -49,3 +57,70 @@ def find_in_package(name: str, key: str) -> Path:
     if not path.exists():
         raise InputError(f"{key}={name}: the package {package} has no {inside} in {path.parent}")
     return path
+
+
+WRAPPERS = (
+    "module.",
+    "_orig_mod.",
+    "_fsdp_wrapped_module.",
+    "base_model.model.",
+)  # of DDP, torch.compile, FSDP and peft
+
+
+def load_model(
+    loader: Any, name: str, key: str, dtype: Any, part: bool = False, without: Collection[str] = ()
+) -> torch.nn.Module:
+    """Load a model with `loader.from_pretrained`, and verify that all of its weights are those of the checkpoint.
+
+    An adapter of peft is merged into its base model.
+
+    Args:
+        loader: a model class of `transformers`.
+        name: see `fetch`.
+        key: config key, for messages.
+        dtype: of the weights.
+        part: the model is a part of the checkpoint, whose other weights are not used.
+        without: parts of names of weights that the checkpoint may lack.
+
+    Raises:
+        InputError: as `fetch`; or a weight is missing, left over or of another shape.
+    """
+    adapter = None if "://" in name or name.endswith(".gguf") else fetch(find_adapter_config_file, name, key)
+    if adapter is not None:
+        return merge_adapter(loader, name, key, dtype, json.loads(Path(adapter).read_text()))
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # the library's table of such weights is summarised below
+    try:
+        model, info = fetch(
+            loader.from_pretrained, name, key, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = sorted(weight for weight in info["missing_keys"] if not any(part in weight for part in without))
+    over = [] if part else sorted(info["unexpected_keys"])
+    for weight, found, wanted in sorted(info["mismatched_keys"], key=str):
+        raise InputError(
+            f"{key}={name}: {weight} is {list(found)} in its weights and {list(wanted)} by its config: change them "
+            "together, such as with model.resize_token_embeddings and save_pretrained"
+        )
+    if not missing and not over:
+        return model
+    found = [f"{len(missing)} weights of the model are missing, such as {missing[0]}"] if missing else []
+    found += [f"{len(over)} weights are left over, such as {over[0]}"] if over else []
+    wrapped = bool(over) and over[0].startswith(WRAPPERS)
+    raise InputError(
+        f"{key}={name}: its weights are not those of a {type(model).__name__}: {'; '.join(found)}: save "
+        + ("the model that the wrapper holds" if wrapped else "the whole model with save_pretrained")
+    )
+
+
+def merge_adapter(loader: Any, name: str, key: str, dtype: Any, config: dict[str, Any]) -> torch.nn.Module:
+    """Load an adapter's base model, and add the adapter to its weights. Raises InputError as `load_model`."""
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise InputError(f"{key}={name}: is an adapter, which needs peft: pip install 'cal_cli[lora]'") from error
+    base = load_model(loader, str(config["base_model_name_or_path"]), f"{key}={name}: its base model", dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*missing adapter keys.*")
+        return fetch(lambda folder: PeftModel.from_pretrained(base, folder).merge_and_unload(), name, key)

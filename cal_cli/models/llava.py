@@ -29,7 +29,7 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from cal_cli.models.hub import fetch
+from cal_cli.models.hub import fetch, load_model
 from cal_cli.runtime.errors import InputError
 
 ASPECTS = ("square", "pad", "anyres")
@@ -38,6 +38,7 @@ GRID = [[2, 1], [1, 2], [2, 2], [1, 3], [3, 1]]
 # embeddings are padded to a multiple of it, as in the converted checkpoints: 32,000 words become 32,064 rows
 ROWS_MULTIPLE = 64
 PROJECTOR = "projector.safetensors"
+PROJECTOR_WEIGHTS = ("multi_modal_projector.", "image_newline", "mining.")  # with which their names begin
 
 
 def assemble(
@@ -69,7 +70,7 @@ def assemble(
         InputError: a part cannot be loaded, or does not fit.
     """
     torch.manual_seed(seed)
-    text = fetch(AutoModelForCausalLM.from_pretrained, language_model, "model.language_model", dtype=dtype)
+    text: Any = load_model(AutoModelForCausalLM, language_model, "model.language_model", dtype, part=True)
     tokenizer = load_tokenizer_with_image(language_model)
     vision, tower_config = load_vision_tower(vision_tower, dtype)
     text.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=ROWS_MULTIPLE)
@@ -103,10 +104,10 @@ def load_vision_tower(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """Load a vision tower, alone or from a vision-language model, and the config that it comes with."""
     config = fetch(AutoConfig.from_pretrained, name, "model.vision_tower")
     if type(config) in AutoModelForImageTextToText._model_mapping:
-        whole = fetch(AutoModelForImageTextToText.from_pretrained, name, "model.vision_tower", dtype=dtype)
+        whole: Any = load_model(AutoModelForImageTextToText, name, "model.vision_tower", dtype)
         return whole.get_encoder(modality="image"), config
     kind: Any = AutoModel._model_mapping[type(getattr(config, "vision_config", config))]
-    return fetch(kind.from_pretrained, name, "model.vision_tower", dtype=dtype), config
+    return load_model(kind, name, "model.vision_tower", dtype, part=True), config
 
 
 def allow_sampling(generation_config: Any) -> None:
@@ -200,8 +201,7 @@ def make_llava_processor(config: Any, tokenizer: Any, vision_tower: str, image_a
 
 def get_projector(model: Any) -> dict[str, torch.Tensor]:
     """Return the weights between vision tower and language model, by their names in the model; MGM's mining too."""
-    between = ("multi_modal_projector.", "image_newline", "mining.")
-    return {name: value for name, value in model.model.state_dict().items() if name.startswith(between)}
+    return {name: value for name, value in model.model.state_dict().items() if name.startswith(PROJECTOR_WEIGHTS)}
 
 
 def load_projector(model: Any, folder: str) -> None:

@@ -1,10 +1,12 @@
 """Load a model and its processor: a checkpoint by hub id or folder, or a LLaVA assembled from parts."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -17,8 +19,9 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from cal_cli.models.hub import fetch
+from cal_cli.models.hub import ADAPTER, fetch, load_model
 from cal_cli.models.llava import (
+    PROJECTOR_WEIGHTS,
     ROWS_MULTIPLE,
     allow_sampling,
     assemble,
@@ -91,11 +94,19 @@ class ModelSource:
                 self.torch_dtype,
                 seed,
             )
-        model = fetch(AutoModelForImageTextToText.from_pretrained, self.path, "model.path", dtype=self.torch_dtype)
+        given = () if self.projector is None else PROJECTOR_WEIGHTS
+        model: Any = load_model(AutoModelForImageTextToText, self.path, "model.path", self.torch_dtype, without=given)
+        if getattr(model.config, "quantization_config", None) is not None:
+            raise InputError(
+                f"model.path={self.path}: its weights are quantised and cannot be trained: give the model in full "
+                "precision; peft=qlora rounds it while it is trained"
+            )
         allow_sampling(model.generation_config)
         if self.projector is not None:
             load_projector(model, self.projector)
-        return model, self.load_processor()
+        processor = self.load_processor()
+        verify_processor(processor, model, f"model.path={self.path}")
+        return model, processor
 
     def load_processor(self) -> Any:
         """Load only the processor. Raises InputError if that is not possible."""
@@ -131,8 +142,47 @@ def load_checkpoint(path: str, dtype: str | None = None, device: torch.device | 
         raise InputError(f"dtype={dtype}: allowed are {', '.join(DTYPES)}, or null")
     device = get_device() if device is None else device
     chosen: Any = DTYPES[dtype] if dtype is not None else torch.float32 if device.type == "cpu" else "auto"
-    model = fetch(AutoModelForImageTextToText.from_pretrained, path, "checkpoint", dtype=chosen)
-    return model.to(device).eval(), load_processor(path, "checkpoint")
+    model: Any = load_model(AutoModelForImageTextToText, path, "checkpoint", chosen)
+    processor = load_processor(path, "checkpoint")
+    verify_processor(processor, model, f"checkpoint={path}")
+    return model.to(device).eval(), processor
+
+
+def verify_processor(processor: Any, model: Any, named: str) -> None:
+    """Verify that a processor makes what its model reads: known tokens, and as many image tokens as features.
+
+    `named` is the checkpoint, as messages name it. Raises InputError if it does not.
+    """
+    tokens = max(processor.tokenizer.get_vocab().values()) + 1
+    rows = model.get_input_embeddings().weight.shape[0]
+    if tokens > rows:
+        raise InputError(
+            f"{named}: its tokenizer has {tokens} tokens, its embeddings {rows} rows: call "
+            "model.resize_token_embeddings(len(tokenizer)) and save it again"
+        )
+    if not hasattr(processor, "num_additional_image_tokens") or hasattr(model.config, "quantization_config"):
+        return  # another family than LLaVA's, whose processor reads all of it from its own config
+    ids = processor.image_token_id, model.config.image_token_id
+    if ids[0] != ids[1]:
+        raise InputError(f"{named}: the image token is {ids[0]} in its processor and {ids[1]} in its config")
+    vision = model.config.vision_config
+    if processor.patch_size is None:
+        raise InputError(
+            f"{named}: its processor has no patch_size: write {vision.patch_size}, that of its vision tower, into "
+            "processor_config.json"
+        )
+    side = vision.image_size
+    batch = processor(images=Image.new("RGB", (side, side)), text=processor.image_token, return_tensors="pt")
+    sizes = {name: batch[name] for name in ("image_sizes",) if name in batch}
+    with torch.no_grad():
+        pixels = batch["pixel_values"].to(model.device, model.dtype)
+        features = model.get_image_features(pixel_values=pixels, **sizes).pooler_output
+    made, wanted = int((batch["input_ids"] == ids[1]).sum()), sum(len(one) for one in features)
+    if made != wanted:
+        raise InputError(
+            f"{named}: its processor makes {made} tokens of an image, its vision tower {wanted} features: correct "
+            "patch_size, num_additional_image_tokens or vision_feature_select_strategy in processor_config.json"
+        )
 
 
 def load_processor(path: str, key: str) -> Any:
@@ -145,6 +195,9 @@ def load_processor(path: str, key: str) -> Any:
     Raises:
         InputError: it cannot be loaded, or its tokenizer has none of these tokens.
     """
+    adapter = Path(path) / ADAPTER
+    if adapter.is_file() and not list(Path(path).glob("*processor_config.json")):
+        path = json.loads(adapter.read_text())["base_model_name_or_path"]
     processor = fetch(AutoProcessor.from_pretrained, path, key)
     # in a second call, because AutoProcessor passes `backend` to the tokenizer too
     processor.image_processor = fetch(AutoImageProcessor.from_pretrained, path, key, backend="pil")

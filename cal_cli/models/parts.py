@@ -1,5 +1,6 @@
 """The parts of a vision-language model: their learning rates, and adapters (LoRA, QLoRA) in the language model."""
 
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,22 +12,25 @@ from torch import nn
 
 from cal_cli.runtime.errors import InputError
 
+Rates = Mapping[str, float | None]  # of the parts, see `freeze_parts`
 PARTS = ("language_model", "projector", "image_newline", "vision_tower")
+# modules between tower and language model that some families keep within the tower, as Qwen-VL its merger
+WITHIN_TOWER = re.compile(r"(^|\.)\w*(merger|connector|projector|resampler|aligner|adapter|img_projection)\w*\.")
 
 
 def group_parameters(model: Any) -> dict[str, list[nn.Parameter]]:
     """Group a model's parameters by part; each belongs to one.
 
     The language model is the decoder with its embeddings and head, the vision tower is the image encoder, with MGM's
-    second one, and `image_newline` is LLaVA-NeXT's embedding between rows of tiles; all other parameters belong to the
-    projector.
+    second one, without what projects its features, and `image_newline` is LLaVA-NeXT's embedding between rows of tiles;
+    all other parameters belong to the projector.
     """
     vision = model.get_encoder(modality="image")
     second = getattr(model.base_model, "aux_vision_tower", None)
     head = model.get_output_embeddings()
     owners = {
         "vision_tower": [
-            *(vision.parameters() if vision is not model else ()),
+            *(p for name, p in vision.named_parameters() if vision is not model and not WITHIN_TOWER.search(name)),
             *(second.parameters() if second is not None else ()),
         ],
         "language_model": [
@@ -43,28 +47,73 @@ def group_parameters(model: Any) -> dict[str, list[nn.Parameter]]:
     return found
 
 
-def freeze_parts(model: Any, rates: Mapping[str, float]) -> None:
+def freeze_parts(model: Any, rates: Rates, adapted: bool = False) -> dict[str, float]:
     """Freeze the parts whose rate is 0, and unfreeze the others.
 
     Args:
         model: an image-text-to-text model.
-        rates: by part, its learning rate as a multiple of the run's.
+        rates: by part, its learning rate as a multiple of the run's; None means that of the projector.
+        adapted: adapters will be trained, which keep `image_newline` frozen.
+
+    Returns:
+        The rates, without None.
 
     Raises:
-        InputError: an unknown part, a negative rate, or nothing left to train.
+        InputError: an unknown part, one that the model does not have or that cannot be trained, a negative rate, or
+            nothing left to train.
     """
     unknown = sorted(set(rates) - set(PARTS))
     if unknown:
         raise InputError(f"parts.{unknown[0]}: there is no such part; parts are {', '.join(PARTS)}")
+    groups = group_parameters(model)
     for name, rate in rates.items():
-        if rate < 0:
+        if rate is not None and rate < 0:
             raise InputError(f"parts.{name}={rate}: must be at least 0, where 0 freezes the part")
-    for name, parameters in group_parameters(model).items():
+        if rate and not groups[name]:
+            raise InputError(f"parts.{name}={rate}: a {type(model).__name__} has no such part: give parts.{name}=0")
+    if adapted and rates.get("image_newline"):
+        raise InputError("parts.image_newline: peft cannot train it: give parts.image_newline=0, or leave peft out")
+    complete = complete_rates(rates, adapted)
+    for name, parameters in groups.items():
         for parameter in parameters:
-            parameter.requires_grad_(rates.get(name, 1.0) > 0)
+            parameter.requires_grad_(complete[name] > 0)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         given = ", ".join(f"parts.{name}={rate}" for name, rate in rates.items())
         raise InputError(f"{given}: nothing is left to train; give a part of the model a rate above 0")
+    return complete
+
+
+def complete_rates(rates: Rates, adapted: bool = False) -> dict[str, float]:
+    """Return the rate of each part, see `freeze_parts`; that of a part without one is 1."""
+    projector = rates.get("projector", 1.0)
+    given = {name: rates.get(name, 1.0) for name in PARTS} | ({"image_newline": 0.0} if adapted else {})
+    return {name: float(projector if rate is None else rate) for name, rate in given.items()}  # type: ignore[arg-type]
+
+
+def count_trainable(model: Any) -> dict[str, int]:
+    """Count the parameters of each part that are trained."""
+    return {name: sum(p.numel() for p in found if p.requires_grad) for name, found in group_parameters(model).items()}
+
+
+def describe_rounding(model: Any, rates: Mapping[str, float], learning_rate: float) -> str | None:
+    """Describe whether most of the trained weights are in bfloat16 and too large to move by a step; None otherwise.
+
+    A step of AdamW is about as long as the learning rate. It is lost if it is shorter than half of the distance to the
+    next number, which is 2^-8 of a weight that is a power of 2.
+    """
+    lost, total = 0, 0
+    for name, parameters in group_parameters(model).items():
+        for parameter in parameters:
+            if parameter.requires_grad and parameter.dtype == torch.bfloat16:
+                spacing = torch.exp2(torch.frexp(parameter.detach().float()).exponent - 8.0)
+                lost += int((spacing / 2 > rates[name] * learning_rate).sum())
+                total += parameter.numel()
+    if lost <= total / 2:
+        return None
+    return (
+        f"model.dtype=bfloat16: a step at learning_rate={learning_rate:g} is too short to move {lost / total:.0%} of "
+        "the trained weights: give model.dtype=float32 with bf16=true, which computes in bfloat16 on full weights"
+    )
 
 
 def trains_only_projector(rates: Mapping[str, float]) -> bool:
@@ -130,8 +179,12 @@ def add_adapters(model: Any, adapters: AdapterConfig, rates: Mapping[str, float]
     layers = find_adapted_layers(model)
     if adapters.bits is not None:
         quantize(model, layers)
-    names = [name for name, _ in model.named_modules()]
-    between = [part for part in ("multi_modal_projector", "connector") if any(name.endswith(part) for name in names)]
+    projector = {id(parameter) for parameter in group_parameters(model)["projector"]}
+    between: list[str] = []  # the outermost modules of the projector
+    for name, module in model.named_modules():
+        own = {id(parameter) for parameter in module.parameters()}
+        if own and own <= projector and not any(name.startswith(f"{outer}.") for outer in between):
+            between.append(name)
     config = LoraConfig(
         r=adapters.r,
         lora_alpha=adapters.alpha,

@@ -21,7 +21,7 @@ TRAIN_RUNS = Path("runs/train")
 BEFORE_TRAINING = "before_training"  # in a folder of runs: results of the checkpoint that they started from
 LEARNT = "objective.json"  # in a run and in its checkpoints: what the objective has learnt from the data
 # options of earlier versions, with the only value that is left
-RETIRED = (("objective.rule.unit", "sample"), ("rule.unit", "sample"))
+RETIRED = (("objective.rule.unit", "sample"), ("rule.unit", "sample"), ("parts.image_newline", 1.0))
 # keys in which the config of a run may differ when it is continued
 OPERATIONAL = (*UNNAMED, "study", "workers", "keep_checkpoints", "save_steps", "logging_steps")
 
@@ -168,7 +168,7 @@ def find_checkpoints(given: str | None, shipped: Mapping[str, Path] | None = Non
         if re.fullmatch(r"[\w.-]+/[\w.-]+", given) and folder.parts[0] not in ("runs", ".", ".."):
             return [folder]  # a hub id, which is tried when the model is loaded
         raise InputError(f"checkpoint={given}: there is no such folder")
-    if (folder / "config.json").is_file():
+    if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         return [folder]
     runs = find_completed_runs(folder)
     if not runs:

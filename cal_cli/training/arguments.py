@@ -11,7 +11,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from cal_cli.data.noise import NoiseConfig
 from cal_cli.data.sample import Conversations
-from cal_cli.models.parts import AdapterConfig
+from cal_cli.models.parts import AdapterConfig, complete_rates
 from cal_cli.runtime.config import limited
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.processes import LaunchConfig, count_cores, get_process_state
@@ -36,7 +36,7 @@ class TrainConfig:
     weight_decay: float = limited(0)
     warmup_ratio: float = limited(0, below=1)
     max_grad_norm: float = limited(0)
-    parts: dict[str, float]
+    parts: dict[str, float | None]
     launch: LaunchConfig
     peft: AdapterConfig | None
     group_by_modality_length: bool
@@ -74,7 +74,9 @@ def make_training_arguments(
     `step_samples` is the number of samples of an optimizer step, see `divide_step`.
     """
     # a batch of text does not use the projector, and the last layer of a vision tower is not read
-    some_unused = settings.parts.get("vision_tower", 1.0) > 0 or any("image" not in entry for entry in data.entries)
+    some_unused = complete_rates(settings.parts)["vision_tower"] > 0 or any(
+        "image" not in entry for entry in data.entries
+    )
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")  # the only way to set it
     batch, accumulated = divide_step(step_samples, get_process_state().num_processes, settings.batch_size)
     arguments = TrainingArguments(

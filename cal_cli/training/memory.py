@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForImageTextToText
 
 from cal_cli.models.load import checkpoint_activations
-from cal_cli.models.parts import AdapterConfig, add_adapters, find_adapted_layers, freeze_parts, group_parameters
+from cal_cli.models.parts import AdapterConfig, Rates, add_adapters, find_adapted_layers, freeze_parts, group_parameters
 from cal_cli.objective.head import LOGITS_HELD
 from cal_cli.training.trainer import find_decoder_layers
 
@@ -45,7 +45,7 @@ class Plan:
 def plan_memory(
     config: Any,
     dtype: torch.dtype,
-    rates: dict[str, float],
+    rates: Rates,
     batch_size: int,
     tokens: int,
     checkpointing: bool,
@@ -105,16 +105,16 @@ def plan_memory(
 
 
 def make_planned_model(
-    config: Any, dtype: torch.dtype, rates: dict[str, float], adapters: AdapterConfig | None, compute: torch.dtype
+    config: Any, dtype: torch.dtype, rates: Rates, adapters: AdapterConfig | None, compute: torch.dtype
 ) -> tuple[Any, int, int]:
     """Make the model on the meta device; also return the bytes that four bits save, and those of the largest weight."""
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype).train()
-        freeze_parts(model, rates)
+        rates_of_parts = freeze_parts(model, rates, adapters is not None)
         if adapters is None:
             return model, 0, 0
         under = [model.get_submodule(name).weight for name in find_adapted_layers(model)]
-        add_adapters(model, replace(adapters, bits=None), rates)  # modifies `model` itself
+        add_adapters(model, replace(adapters, bits=None), rates_of_parts)  # modifies `model` itself
         if adapters.bits is None:
             return model, 0, 0
         packed = sum(weight.nbytes - count_four_bit_bytes(weight) for weight in under)
@@ -148,9 +148,7 @@ def count_gathered(model: Any, layers: list[list[Any]], shard: str, dtype: torch
     return rest + held, rest + held + rest_trained + leaving
 
 
-def count_activations(
-    model: Any, rates: dict[str, float], batch_size: int, tokens: int, checkpointing: bool
-) -> tuple[int, int]:
+def count_activations(model: Any, rates: Rates, batch_size: int, tokens: int, checkpointing: bool) -> tuple[int, int]:
     """Count the bytes kept for the backward pass, and those of one layer that it computes again.
 
     `model` is on the meta device; its tensors are converted to the mode's.
@@ -174,7 +172,7 @@ def count_activations(
             os.environ["TRANSFORMERS_DISABLE_TORCH_CHECK"] = before
 
 
-def make_passes(model: Any, rates: dict[str, float], batch_size: int, tokens: int) -> Iterator[Callable[[], Any]]:
+def make_passes(model: Any, rates: Rates, batch_size: int, tokens: int) -> Iterator[Callable[[], Any]]:
     """Yield the forward passes that keep activations: the decoder's, and the vision tower's if it is trained.
 
     MGM's mining is trained in both stages, over maps that are much larger than the image tokens.

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch.distributed.fsdp import FSDPModule
 
 from cal_cli.data.sample import Conversations
 from cal_cli.models.llava import save_projector
-from cal_cli.models.parts import merge_adapters, trains_only_projector
+from cal_cli.models.parts import count_trainable, merge_adapters, trains_only_projector
+from cal_cli.objective.passes import unwrap_adapters
 from cal_cli.runtime.files import read_json, replace_folder
 from cal_cli.runtime.provenance import find_differences, get_device_name, get_git_commit, get_versions, identify_files
 from cal_cli.training.arguments import TrainConfig
@@ -38,7 +40,21 @@ def save_weights(trainer: RunTrainer, processor: Any, run: Path) -> None:
     if hasattr(model, "merge_and_unload"):
         replace_folder(run / "adapter", model.save_pretrained)
         model = merge_adapters(model, run / "adapter")
-    replace_folder(run / "checkpoint", partial(model.save_pretrained, state_dict=state), processor.save_pretrained)
+    verify = partial(verify_weights, type(model))
+    replace_folder(
+        run / "checkpoint", partial(model.save_pretrained, state_dict=state), processor.save_pretrained, verify
+    )
+
+
+def verify_weights(kind: type, folder: Path) -> None:
+    """Raise RuntimeError unless the weights in a folder are all those of a model of this class, in names and shapes."""
+    saved: Any = next(base for base in kind.__mro__ if not issubclass(base, FSDPModule))
+    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    _, info = saved.from_pretrained(folder, device_map="meta", **options)  # reads names and shapes alone
+    if wrong := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]:
+        raise RuntimeError(
+            f"checkpoint/ was not saved: {len(wrong)} of its weights are not the model's, such as {wrong[0]}"
+        )
 
 
 def summarize(
@@ -68,6 +84,7 @@ def summarize(
         "peak_memory_bytes": peak,
         "parameters": model.num_parameters(),
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "trainable_by_part": count_trainable(unwrap_adapters(model)),
         "git_commit": get_git_commit(),
         "versions": get_versions(),
         "device": get_device_name(),
