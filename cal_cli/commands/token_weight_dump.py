@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cal_cli.commands.hydra_app import get_job
 from cal_cli.data.noise import NoiseConfig, load_noisy_data
-from cal_cli.data.sample import Conversations, get_image_names
+from cal_cli.data.sample import CORRELATED, Conversations, get_image_names
 from cal_cli.inspection.detection import (
     compare_histograms,
     compute_auc,
@@ -134,6 +134,9 @@ def dump_checkpoint(
         )
     if kinds:
         console.print(tabulate_kinds(kinds))
+    unknown = {identity for identity, kind in zip(ids, table["kind"].to_pylist(), strict=True) if kind is None}
+    if lost := sum(str(entry["id"]) in unknown for entry in data.entries if entry.get(CORRELATED) is not None):
+        console.print(f"kinds.json is without {lost} samples whose marked words the chat template renders differently")
     return Dump(pieces, delta)
 
 

@@ -116,6 +116,7 @@ class Auditor:
             for _, position, label, *both in tokens:
                 text, special, answer = spelled[row][position], label in self.special, answers[row][position]
                 ends = special or text.rstrip(CLOSING + " ").endswith(ENDS)
+                ends = ends if text else ended  # without text: a further token of the character before
                 # ends that follow each other, such as a full stop and the end token, are of the same sentence
                 sentence += answer != turn or (ended and not ends)
                 rows.append((places[row], ids[row], position, text, special, answer, sentence, *both))

@@ -108,18 +108,24 @@ def make_token_table(
             find_truths(entry, None if noisy is None else noisy.get(place, False), batch, row)
             for row, (place, entry) in enumerate(zip(places, entries, strict=True))
         ]
+        spelled = list(map(spell_tokens, batch["text"], batch["offsets"]))
         tokens: list[dict[int, Token]] = [{} for _ in places]
         for row, column, label, *scores, weight in score_batch(model, batch, objective):
             truth = truths[row].get(column, Truth())
             token = Token(tuple(scores[:2]), tuple(scores[2:]), weight, truth.kind, label in special)
             tokens[row][column] = token
             delta = token.logit_delta if objective.score == "logit" else token.logprob_delta
-            named = (entries[row]["id"], column, label, tokenizer.decode([label]))
+            text = tokenizer.decode([label])
+            text = spelled[row][column] if "\ufffd" in text else text  # a part of a character, by its bytes
+            named = (entries[row]["id"], column, label, text)
             table.append((*named, *token.logit, delta, weight, *truth, *token.logprob))
         shown = batch["attention_mask"].bool() & (batch["input_ids"] != model.config.image_token_id)
-        for row, texts in enumerate(map(spell_tokens, batch["text"], batch["offsets"])):
-            visible = [column for column, text in enumerate(texts) if text and shown[row, column]]
-            pieces.append([Piece(texts[column], tokens[row].get(column)) for column in visible])
+        for row, texts in enumerate(spelled):
+            # a token without text of its own may be supervised: a further token of one character
+            kept = [
+                column for column, text in enumerate(texts) if shown[row, column] and (text or column in tokens[row])
+            ]
+            pieces.append([Piece(texts[column], tokens[row].get(column)) for column in kept])
     columns = zip(*table, strict=True)
     values = {field.name: list(column) for field, column in zip(SCHEMA, columns, strict=True)}
     return pa.table(values, SCHEMA.with_metadata({"score": objective.score})), pieces
@@ -219,7 +225,12 @@ def find_touched(
         begin, end = (place - shift for place in offsets[column])
         return begin >= first if first == last else begin < last and end > first
 
-    return {column: any(touches(column, *span) for span in spans) for column in columns}
+    found: dict[int, bool] = {}
+    for before, column in zip([-1, *columns], columns, strict=False):
+        found[column] = any(touches(column, *span) for span in spans)
+        if offsets[column][0] == offsets[column][1] and before in found:  # a further token of the character before
+            found[column] |= found[before]
+    return found
 
 
 EDGES = ".,;:!?\"'()[]{}<>"  # characters that do not belong to a word at its ends

@@ -155,3 +155,16 @@ def test_the_page_ends_at_its_size():
 
     assert PAGE_LENGTH < len(render_audit(many(), "t", [])) < 1.2 * PAGE_LENGTH
     assert len(read) < 20
+
+
+def test_sentences_end_after_the_last_token_of_their_mark(random_model, world, tmp_path):
+    model, processor = random_model
+    shown = next(entry for entry in world.entries if "image" in entry)
+    turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "一只红色的圆环。它很大。"}]
+    data = world.replace(entries=[shown | {"conversations": turns}])
+    Auditor(model.eval(), Collator(processor), batch_size=1, workers=0).write_part(data, [0], tmp_path / "part.parquet")
+    rows = pd.read_parquet(tmp_path / "part.parquet")
+    assert len(rows) > 2 * len("一只红色的圆环。它很大。")  # of several tokens each
+    texts = ["".join(group["token"]).strip() for _, group in rows[~rows["special"]].groupby("sentence")]
+    assert texts == ["一只红色的圆环。", "它很大。"]
+    assert rows["sentence"].nunique() == 2

@@ -264,3 +264,34 @@ def test_the_command_writes_and_shows_the_kinds(tmp_path):
         assert 0 <= low <= found["auc"] <= high <= 1 and name in said
     page = (tmp_path / "a/heatmap.html").read_text()
     assert 'class="token correlated"' in page and 'class="token contradicted"' in page and "<table>" in page
+
+
+SCRIPTS = ["一只红色的圆环。它很大。", "café très élégant.", "a 😀 ring here.", "e\u0301te\u0301 combining.", "नमस्ते दुनिया।", "שלום עולם."]
+    "一只红色的圆环。它很大。",
+    "café très élégant.",
+    "a 😀 ring 👩‍👩‍👧 here.",
+    "été combining.",
+    "नमस्ते दुनिया।",
+    "שלום עולם.",
+]
+
+
+@pytest.mark.parametrize("answer", SCRIPTS)
+def test_characters_of_several_tokens_are_shown_whole(answer, model, processor, world):
+    shown = next(entry for entry in world.entries if "image" in entry)
+    turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": answer}]
+    entry = shown | {"conversations": turns, "correlated": [[1, 2, 5]]}
+    data = world.replace(entries=[entry])
+    table, (pieces,) = make_token_table(model, processor, data, ContrastiveAlignmentLoss(), noisy=None, batch_size=1)
+    assert "".join(table["token"].to_pylist()).strip() == f"{answer}</s>"
+    assert answer in "".join(piece.text for piece in pieces)
+    # a token is correlated if one of its bytes is of a marked character: the end of each token, by counting bytes
+    found = [row for row in table.to_pylist() if row["token_id"] != processor.tokenizer.eos_token_id]
+    spelled = processor.tokenizer.convert_ids_to_tokens([row["token_id"] for row in found])
+    begin = -len(b" ")
+    for row, token in zip(found, spelled, strict=True):
+        end = begin + len(token)  # a byte-level token has a character for each byte
+        first, last = (len(answer[:place].encode()) for place in (2, 5))
+        assert (row["kind"] == "correlated") == (begin < last and end > first)
+        begin = end
+    assert sum(piece.token is not None for piece in pieces) == len(table)  # so that words add up all differences

@@ -65,7 +65,11 @@ def test_a_checkpoint_that_does_not_fit_is_refused(changes, problem, tmp_path):
 
 def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused_by_every_command(tmp_path):
     add_tokens(copy_base(tmp_path / "base"))
-    for words in (["train", "max_steps=1", "model.path=base"], ["eval", "checkpoint=base"], ["data-audit", "checkpoint=base"]):
+    for words in (
+        ["train", "max_steps=1", "model.path=base"],
+        ["eval", "checkpoint=base"],
+        ["data-audit", "checkpoint=base"],
+    ):
         refused = cal(*words, folder=tmp_path, check=False)
         assert refused.returncode == 2 and "call model.resize_token_embeddings" in refused.stderr
     for words in (["inspect", "checkpoint=base"], ["token-weight-dump", "checkpoint=base"]):

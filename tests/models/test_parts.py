@@ -10,9 +10,19 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
 
-from cal_cli.models.parts import dequantize, quantize
+from cal_cli.models.parts import (
+    AdapterConfig,
+    add_adapters,
+    count_trainable,
+    dequantize,
+    freeze_parts,
+    group_parameters,
+    quantize,
+)
+from cal_cli.runtime.errors import InputError
 from cal_cli.toy.model import load_tiny
 from tests.cal import cal
+from tests.objective.families import llava, llava_next, make, qwen2_5_vl
 
 WORDS = ["peft=lora", "peft.r=4", "peft.alpha=8", "parts.vision_tower=0", "data.n=64", "batch_size=8", "save_steps=4"]
 
@@ -122,3 +132,52 @@ def test_wrong_values_are_told(tmp_path):
     ):
         result = cal("train", *words, folder=tmp_path, check=False)
         assert result.returncode == 2 and said in result.stderr, result.stderr
+
+
+def test_the_projector_is_found_within_the_tower_of_qwen():
+    model, _ = make(qwen2_5_vl)
+    groups = group_parameters(model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    projector = {names[id(parameter)] for parameter in groups["projector"]}
+    assert projector == {name for name in names.values() if ".visual.merger." in name}
+    freeze_parts(model, {"vision_tower": 0.0, "image_newline": None})
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert projector < trained and not any("visual." in name for name in trained - projector)
+    counts = count_trainable(model)
+    assert counts["projector"] == sum(p.numel() for p in model.model.visual.merger.parameters())
+    assert counts["vision_tower"] == counts["image_newline"] == 0
+    adapted = add_adapters(model, AdapterConfig(2, 4, 0.0, None), freeze_parts(model, {"vision_tower": 0.0}, True))
+    assert count_trainable(adapted.get_base_model())["projector"] == counts["projector"]
+
+
+@pytest.mark.parametrize(
+    ("build", "rates", "adapted", "problem"),
+    [
+        (llava, {"image_newline": 1.0}, False, "parts.image_newline=1.0: .* has no such part"),
+        (llava_next, {"image_newline": 1.0, "vision_tower": 0.0}, True, "peft cannot train it"),
+        (llava, {"projector": -1.0}, False, "must be at least 0"),
+    ],
+)
+def test_rates_that_match_nothing_are_refused(build, rates, adapted, problem):
+    with pytest.raises(InputError, match=problem):
+        freeze_parts(make(build)[0], rates, adapted)
+
+
+def test_the_newline_has_the_rate_of_the_projector():
+    model, _ = make(llava_next)
+    assert freeze_parts(model, {"projector": 0.5, "image_newline": None})["image_newline"] == 0.5
+    assert count_trainable(model)["image_newline"] == model.model.image_newline.numel()
+    assert freeze_parts(model, {"image_newline": None}, adapted=True)["image_newline"] == 0.0
+    assert count_trainable(model)["image_newline"] == 0
+
+
+def test_a_run_reports_what_it_trains(run):
+    parts = json.loads((run / "summary.json").read_text())["trainable_by_part"]
+    saved = load_file(run / "adapter/adapter_model.safetensors")
+    projector = sum(value.numel() for name, value in saved.items() if "projector" in name)
+    assert parts == {
+        "language_model": sum(value.numel() for value in saved.values()) - projector,
+        "projector": projector,
+        "image_newline": 0,
+        "vision_tower": 0,
+    }
