@@ -38,6 +38,7 @@ class EvalConfig:
     dtype: str | None
     predictions: str | None
     launch: LaunchConfig
+    max_bad_fraction: float = limited(0, below=1)
     print_table: bool
     force: bool
 
@@ -64,7 +65,8 @@ def evaluate(config: DictConfig) -> None:
         return
     state = get_process_state()
     console = make_console(quiet=not state.is_main_process)
-    evaluator = Evaluator(state, console, job.command, settings.batch_size, settings.dtype, settings.force)
+    options = (settings.batch_size, settings.dtype, settings.force, settings.max_bad_fraction)
+    evaluator = Evaluator(state, console, job.command, *options)
     for name, node in list_benchmarks(config):
         table = evaluate_benchmark(name, node, subjects, settings, evaluator)
         if settings.print_table:

@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from wrapt import register_post_import_hook
@@ -30,6 +31,7 @@ PACKAGE = Path(__file__).parent.parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in a wheel, or in a checkout
 
 
+OPTIONAL = ("experiment", "peft", "stage")  # groups of which nothing may be chosen
 STUDY_KEYS = ("experiment", "jobs", "benchmark", "plan", "hydra", "words")  # other words are those of `cal train`
 
 
@@ -73,11 +75,13 @@ def run(name: str, task: Callable[[DictConfig], None], words: list[str]) -> None
     full_error = os.environ.setdefault("CAL_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0")) == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise, instead of printing and exiting with 1
     logging.getLogger().addHandler(logging.NullHandler())  # libraries' log lines are not ours
+    words = [name_nothing(word) for word in words]
     words = [quote_path(word) for word in (gather_train_words(words) if name == "study" else words)]
     if name == "bench" and has_sweep(words):
         words = [*words, "--multirun"]
     sys.argv = [f"cal {name}", *words]
-    call = functools.partial(run_task, task=task, full_error=full_error)
+    failed: list[tuple[str, Any]] = []  # the jobs of a sweep that failed, and their exit codes
+    call = functools.partial(run_task, task=task, full_error=full_error, failed=failed)
     functools.update_wrapper(call, run_task)
     try:
         if "--help" in words or "-h" in words:
@@ -88,6 +92,10 @@ def run(name: str, task: Callable[[DictConfig], None], words: list[str]) -> None
         if full_error or not is_usage_error(error):
             raise
         fail(explain(error, CONF, config_name, words))
+    if failed:
+        commands = "".join(f"\n  {command}" for command, _ in failed)
+        typer.echo(f"cal: {len(failed)} of the sweep's jobs failed:{commands}", err=True)
+        raise SystemExit(max(failed, key=lambda job: job[1] != 2)[1])
 
 
 def gather_train_words(words: list[str]) -> list[str]:
@@ -106,6 +114,14 @@ def gather_train_words(words: list[str]) -> list[str]:
             passed_on.append(word)
     quoted = ", ".join('"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"' for word in passed_on)
     return [*own, f"words=[{quoted}]"] if passed_on else own
+
+
+def name_nothing(word: str) -> str:
+    """Replace null, which Hydra takes for no choice of a group, by `none` in the groups that have it."""
+    group, _, choices = word.partition("=")
+    if group not in OPTIONAL:
+        return word
+    return f"{group}={','.join('none' if choice == 'null' else choice for choice in choices.split(','))}"
 
 
 def has_sweep(words: list[str]) -> bool:
@@ -134,8 +150,25 @@ def quote_path(word: str) -> str:
     return f'{key}="{escaped}"'
 
 
-def run_task(config: DictConfig, task: Callable[[DictConfig], None], full_error: bool) -> None:
-    """The task that Hydra runs, in this process or in a job of one of its launchers."""
+def run_task(
+    config: DictConfig, task: Callable[[DictConfig], None], full_error: bool, failed: list[tuple[str, Any]]
+) -> None:
+    """The task that Hydra runs, in this process or in a job of one of its launchers.
+
+    A sweep in this process goes on after a job that failed, which is added to `failed`; not after an interruption.
+    """
+    try:
+        carry_out(config, task, full_error)
+    except SystemExit as end:
+        settings = HydraConfig.get()
+        alone = settings.mode != RunMode.MULTIRUN or not settings.launcher._target_.endswith("BasicLauncher")
+        if alone or full_error or end.code not in (1, 2):
+            raise
+        failed.append((get_job().command, end.code))
+
+
+def carry_out(config: DictConfig, task: Callable[[DictConfig], None], full_error: bool) -> None:
+    """Call the task, and report wrong input in one sentence."""
     register_post_import_hook(silence, "transformers")  # when a command imports it: a report or a plan does not
     try:
         task(OmegaConf.create(OmegaConf.to_container(config, resolve=True)))  # type: ignore[arg-type]

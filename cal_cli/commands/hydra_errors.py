@@ -22,7 +22,7 @@ FEW = 12  # options that are listed completely
 
 def is_usage_error(error: BaseException) -> bool:
     """Return whether an error raised by Hydra comes from the words on the command line."""
-    plain = type(error) is ValueError and "can be specified" in str(error)
+    plain = type(error) is ValueError and re.search("can be specified|Config group override", str(error)) is not None
     path = isinstance(error, OSError) and error.filename is not None  # an output folder that cannot be made
     return plain or path or isinstance(error, HydraException | OmegaConfBaseException)
 
@@ -46,6 +46,9 @@ def explain(error: BaseException, conf: Path, config_name: str, words: list[str]
         quoted = value.strip("'\"").replace("\\", "\\\\").replace('"', '\\"')
         typed = shlex.quote(f'{key}="{quoted}"')
         return f"{error.override}: cannot be read as key=value; type {typed} if its value is a text"
+    if "Config group override" in text:
+        word = next((word for word in words if re.search(r"=.*\bnull\b", word)), "null")
+        return f"{word}: null is no choice of a group; cal {config_name.replace('_', '-')} --help lists the choices"
     if isinstance(error, SearchPathException):
         return f"{lines[0]}: give an existing folder to --config-dir"
     several = re.search(r"Ambiguous value for argument '(([^=']+)=([^']+))'", text)

@@ -5,6 +5,7 @@ The same command again continues a run, or finds it complete.
 
 import dataclasses
 import math
+import re
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -22,6 +23,7 @@ from transformers import PrinterCallback, set_seed
 from cal_cli.commands.hydra_app import Job, get_job
 from cal_cli.data.collator import Collator
 from cal_cli.data.noise import describe_changes, inject_noise, load_data
+from cal_cli.data.sample import NEIGHBOURS, Conversations
 from cal_cli.evaluation.evaluator import Scorer
 from cal_cli.models.load import ModelSource, checkpoint_activations
 from cal_cli.models.parts import add_adapters, count_trainable, describe_rounding, freeze_parts, trains_only_projector
@@ -41,7 +43,14 @@ from cal_cli.training.arguments import (
     make_training_arguments,
     uses_bf16,
 )
-from cal_cli.training.callbacks import BadSamples, CheckpointRemover, MetricsWriter, ProgressReporter, StopOnSignal
+from cal_cli.training.callbacks import (
+    BadSamples,
+    CheckpointRemover,
+    MetricsWriter,
+    ProgressReporter,
+    StopOnSignal,
+    TooManyBadSamples,
+)
 from cal_cli.training.memory import Plan, plan_memory
 from cal_cli.training.record import find_changed_inputs, identify_inputs, read_inputs, save_weights, summarize
 from cal_cli.training.reference import load_objective_reference, prepare_scores
@@ -136,6 +145,8 @@ def prepare(
     with state.main_process_first():  # the others read what the first has computed
         data = prepare_scores(objective, model, collate, data, settings.batch_size, console)
         last = find_last_checkpoint(job.folder)
+    if collate.leave_out:
+        collate = dataclasses.replace(collate, spare=find_good_sample(data, collate))
     scorer = None if settings.evaluate_every is None else make_scorer(config, settings, processor)
     bad_samples = BadSamples(job.folder / "bad_samples.jsonl", data.max_bad, partial(console.print))
     if state.is_main_process:
@@ -158,6 +169,18 @@ def prepare(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, last
+
+
+def find_good_sample(data: Conversations, collate: Collator) -> dict | None:
+    """Return the first sample that can be used; None if the first `NEIGHBOURS` cannot."""
+    for place in range(min(len(data), NEIGHBOURS)):
+        try:
+            sample = {key: value for key, value in data[place].items() if key != "bad"}
+            collate([sample])
+            return sample
+        except InputError:
+            continue
+    return None
 
 
 def make_scorer(config: DictConfig, settings: TrainConfig, processor: Any) -> Scorer:
@@ -208,7 +231,17 @@ def finish(
         if trainer.objective.state:
             write_json(folder / LEARNT, trainer.objective.state, indent=None)
         write_summary(folder, summary)
-    if problem and not isinstance(problem, NonFiniteLoss | OSError | SafetensorError):
+    if "DataLoader worker" in str(problem):  # the error of another process, with its traceback
+        kind, _, text = str(problem).strip().rpartition("\n")[2].partition(": ")
+        problem = InputError(text) if kind.endswith(("InputError", "UnusableSamples")) else problem
+    if isinstance(problem, InputError) and not isinstance(problem, TooManyBadSamples):
+        data = trainer.train_dataset
+        raise InputError(
+            f"{problem}; data.max_bad_fraction leaves out {data.max_bad} of {len(data)} samples: give a larger one, or "
+            "the good samples that cal data-check writes"
+        ) from problem
+    full_disk = isinstance(problem, RuntimeError) and re.search("PytorchStreamWriter|inline_container", str(problem))
+    if problem and not full_disk and not isinstance(problem, NonFiniteLoss | OSError | SafetensorError):
         raise problem
     if problem:
         console.quiet = False  # whichever process failed reports

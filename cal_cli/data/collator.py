@@ -48,8 +48,8 @@ class UnusableSamples(InputError):
         wrong: for each sample of the batch, whether it is one of them.
     """
 
-    def __init__(self, message: str, problem: str, wrong: list[bool]) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, problem: str = "", wrong: Sequence[bool] = ()) -> None:
+        super().__init__(message)  # alone where a worker's error is raised again
         self.problem, self.wrong = problem, wrong
 
 
@@ -73,10 +73,12 @@ class Collator:
             from 0, and -1 elsewhere.
         leave_out: leave bad samples out of a batch that has a good one. If there are any, `bad` lists them, together
             with those that the dataset replaced.
+        spare: with `leave_out`, a good sample that stands in for a batch in which all are bad.
 
     Raises:
-        InputError: a sample has no supervised token, is cut within its image, has another number of loss weights than
-            tokens, or was replaced by another; with `leave_out`, all samples of the batch are bad.
+        InputError: a sample has no supervised token, is cut within its image, is refused by the processor, has another
+            number of loss weights than tokens, or was replaced by another; with `leave_out` and no spare, all samples
+            of the batch are bad.
     """
 
     processor: Any
@@ -84,18 +86,20 @@ class Collator:
     keep_ids: bool = False
     leave_out: bool = False
     keep_text: bool = False
+    spare: dict | None = None
 
     def __call__(self, samples: list[dict]) -> BatchFeature:
         bad = [one for sample in samples for one in sample.get("bad", ())]
         if bad and not self.leave_out:
             raise InputError(f"sample {bad[0].id}: {bad[0].problem}")
         samples = [sample for sample in samples if "conversations" in sample]
-        if not samples:
+        if not samples and self.spare is None:
             raise UnusableSamples(f"sample {bad[0].id}: {bad[0].problem}", bad[0].problem, [])
         try:
-            batch = self._batch(samples)
+            batch = self._batch(samples or [self.spare or {}])
         except UnusableSamples as error:
             kept = [sample for sample, wrong in zip(samples, error.wrong, strict=True) if not wrong]
+            kept = kept or ([] if self.spare is None else [self.spare])
             if not self.leave_out or not kept:
                 raise
             left_out = [sample for sample, wrong in zip(samples, error.wrong, strict=True) if wrong]
@@ -129,9 +133,22 @@ class Collator:
                 return_dict=True,
                 processor_kwargs={"padding": True, "padding_side": "right", **offsets},
             )
-        except ValueError as error:  # for example a template that shows fewer images than there are
-            names = ", ".join(shorten(str(sample["id"])) for sample in samples)
-            raise InputError(f"the model's processor refuses the samples {names}: {error}") from error
+        except (ValueError, IndexError) as error:  # for example a text with the model's own image token
+            if len(samples) == 1:
+                problem = f"the model's processor refuses it: {str(error).splitlines()[0]}"
+                named = f"sample {shorten(str(samples[0]['id']))}: {problem}"
+                raise UnusableSamples(named, problem, [True]) from error
+            wrong, named = [], ""
+            for sample in samples:
+                try:
+                    self._batch([sample])
+                    wrong.append(False)
+                except UnusableSamples as cause:
+                    wrong.append(True)
+                    named, problem = named or str(cause), cause.problem
+            if not any(wrong):
+                raise
+            raise UnusableSamples(named, problem, wrong) from error
         replaced = batch.pop("text_replacement_offsets", [()] * len(samples))  # missing for text only
         batch.convert_to_tensors("pt")  # only now: some processors would convert the replacement offsets too
         # The processor's own mask is not used: in transformers 5.17 it is shifted by the length of the image, and it

@@ -1,7 +1,7 @@
 """Ask checkpoints every question of a benchmark once, in any number of processes, and score the answers."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from rich.console import Console
 
 from cal_cli.data.collator import to_messages
 from cal_cli.evaluation.benchmark import IMAGE, Benchmark
-from cal_cli.evaluation.metrics import Question
+from cal_cli.evaluation.metrics import UNREADABLE, Question
 from cal_cli.evaluation.results import AnswerLog, load_results, score_answers
 from cal_cli.models.load import load_checkpoint
 from cal_cli.runtime.console import show_progress
-from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.errors import InputError, shorten
 from cal_cli.runtime.provenance import get_device_name, get_versions
 from cal_cli.runtime.runs import get_run_name
 from cal_cli.statistics.bootstrap import sum_by_group
@@ -39,6 +39,7 @@ class Evaluator:
         batch_size: questions answered at once by a device.
         dtype: of the weights, see `load_checkpoint`.
         anew: discard the answers of an interrupted evaluation, which otherwise are used again.
+        max_bad_fraction: largest fraction of questions whose image cannot be read, which are scored as wrong.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class Evaluator:
         batch_size: int,
         dtype: str | None,
         anew: bool = False,
+        max_bad_fraction: float = 0.0,
     ) -> None:
+        self.max_bad_fraction = max_bad_fraction
         self.state, self.console, self.command = state, console, command
         self.batch_size, self.dtype, self.anew = batch_size, dtype, anew
         self.loaded: tuple[Path, Any, Any] | None = None
@@ -114,6 +117,18 @@ class Evaluator:
         missing = [[batch for batch in group if any(asked[i].id not in known for i in batch)] for group in groups]
         mine = [group for group in missing if group][self.state.process_index :: self.state.num_processes]
         new: dict[str, str] = {}
+        allowed, bad = int(self.max_bad_fraction * len(asked)), list(known.values()).count(UNREADABLE)
+
+        def report(question: Question, error: InputError) -> None:
+            nonlocal bad
+            bad += 1
+            if bad > allowed:
+                raise InputError(
+                    f"question {shorten(question.id)}: {error}; {bad} such questions are more than max_bad_fraction="
+                    f"{self.max_bad_fraction} allows of {len(asked)}, which are scored as wrong"
+                ) from error
+            self.console.print(f"question {shorten(question.id)}: {error}; it is scored as wrong", markup=False)
+
         with show_progress(title, sum(len(batch) for group in mine for batch in group), self.console) as advance:
 
             def keep(found: dict[int, str]) -> None:
@@ -122,7 +137,7 @@ class Evaluator:
                 new.update(by_id)
                 advance(len(found))
 
-            generate_answers(model, processor, asked, self.batch_size, benchmark.max_new_tokens, mine, keep)
+            generate_answers(model, processor, asked, self.batch_size, benchmark.max_new_tokens, mine, keep, report)
         shares = gather_object([new])
         assert len(set().union(*shares)) == sum(map(len, shares))  # no question was answered by two processes
         return {identity: text for share in shares for identity, text in share.items()}
@@ -145,6 +160,11 @@ class Scorer:
         self.metric, self.headline = benchmark.metric, list(headline)
         self.max_new_tokens = benchmark.max_new_tokens
         self.questions = spread([question for question in benchmark.questions if question.answers], limit)
+        for question in self.questions:  # so that no image ends a training
+            try:
+                question.images()
+            except InputError as error:
+                raise InputError(f"evaluate_every: question {shorten(question.id)}: {error}") from error
         self.processor, self.batch_size = processor, batch_size
 
     def score(self, model: Any) -> dict[str, float]:
@@ -203,37 +223,62 @@ def generate_answers(
     max_new_tokens: int,
     groups: Sequence[Sequence[Sequence[int]]] | None = None,
     keep: Callable[[dict[int, str]], None] = lambda answers: None,
+    report: Callable[[Question, InputError], None] | None = None,
 ) -> dict[int, str]:
     """Answer questions by greedy decoding, in batches padded on the left.
 
     `groups` are batches of indices into `questions`, as from `make_batches` (None means all questions); `keep` is
-    called after each batch with its answers by index.
+    called after each batch with its answers by index; `report` is called for a question whose image cannot be read,
+    with the error, and the answer is `UNREADABLE` (None means raise the error).
 
     Returns:
         The answers by index, without special tokens and outer white space.
 
-    Raises InputError if a single question does not fit into memory.
+    Raises InputError, which names the question, if one does not fit into memory or the processor refuses it.
     """
     if groups is None:
         groups = make_batches(questions, count_tokens(questions, processor), batch_size)
     answers: dict[int, str] = {}
     for batch in (batch for group in groups for batch in group):
-        found = answer_batch(model, processor, questions, list(batch), max_new_tokens)
+        images: dict[str | None, list[Any]] = {}
+        found: dict[int, str] = {}
+        for place in batch:
+            question = questions[place]
+            try:
+                if question.image_name not in images:
+                    images[question.image_name] = question.images()
+            except InputError as error:
+                if report is None:
+                    raise InputError(f"question {shorten(question.id)}: {error}") from error
+                report(question, error)
+                found[place] = UNREADABLE
+        readable = [place for place in batch if place not in found]
+        if readable:
+            found |= answer_batch(model, processor, questions, readable, images, max_new_tokens)
         answers |= found
         keep(found)
     return answers
 
 
 def answer_batch(
-    model: Any, processor: Any, questions: Sequence[Question], batch: list[int], max_new_tokens: int
+    model: Any,
+    processor: Any,
+    questions: Sequence[Question],
+    batch: list[int],
+    images: Mapping[str | None, list[Any]],
+    max_new_tokens: int,
 ) -> dict[int, str]:
-    """Answer one batch, by index; a batch that does not fit into memory is halved, repeatedly if needed."""
+    """Answer one batch, by index; one that does not fit into memory, or is refused, is halved, repeatedly if needed."""
     try:
-        texts = answer_questions(model, processor, [questions[place] for place in batch], max_new_tokens)
+        texts = answer_questions(model, processor, [questions[place] for place in batch], images, max_new_tokens)
         return dict(zip(batch, texts, strict=True))
     except Exception as error:
-        if not should_reduce_batch_size(error):
+        refused = isinstance(error, ValueError | IndexError)  # by the processor: one of the questions is the cause
+        if not refused and not should_reduce_batch_size(error):
             raise
+        if len(batch) == 1 and refused:
+            problem = f"the model's processor refuses it: {str(error).splitlines()[0]}"
+            raise InputError(f"question {shorten(questions[batch[0]].id)}: {problem}") from error
         if len(batch) == 1:
             raise InputError(
                 f"question {questions[batch[0]].id!r} does not fit into memory, even alone: give a smaller "
@@ -243,15 +288,21 @@ def answer_batch(
         torch.cuda.empty_cache()
     middle = len(batch) // 2
     halves = (
-        answer_batch(model, processor, questions, half, max_new_tokens) for half in (batch[:middle], batch[middle:])
+        answer_batch(model, processor, questions, half, images, max_new_tokens)
+        for half in (batch[:middle], batch[middle:])
     )
     return {place: text for half in halves for place, text in half.items()}
 
 
-def answer_questions(model: Any, processor: Any, questions: Sequence[Question], max_new_tokens: int) -> list[str]:
-    """Answer questions in one batch."""
-    shown = {question.image_name: question.images() for question in questions}
-    messages = [to_messages(make_turns(question), shown[question.image_name]) for question in questions]
+def answer_questions(
+    model: Any,
+    processor: Any,
+    questions: Sequence[Question],
+    images: Mapping[str | None, list[Any]],
+    max_new_tokens: int,
+) -> list[str]:
+    """Answer questions in one batch, with the images by their names."""
+    messages = [to_messages(make_turns(question), images[question.image_name]) for question in questions]
     batch = processor.apply_chat_template(
         messages,
         tokenize=True,

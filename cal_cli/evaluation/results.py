@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cal_cli.evaluation.benchmark import Benchmark
-from cal_cli.evaluation.metrics import Question
+from cal_cli.evaluation.metrics import UNREADABLE, Question
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import read_json, write_json, write_whole
 from cal_cli.runtime.provenance import begin_work, find_differences, get_versions
@@ -63,6 +63,7 @@ def score_answers(
         "split": benchmark.split,
         "n": len(asked),
         "without_answers": len(benchmark.questions) - len(asked),
+        **({"unreadable": unreadable} if (unreadable := list(texts).count(UNREADABLE)) else {}),
         "pictures": len(set(images)),
         "metrics": estimate_values(benchmark.metric.compute, parts, images, benchmark.metric.top) if parts else {},
         "metric": benchmark.metric_config,

@@ -53,7 +53,14 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Return the mean, over the annotators, of min(1, a third of the other annotators who agree with the prediction).
 
     Source: VQA accuracy (Antol et al. 2015), with normalized answers, as in TextVQA.
+
+    Raises ValueError for fewer than four annotators, with whom no prediction could reach 1.
     """
+    if len(answers) < 4:
+        raise ValueError(
+            f"vqa_accuracy needs the answers of at least 4 annotators, not {len(answers)}: rule=exact_match takes any "
+            "number"
+        )
     given, said = normalize(prediction), [normalize(answer) for answer in answers]
     agreeing = said.count(given)
     return sum(min(1.0, (agreeing - (answer == given)) / 3) for answer in said) / len(said)
@@ -100,6 +107,8 @@ def parse_number(text: str) -> float | None:
 def contained(prediction: str, answers: Sequence[str], dataset: str = "") -> float:
     """Return 1 if the prediction contains one of the answers; else 0.
 
+    Raises ValueError for a blank answer, which any prediction contains.
+
     Source: OCRBench (Liu et al. 2023). Letter case, line breaks and full-width forms of ASCII are ignored; for
     handwritten formulas (`dataset` HME100k), spaces and line breaks are.
     """
@@ -109,6 +118,8 @@ def contained(prediction: str, answers: Sequence[str], dataset: str = "") -> flo
             return text.strip().replace("\n", " ").replace(" ", "")
         return to_half_width(text).lower().strip().replace("\n", " ")
 
+    if not all(map(plain, answers)):
+        raise ValueError("an answer is blank, which any prediction contains: leave it out")
     return float(any(plain(answer) in plain(prediction) for answer in answers))
 
 
@@ -127,10 +138,12 @@ def letter_alone(prediction: str, answers: Sequence[str]) -> float:
 
     Source: ScienceQA's evaluation in LLaVA.
     """
-    answer = get_only(answers)
+    answer = get_only(answers).strip()
+    if len(answer) != 1:
+        raise ValueError(f"the answer {answer!r} is not a letter: rule=exact_match compares texts")
     text = prediction.strip()
     letter = text[0] if text[:1].isupper() and text[1:2] == "." else text
-    return float(letter.lower() == answer.strip().lower())
+    return float(letter.lower() == answer.lower())
 
 
 def first_character(prediction: str, answers: Sequence[str]) -> float:
@@ -140,7 +153,7 @@ def first_character(prediction: str, answers: Sequence[str]) -> float:
     """
     answer = get_only(answers).strip()
     if len(answer) != 1:
-        raise ValueError(f"the answer {answer!r} is not a single character")
+        raise ValueError(f"the answer {answer!r} is not a single character: rule=exact_match compares texts")
     return float(prediction.strip()[:1].lower() == answer.lower())
 
 
@@ -212,7 +225,7 @@ def extract_letter(prediction: str, choices: str) -> str:
 def get_only(answers: Sequence[str]) -> str:
     """Return the single right answer. Raises ValueError if there are more, of which a rule would ignore all but one."""
     if len(answers) != 1:
-        raise ValueError(f"the rule takes one right answer, not {len(answers)}")
+        raise ValueError(f"the rule takes one right answer, not {len(answers)}: rule=exact_match and anls take several")
     return answers[0]
 
 
@@ -228,7 +241,7 @@ def get_yes_or_no(answers: Sequence[str]) -> str:
     """Return the right answer, `yes` or `no`. Raises ValueError if it is another."""
     answer = get_only(answers).lower().strip().replace(".", "")
     if answer not in ("yes", "no"):
-        raise ValueError(f"the answer {answer!r} is neither yes nor no")
+        raise ValueError(f"the answer {answer!r} is neither yes nor no: rule=exact_match compares texts")
     return answer
 
 
