@@ -25,7 +25,7 @@ from cal_cli.data.collator import Collator
 from cal_cli.data.noise import describe_changes, inject_noise, load_data
 from cal_cli.data.sample import NEIGHBOURS, Conversations
 from cal_cli.evaluation.evaluator import Scorer
-from cal_cli.models.load import ModelSource, checkpoint_activations
+from cal_cli.models.load import ModelSource, check_contrast, checkpoint_activations
 from cal_cli.models.parts import add_adapters, count_trainable, describe_rounding, freeze_parts, trains_only_projector
 from cal_cli.objective import NonFiniteLoss, RuleLoss
 from cal_cli.objective.passes import unwrap_adapters
@@ -43,14 +43,7 @@ from cal_cli.training.arguments import (
     make_training_arguments,
     uses_bf16,
 )
-from cal_cli.training.callbacks import (
-    BadSamples,
-    CheckpointRemover,
-    MetricsWriter,
-    ProgressReporter,
-    StopOnSignal,
-    TooManyBadSamples,
-)
+from cal_cli.training.callbacks import BadSamples, CheckpointRemover, MetricsWriter, ProgressReporter, StopOnSignal
 from cal_cli.training.memory import Plan, plan_memory
 from cal_cli.training.record import find_changed_inputs, identify_inputs, read_inputs, save_weights, summarize
 from cal_cli.training.reference import load_objective_reference, prepare_scores
@@ -87,6 +80,8 @@ def carry_out(config: DictConfig, settings: TrainConfig, processes: int, job: Jo
         console.print(f"{job.folder}: already completed; force=true repeats it")
         return
     objective = build(config, "objective")
+    if objective.rule.contrasts:
+        check_contrast(build(config, "model").load_config(), "model")
     if processes * settings.launch.machines > 1 and not is_worker():
         if code := run_workers([*job.words, f"hydra.run.dir='{job.folder}'"], settings.launch, processes, job.folder):
             raise SystemExit(code)
@@ -234,12 +229,14 @@ def finish(
     if "DataLoader worker" in str(problem):  # the error of another process, with its traceback
         kind, _, text = str(problem).strip().rpartition("\n")[2].partition(": ")
         problem = InputError(text) if kind.endswith(("InputError", "UnusableSamples")) else problem
-    if isinstance(problem, InputError) and not isinstance(problem, TooManyBadSamples):
+    if isinstance(problem, InputError) and str(problem).startswith("sample "):
         data = trainer.train_dataset
         raise InputError(
             f"{problem}; data.max_bad_fraction leaves out {data.max_bad} of {len(data)} samples: give a larger one, or "
             "the good samples that cal data-check writes"
         ) from problem
+    if isinstance(problem, ValueError) and not isinstance(problem, InputError):  # what the model or the loss refuses
+        raise InputError(f"{type(trainer.model).__name__}: {str(problem).splitlines()[0]}") from problem
     full_disk = isinstance(problem, RuntimeError) and re.search("PytorchStreamWriter|inline_container", str(problem))
     if problem and not full_disk and not isinstance(problem, NonFiniteLoss | OSError | SafetensorError):
         raise problem

@@ -1,5 +1,7 @@
 """Open images as a person sees them: the one function that reads image files, for training, benchmarks and checks."""
 
+import base64
+import binascii
 import io
 import os
 import struct
@@ -12,6 +14,7 @@ from PIL import Image, ImageColor, ImageOps
 from cal_cli.runtime.errors import InputError, shorten
 
 MAX_PIXELS = 89_478_485  # beyond this Pillow warns of a decompression bomb
+ENCODED = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk0")  # how JPEG, PNG, GIF, WebP and BMP begin in base64
 MAX_ASPECT_RATIO = 200  # that of Qwen2-VL's image processor; thinner images become gigabytes of patches
 
 
@@ -54,15 +57,37 @@ def open_content(
 
     Raises InputError as `open_image`, or if the name has a problem, see `find_file_problem`.
     """
-    if isinstance(content, str):
+    if isinstance(content, str) and (inline := decode_inline(content)) is not None:
+        content = inline
+    elif isinstance(content, str):
         if problem := find_file_problem(content, folder):
             raise InputError(problem)
         content = folder / content
     return open_image(io.BytesIO(content) if isinstance(content, bytes) else content, max_pixels, background)
 
 
+def decode_inline(name: str) -> bytes | None:
+    """Return the contents of an image that stands in place of its name: a data URL, or bare base64; None for a name.
+
+    Raises InputError for a data URL that is not base64.
+    """
+    if not name.startswith(("data:", *ENCODED)):
+        return None
+    try:
+        return base64.b64decode(name.partition(",")[2] if name.startswith("data:") else name, validate=True)
+    except (binascii.Error, ValueError) as error:
+        if name.startswith("data:"):
+            raise InputError(f"its image is a data URL that is not base64 ({error})") from error
+        return None
+
+
 def find_file_problem(name: str, folder: Path) -> str | None:
     """Describe why an image cannot be in a folder by its name, or that it is not there; None if it is."""
+    try:
+        if decode_inline(name) is not None:
+            return None
+    except InputError as error:
+        return str(error)
     shown = shorten(name)
     # links below the folder are followed: LLaVA's data are usually laid out with them
     if ".." in Path(name).parts or not Path(os.path.abspath(folder / name)).is_relative_to(os.path.abspath(folder)):

@@ -1,5 +1,6 @@
 """Read and write LLaVA's conversation JSON, with images in a folder: the format of users' own data."""
 
+import io
 import json
 import os
 import random
@@ -10,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from cal_cli.data.images import MAX_PIXELS, check_background, find_file_problem, open_content, open_image
+from cal_cli.data.images import MAX_PIXELS, check_background, decode_inline, find_file_problem, open_content, open_image
 from cal_cli.data.sample import Bad, Conversations, Entry, get_image_names, rename_images
 from cal_cli.data.validate import find_problem, get_id, make_bad_fraction_error, normalize, parse_line
 from cal_cli.runtime.errors import InputError
@@ -159,8 +160,9 @@ def read_entries(source: Source, key: str) -> list[Any]:
 
 
 def open_relative(folder: Path, background: str | None, name: str) -> Image.Image:
-    """Read an image by its name relative to a folder; see `open_image`."""
-    return open_image(folder / name, background=background)
+    """Read an image by its name relative to a folder, or from its own contents; see `open_image`."""
+    inline = decode_inline(name)
+    return open_image(folder / name if inline is None else io.BytesIO(inline), background=background)
 
 
 def write_llava_json(entries: list[Entry], path: Path) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset
 
+from cal_cli.data.images import decode_inline
 from cal_cli.runtime.errors import InputError, shorten
 from cal_cli.runtime.provenance import fingerprint_states
 
@@ -48,7 +49,7 @@ def rename_images(entry: Entry, rename: Callable[[str], str]) -> Entry:
     """Return a copy of an entry with other names for its images."""
     if "image" not in entry:
         return entry
-    names = [rename(name) for name in get_image_names(entry)]
+    names = [name if decode_inline(name) is not None else rename(name) for name in get_image_names(entry)]
     return {**entry, "image": names[0] if isinstance(entry["image"], str) else names}
 
 
@@ -110,7 +111,8 @@ class Conversations(Dataset):
         """Return a fingerprint of the image files' names, sizes and times; that of no files if they are not files."""
         folder = self.image_folder
         names = [name for entry in self.entries for name in get_image_names(entry)] if folder is not None else []
-        return fingerprint_states(Path(folder or "", name) for name in dict.fromkeys(names))
+        files = (name for name in dict.fromkeys(names) if decode_inline(name) is None)
+        return fingerprint_states(Path(folder or "", name) for name in files)
 
     def __len__(self) -> int:
         return len(self.entries)

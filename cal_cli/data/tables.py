@@ -4,8 +4,6 @@ The rows stay on disk, memory-mapped, so a data set may be larger than memory, o
 row. Images are opened when their sample is read.
 """
 
-import base64
-import binascii
 import copy
 import hashlib
 import json
@@ -20,7 +18,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from cal_cli.data.formats import IMAGE_SUFFIX, TALKS, get_folder, load_table
-from cal_cli.data.images import MAX_PIXELS, check_background, open_content
+from cal_cli.data.images import MAX_PIXELS, check_background, decode_inline, open_content
 from cal_cli.data.sample import ANNOTATIONS, Bad, Conversations, Entry
 from cal_cli.data.validate import find_problem, get_id, make_bad_fraction_error, mark_images, normalize, parse_line
 from cal_cli.runtime.errors import InputError
@@ -77,7 +75,7 @@ def load_conversations(
         else:
             good.append(number)
     if len(bad) > max_bad_fraction * len(read):
-        raise make_bad_fraction_error(f"data.path={path}: row {bad[0].id}: {bad[0].problem}", len(bad))
+        raise make_bad_fraction_error(f"data.path={path}: {bad[0].id}: {bad[0].problem}", len(bad))
     notes = [f"data.path={path}: {note}" for note in read.describe_images(missing)]
     data = Conversations(read.select(good) if bad else read, read.open_image, bad, max_bad_fraction)
     folder = read.folder if read.by_name else None
@@ -168,6 +166,8 @@ class Rows(Sequence[Entry]):
         elif images:
             named = self.by_name and self.images[index]
             entry["image"] = row[self.image_columns[self.chosen[index]]] if named else f"{index:08d}.png"
+        if self.talk in CAPTIONS and not isinstance(within, str):
+            entry["problem"] = f"its {self.talk} must be a text, not {within!r:.80}"
         if carried and self.images[index]:
             column = self.image_columns[self.chosen[index]]
             entry["problem"] = f"its messages carry images, and so does the column {column}: give one of them"
@@ -368,11 +368,8 @@ def read_carried(carried: Any) -> bytes | str:
         return carried
     if not isinstance(carried, str):
         raise InputError(f"its image is {carried!r:.80}, not a data URL or the name of a file")
-    if carried.startswith("data:"):
-        try:
-            return base64.b64decode(carried.partition(",")[2], validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise InputError(f"its image is a data URL that is not base64 ({error})") from error
+    if (inline := decode_inline(carried)) is not None:
+        return inline
     if "://" in carried and not carried.startswith("file://"):
         raise InputError(f"its image is at {carried:.80}: only data URLs and files are read; download it first")
     return carried.removeprefix("file://")

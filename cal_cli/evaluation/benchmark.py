@@ -200,6 +200,7 @@ class RowReader:
         taken, first = {question.id for _, question in found}, set()
         for number, question in found:
             if question.id in first:  # happens in published data
+                question.shared_id = question.id
                 while question.id in taken:
                     question.id = f"{question.id}-{number}"
                 taken.add(question.id)

@@ -31,11 +31,12 @@ class Question:
 
     Attributes:
         id: unique in its benchmark.
-        image: the same for all questions about the same images; None for a question without any.
+        image_name: the same for all questions about the same images; None for a question without any.
         question: the text for the model, with `<image>` in the place of each image.
         answers: in the form that the metric needs; empty if they are not known, so that nothing is scored.
         images: opens the images, RGB, one for each `<image>`.
         tags: what else the metric needs, such as the question's kind.
+        shared_id: the id that the data give it, if they give it to an earlier question too.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Question:
     answers: list[str]
     images: Callable[[], list[Image.Image]]
     tags: dict[str, str] = field(default_factory=dict)
+    shared_id: str | None = None
 
 
 Parts = dict[str, float]

@@ -80,11 +80,15 @@ def score_answers(
 def read_predictions(path: Path, questions: Sequence[Question], beyond: bool = False) -> list[str]:
     """Read the answers to questions, in their order, from JSON lines `{id, prediction}` as in `predictions.jsonl`.
 
-    With `beyond`, the file may answer other questions too. Other keys of a line are ignored.
+    With `beyond`, the file may answer other questions too. Other keys of a line are ignored, but `question` finds the
+    answers of a published id that several questions share, or else their order does.
 
     Raises InputError if a line is malformed, a question has no answer or two, or a line answers another question.
     """
-    known = {question.id for question in questions}
+    known: dict[str, list[Question]] = {}
+    for question in questions:
+        for name in filter(None, (question.id, question.shared_id)):
+            known.setdefault(name, []).append(question)
     answers: dict[str, str] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():
@@ -98,9 +102,12 @@ def read_predictions(path: Path, questions: Sequence[Question], beyond: bool = F
             ) from error
         if not isinstance(text, str):
             raise InputError(f"predictions={path}: line {number}: the prediction {text!r} is not a text")
-        if identity in answers:
+        left = [question for question in known.get(identity, []) if question.id not in answers]
+        if identity in known and not left:
             raise InputError(f"predictions={path}: line {number} answers question {identity!r} a second time")
-        answers[identity] = text
+        asked = [question for question in left if question.question == found.get("question")]
+        for question in (asked or left)[:1]:
+            answers[question.id] = text
         if identity not in known and not beyond:
             raise InputError(
                 f"predictions={path}: line {number} answers {identity!r}, which is not a question of this benchmark "

@@ -31,6 +31,7 @@ from cal_cli.models.llava import (
     make_llava_config,
     make_llava_processor,
 )
+from cal_cli.objective.passes import check_layers
 from cal_cli.runtime.errors import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -146,6 +147,14 @@ def load_checkpoint(path: str, dtype: str | None = None, device: torch.device | 
     processor = load_processor(path, "checkpoint")
     verify_processor(processor, model, f"checkpoint={path}")
     return model.to(device).eval(), processor
+
+
+def check_contrast(config: Any, key: str) -> None:
+    """Raise InputError, before data are read, if an objective cannot contrast a model with this config."""
+    try:
+        check_layers(config.get_text_config())
+    except ValueError as error:
+        raise InputError(f"{key}: {error}") from error
 
 
 def verify_processor(processor: Any, model: Any, named: str) -> None:
@@ -311,6 +320,8 @@ def load_config(
     Raises InputError if it is not available.
     """
     if path is not None:
+        if (Path(path) / ADAPTER).is_file():
+            path = json.loads((Path(path) / ADAPTER).read_text())["base_model_name_or_path"]
         try:
             return fetch(AutoConfig.from_pretrained, path, "model.path", local_files_only=True)
         except InputError:

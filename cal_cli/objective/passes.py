@@ -224,6 +224,16 @@ def get_position_ids(decoder: Any, given: Mapping[str, Any], batch: Mapping[str,
 ATTENTION_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
 
 
+def check_layers(config: Any) -> None:
+    """Raise ValueError if a decoder with this config cannot run without the image, because its layers carry state."""
+    others = set(getattr(config, "layer_types", None) or ()) - set(ATTENTION_LAYERS)
+    if others:
+        raise ValueError(
+            f"a {config.model_type} decoder has {', '.join(sorted(others))} layers: these carry state along the "
+            "columns, so masking the image and dropping it differ; objectives that contrast do not support this"
+        )
+
+
 def make_masks(
     decoder: Any, given: Mapping[str, Any], attended: Tensor, text: Tensor, kept: Tensor, samples: Tensor, order: Tensor
 ) -> Any:
@@ -246,12 +256,7 @@ def make_masks(
             "a supervised token directly follows its image, which flash attention does not support without the image "
             "(it drops masked columns as queries too): use attn_implementation='sdpa'"
         )
-    others = set(getattr(config, "layer_types", None) or ()) - set(ATTENTION_LAYERS)
-    if others:
-        raise ValueError(
-            f"{type(decoder).__name__} has {', '.join(sorted(others))} layers: these carry state along the columns, "
-            "so masking the image and dropping it differ; this is not supported"
-        )
+    check_layers(config)
     seen = text.gather(1, order)  # [samples, columns]
     masks = given.get("attention_mask")
     length = attended.shape[1]
