@@ -1,4 +1,4 @@
-"""Open images as a person sees them: the one function that reads image files, for training, benchmarks and checks."""
+"""Open images: the one function that reads image files, for training, benchmarks and checks."""
 
 import base64
 import binascii
@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageCms, ImageColor, ImageOps
 
 from cal_cli.runtime.errors import InputError, shorten
 
 MAX_PIXELS = 89_478_485  # beyond this Pillow warns of a decompression bomb
-ENCODED = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk0")  # how JPEG, PNG, GIF, WebP and BMP begin in base64
+ENCODED = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk")  # how JPEG, PNG, GIF, WebP and BMP begin in base64
+SHORTEST = 50  # characters of an image in base64
 MAX_ASPECT_RATIO = 200  # that of Qwen2-VL's image processor; thinner images become gigabytes of patches
 
 
-def open_image(file: Path | IO[bytes], max_pixels: int = MAX_PIXELS, background: str | None = "white") -> Image.Image:
+def open_image(
+    file: Path | IO[bytes], max_pixels: int = MAX_PIXELS, background: str | None = "white", icc: bool | None = None
+) -> Image.Image:
     """Read an image file as 8-bit RGB.
 
     The orientation in its EXIF data is applied. Of an animation, the first frame is read. Grey values of more than 8
@@ -29,6 +32,7 @@ def open_image(file: Path | IO[bytes], max_pixels: int = MAX_PIXELS, background:
         max_pixels: largest allowed number of pixels.
         background: the colour behind transparent pixels, by a name or code of `PIL.ImageColor`; None ignores
             transparency and shows the colours that the file has there, often black, as LLaVA's code does.
+        icc: convert colours by the file's ICC profile to sRGB; by default they stay as stored, as in LLaVA's code.
 
     Raises:
         InputError: it cannot be read as an image, has too many pixels or is too thin.
@@ -39,7 +43,7 @@ def open_image(file: Path | IO[bytes], max_pixels: int = MAX_PIXELS, background:
             width, height = image.size
             if width * height <= max_pixels and max(width, height) <= MAX_ASPECT_RATIO * min(width, height):
                 image.load()
-                return make_rgb(orient(image), background)
+                return make_rgb(orient(convert_colours(image) if icc else image), background)
     except Exception as error:  # each format's decoder fails with errors of its own
         problem = error.strerror if isinstance(error, OSError) and error.strerror else error or type(error).__name__
         raise InputError(f"{named}cannot be read as an image ({problem})") from error
@@ -51,7 +55,11 @@ def open_image(file: Path | IO[bytes], max_pixels: int = MAX_PIXELS, background:
 
 
 def open_content(
-    content: bytes | str | Path, folder: Path, max_pixels: int = MAX_PIXELS, background: str | None = "white"
+    content: bytes | str | Path,
+    folder: Path,
+    max_pixels: int = MAX_PIXELS,
+    background: str | None = "white",
+    icc: bool | None = None,
 ) -> Image.Image:
     """Open an image from its bytes, its path, or its name in a folder, which it must not leave; see `open_image`.
 
@@ -63,7 +71,7 @@ def open_content(
         if problem := find_file_problem(content, folder):
             raise InputError(problem)
         content = folder / content
-    return open_image(io.BytesIO(content) if isinstance(content, bytes) else content, max_pixels, background)
+    return open_image(io.BytesIO(content) if isinstance(content, bytes) else content, max_pixels, background, icc)
 
 
 def decode_inline(name: str) -> bytes | None:
@@ -71,7 +79,7 @@ def decode_inline(name: str) -> bytes | None:
 
     Raises InputError for a data URL that is not base64.
     """
-    if not name.startswith(("data:", *ENCODED)):
+    if not name.startswith("data:") and (not name.startswith(ENCODED) or len(name) < SHORTEST):
         return None
     try:
         return base64.b64decode(name.partition(",")[2] if name.startswith("data:") else name, validate=True)
@@ -104,6 +112,25 @@ def orient(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, TypeError, ValueError, struct.error):
         return image
+
+
+def convert_colours(image: Image.Image) -> Image.Image:
+    """Convert an image from the colours of its ICC profile to sRGB; leave it as it is without a valid profile."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode.startswith("I") or image.mode == "F":
+        return image
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    plain = image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")
+    try:
+        found = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = ImageCms.profileToProfile(plain, found, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (OSError, ImageCms.PyCMSError):
+        return image
+    assert converted is not None  # as the conversion is not in place
+    converted.info |= {key: value for key, value in image.info.items() if key == "exif"}
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted
 
 
 def make_rgb(image: Image.Image, background: str | None) -> Image.Image:

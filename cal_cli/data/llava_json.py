@@ -19,7 +19,11 @@ from cal_cli.runtime.files import write_whole
 
 
 def load_llava_json(
-    path: str, image_folder: str | None = None, max_bad_fraction: float = 0.001, background: str | None = "white"
+    path: str,
+    image_folder: str | None = None,
+    max_bad_fraction: float = 0.001,
+    background: str | None = "white",
+    icc: bool | None = None,
 ) -> Conversations:
     """Read a data set: a JSON list of entries, or one entry on each line (`.jsonl`). All entries are checked.
 
@@ -27,7 +31,7 @@ def load_llava_json(
         path: the file.
         image_folder: the folder that the entries' `image` names are relative to; None means that of the file.
         max_bad_fraction: largest share of malformed entries and of entries without their image, which are left out.
-        background: see `open_image`.
+        background, icc: see `open_image`.
 
     Raises:
         InputError: there is no such file, or too many entries are bad; the message names the first.
@@ -35,12 +39,17 @@ def load_llava_json(
     check_background(background, "data.background")
     source = Source(path, image_folder)
     entries, bad = read_good_entries({"data.path": source}, max_bad_fraction)
-    data = Conversations(entries["data.path"], partial(open_relative, source.folder, background), bad, max_bad_fraction)
+    read = partial(open_relative, source.folder, background, icc)
+    data = Conversations(entries["data.path"], read, bad, max_bad_fraction)
     return data.replace(image_folder=source.folder)
 
 
 def load_llava_mixture(
-    sources: list[Any], seed: int = 0, max_bad_fraction: float = 0.001, background: str | None = "white"
+    sources: list[Any],
+    seed: int = 0,
+    max_bad_fraction: float = 0.001,
+    background: str | None = "white",
+    icc: bool | None = None,
 ) -> Conversations:
     """Read several data sets as one, in their order.
 
@@ -49,7 +58,7 @@ def load_llava_mixture(
             epoch: 0.5 takes a random half, 2 takes each sample twice. Images are named by their full path.
         seed: of the random shares.
         max_bad_fraction: see `load_llava_json`.
-        background: see `open_image`.
+        background, icc: see `open_image`.
 
     Raises:
         InputError: as `load_llava_json`, or a weight that is not above 0.
@@ -63,7 +72,7 @@ def load_llava_mixture(
         whole, part = divmod(round(source.weight * len(found)), max(len(found), 1))
         entries += found * whole
         entries += [found[i] for i in sorted(random.Random(f"{number}-{seed}").sample(range(len(found)), part))]
-    data = Conversations(entries, partial(open_relative, Path(), background), bad, max_bad_fraction)
+    data = Conversations(entries, partial(open_relative, Path(), background, icc), bad, max_bad_fraction)
     return data.replace(image_folder=Path())
 
 
@@ -159,10 +168,10 @@ def read_entries(source: Source, key: str) -> list[Any]:
     return entries
 
 
-def open_relative(folder: Path, background: str | None, name: str) -> Image.Image:
+def open_relative(folder: Path, background: str | None, icc: bool | None, name: str) -> Image.Image:
     """Read an image by its name relative to a folder, or from its own contents; see `open_image`."""
     inline = decode_inline(name)
-    return open_image(folder / name if inline is None else io.BytesIO(inline), background=background)
+    return open_image(folder / name if inline is None else io.BytesIO(inline), background=background, icc=icc)
 
 
 def write_llava_json(entries: list[Entry], path: Path) -> str:

@@ -36,6 +36,7 @@ def load_conversations(
     rows: str | None = None,
     max_bad_fraction: float = 0.001,
     background: str | None = "white",
+    icc: bool | None = None,
 ) -> Conversations:
     """Read a data set with a column of conversations and, unless it is text only, one of images.
 
@@ -46,7 +47,7 @@ def load_conversations(
         image_folder: folder of the images, if their column holds file names; None means that of `path`.
         rows: a `rows.json` of `cal data-check`, with the numbers of the rows to use; None means all.
         max_bad_fraction: largest share of bad rows, which are left out.
-        background: see `open_image`.
+        background, icc: see `open_image`.
 
     The conversations are LLaVA's (`conversations`), chat messages (`messages`), question and answer pairs (`texts`, as
     in the Cauldron), a caption (`caption`, `txt`, `text`), or a JSON object with one of these (`json`, in tar shards).
@@ -60,7 +61,7 @@ def load_conversations(
     if not 0 <= max_bad_fraction < 1:
         raise InputError(f"data.max_bad_fraction={max_bad_fraction}: allowed is a share from 0 to below 1")
     check_background(background, "data.background")
-    read = Rows(load_table(path, name, split), path, image_folder, background)
+    read = Rows(load_table(path, name, split), path, image_folder, background, icc)
     if rows is not None:
         read = read.select(read_row_numbers(rows, len(read)))
     good: list[int] = []
@@ -89,7 +90,7 @@ class Rows(Sequence[Entry]):
         source: the data set.
         path: its name, for messages and for `image_folder`.
         image_folder: see `load_conversations`.
-        background: see `open_image`.
+        background, icc: see `open_image`.
 
     Attributes:
         kept: the numbers of the selected rows, int64; at first all rows.
@@ -100,8 +101,16 @@ class Rows(Sequence[Entry]):
         InputError: there is no column of conversations.
     """
 
-    def __init__(self, source: Any, path: str, image_folder: str | None, background: str | None = "white") -> None:
-        self.source, self.path, self.background, self.as_written = source, path, background, False
+    def __init__(
+        self,
+        source: Any,
+        path: str,
+        image_folder: str | None,
+        background: str | None = "white",
+        icc: bool | None = None,
+    ) -> None:
+        self.source, self.path, self.as_written = source, path, False
+        self.background, self.icc = background, icc
         talks = [column for column in TALKS if column in source.column_names]
         if not talks:
             raise InputError(
@@ -195,7 +204,7 @@ class Rows(Sequence[Entry]):
 
     def open_image(self, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """Open an image by the name that an entry has for it; see `cal_cli.data.images.open_image`."""
-        return open_content(self._find_image(name), self.folder, max_pixels, self.background)
+        return open_content(self._find_image(name), self.folder, max_pixels, self.background, self.icc)
 
     def identify_image(self, name: str) -> str:
         """Return the same text for images with the same contents, by their names in entries."""

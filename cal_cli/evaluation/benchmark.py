@@ -57,6 +57,7 @@ def make_benchmark(
     image: str | None = "image",
     image_folder: str | None = None,
     background: str | None = "white",
+    icc: bool | None = None,
     id: str | None = None,
     where: str | None = None,
     each: str | None = None,
@@ -86,7 +87,7 @@ def make_benchmark(
     rows, state = load_rows(path, name, split, revision)
     folder = Path(image_folder) if image_folder is not None else get_folder(path)
     expressions = {"answers": answers, "id": id, "where": where, "each": each, "outline": outline}
-    questions = RowReader(rows, image, folder, background, prompt, dict(tags or {}), expressions).make_questions()
+    questions = RowReader(rows, image, folder, background, icc, prompt, dict(tags or {}), expressions).make_questions()
     if not questions:
         raise InputError(f"benchmark.path={path}: the split {split} has no question")
     check_questions(questions, built)
@@ -122,6 +123,7 @@ class RowImages:
     number: int
     folder: Path
     background: str | None  # see `open_image`
+    icc: bool | None
 
     def read(self) -> list[Any]:
         """Read what the row has for each image: its bytes, a name, or both."""
@@ -138,7 +140,8 @@ class RowImages:
     def _open(self, value: Any) -> Image.Image:
         content = get_content(value)
         cached = isinstance(content, str) and not self.folder.is_dir()  # in the cache of a data set of the hub
-        return open_content(Path(str(content)) if cached else content, self.folder, background=self.background)
+        opened = Path(str(content)) if cached else content
+        return open_content(opened, self.folder, background=self.background, icc=self.icc)
 
     @property
     def shown(self) -> bool:
@@ -165,6 +168,7 @@ class RowReader:
     image: str | None
     folder: Path
     background: str | None
+    icc: bool | None
     prompt: str
     tags: dict[str, str]
     expressions: dict[str, str | None]
@@ -195,7 +199,7 @@ class RowReader:
         words = self.rows.remove_columns([self.image] if self.image is not None else [])
         images = self.rows.select_columns([self.image]) if self.image is not None else None
         for number in range(len(self.rows)):
-            row_images = RowImages(images, number, self.folder, self.background)
+            row_images = RowImages(images, number, self.folder, self.background, self.icc)
             found += [(number, question) for question in self.read_row(number, words[number], row_images)]
         taken, first = {question.id for _, question in found}, set()
         for number, question in found:

@@ -162,8 +162,8 @@ def overlap(begin: Tensor, end: Tensor, cells: int) -> Tensor:
 def find_image_grids(model: PreTrainedModel, batch: Mapping[str, Any]) -> list[ImageGrid]:
     """Find the grids of the images of a batch with a single sample, in their order in the text.
 
-    LLaVA-NeXT's tiles, and grids of Qwen-VL's patches, refer to the image as it is; square grids to what the image
-    processor makes of it, which may be padded or cut.
+    LLaVA-NeXT's tiles, and grids of Qwen-VL's patches, refer to the image as it is; other grids to what the image
+    processor makes of it, which may be padded or cut, and of which each token covers a square.
 
     Raises ValueError if it is not known where the model's image tokens belong.
     """
@@ -174,18 +174,32 @@ def find_image_grids(model: PreTrainedModel, batch: Mapping[str, Any]) -> list[I
     elif model.config.model_type == "llava_next":
         boxes = [place_tiles(model, size) for size in batch["image_sizes"].cpu()]
     else:
-        images = len(batch["pixel_values"]) if batch.get("pixel_values") is not None else 0
-        side = math.isqrt(len(columns) // max(images, 1))
-        if not images or side * side * images != len(columns):
+        sizes = [tuple(pixels.shape[-2:]) for pixels in get_seen_pixels(batch)]
+        side = max(math.isqrt(sum(height * width for height, width in sizes) // max(len(columns), 1)), 1)
+        grids = [(height // side, width // side) for height, width in sizes]
+        covered = [(side * rows, side * across) for rows, across in grids] == sizes != []
+        if not covered or sum(rows * across for rows, across in grids) != len(columns):
             raise ValueError(
                 f"{type(model).__name__}: it is not known where its image tokens belong in the image; supported are "
-                "square grids such as LLaVA's, LLaVA-NeXT's tiles, and Qwen-VL's patches"
+                "grids over the whole image such as LLaVA's, LLaVA-NeXT's tiles, and Qwen-VL's patches"
             )
-        boxes = [place_rows(side, side)] * images
+        boxes = [place_rows(rows, across) for rows, across in grids]
     if sum(map(len, boxes)) != len(columns):
         raise ValueError(f"{type(model).__name__}: {len(columns)} image tokens, but {sum(map(len, boxes))} places")
     parts = columns.split([len(one) for one in boxes])
     return [ImageGrid(part, one, get_shape(one)) for part, one in zip(parts, boxes, strict=True)]
+
+
+def get_seen_pixels(batch: Mapping[str, Any]) -> list[Tensor]:
+    """Return the pixels that the vision tower reads of each image, [channels, height, width]; none for tiles."""
+    pixels = batch.get("pixel_values")
+    if pixels is not None and pixels.dim() == 5 and pixels.shape[1] == 1:  # Idefics3 without splitting
+        pixels = pixels[:, 0]
+    if pixels is None or pixels.dim() != 4:
+        return []
+    sizes = batch.get("image_sizes")  # where images are padded to the largest of the batch, as Pixtral's are
+    sizes = [pixels.shape[-2:]] * len(pixels) if sizes is None else sizes.tolist()
+    return [image[:, :height, :width] for image, (height, width) in zip(pixels, sizes, strict=True)]
 
 
 def place_rows(rows: int, columns: int) -> Tensor:
@@ -245,8 +259,8 @@ def get_seen_images(model: Any, processor: Any, batch: Mapping[str, Any], opened
         torch.tensor(getattr(processor.image_processor, name)).view(-1, 1, 1) for name in ("image_mean", "image_std")
     )
     seen = []
-    for pixels in batch["pixel_values"].float().cpu():
-        levels = (pixels * std + mean).clamp(0, 1).mul(255).round().byte()
+    for pixels in get_seen_pixels(batch):
+        levels = (pixels.float().cpu() * std + mean).clamp(0, 1).mul(255).round().byte()
         seen.append(Image.fromarray(levels.permute(1, 2, 0).numpy()))
     return seen
 

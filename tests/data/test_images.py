@@ -1,12 +1,15 @@
-"""Images arrive as a person sees them, whatever their file format, and what cannot be read is refused in a sentence."""
+"""Images are read alike, whatever their file format, and what cannot be read is refused in a sentence."""
 
+import base64
 import io
+import json
 
+import datasets
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from cal_cli.data.images import MAX_ASPECT_RATIO, open_image
 from cal_cli.data.llava_json import load_llava_json, write_llava_json
@@ -145,3 +148,47 @@ def test_json_and_a_table_show_the_same_image(tmp_path):
 def test_a_background_that_is_no_colour_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"data\.background=whit: must be a colour"):
         load_llava_json(str(tmp_path / "data.json"), background="whit")
+
+
+def swap_primaries():
+    """The profile of sRGB with red's and blue's primaries swapped, by the offsets in its table of tags."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    count = int.from_bytes(profile[128:132], "big")
+    places = {bytes(profile[at : at + 4]): at + 4 for at in range(132, 132 + 12 * count, 12)}
+    red, blue = (slice(places[name], places[name] + 8) for name in (b"rXYZ", b"bXYZ"))
+    profile[red], profile[blue] = profile[blue], profile[red]
+    return bytes(profile)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+def test_a_profile_changes_colours_only_on_demand(mode):
+    image = Image.new("RGB", (6, 6), (200, 30, 60)).convert(mode)
+    content = encode(image, "PNG", icc_profile=swap_primaries())
+    assert np.array_equal(read(content), np.asarray(image.convert("RGB")))
+    swapped = np.asarray(image.convert("RGB"))[..., ::-1].astype(int)
+    assert np.abs(read(content, icc=True) - swapped).max() <= 1
+    assert np.array_equal(read(encode(image, "PNG", icc_profile=b"broken"), icc=True), np.asarray(image.convert("RGB")))
+
+
+def test_transparency_and_orientation_outlive_a_profile():
+    image = Image.new("RGBA", (6, 4), (200, 30, 60, 0))
+    exif = Image.Exif()
+    exif[274] = 6
+    content = encode(image, "PNG", icc_profile=swap_primaries(), exif=exif)
+    assert np.array_equal(read(content, icc=True), np.full((6, 4, 3), 255))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
+@pytest.mark.parametrize("form", ["bare", "url"])
+def test_base64_in_place_of_a_name_is_read(kind, form, tmp_path):
+    content = encode(Image.new("RGB", (8, 8), (250, 10, 20)), kind)
+    text = base64.b64encode(content).decode()
+    text = f"data:image/{kind.lower()};base64,{text}" if form == "url" else text
+    turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a disc"}]
+    (tmp_path / "a.json").write_text(json.dumps([{"id": "0", "image": text, "conversations": turns}] * 2))
+    expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    for data in (load_llava_json(str(tmp_path / "a.json")), load_conversations(str(tmp_path / "a.json"))):
+        assert np.array_equal(np.asarray(data[1]["image"]), expected)
+        assert data.fingerprint_images() == data.replace(entries=[]).fingerprint_images()
+    datasets.Dataset.from_list([{"image": text, "caption": "a disc"}] * 2).to_parquet(tmp_path / "a.parquet")
+    assert np.array_equal(np.asarray(load_conversations(str(tmp_path / "a.parquet"))[0]["image"]), expected)

@@ -11,6 +11,7 @@ from cal_cli.inspection.attention import (
     compute_relevancy,
     find_image_grids,
     find_sinks,
+    get_seen_pixels,
     place_rows,
     record_attention,
 )
@@ -177,6 +178,25 @@ def test_tiles_of_other_models_are_refused_in_a_sentence():
     one["input_ids"] = torch.cat([one["input_ids"], torch.full((1, 4), IMAGE)], dim=1)  # as of a second tile
     with pytest.raises(ValueError, match="it is not known where its image tokens belong"):
         find_image_grids(model, one)
+    one["pixel_values"] = one["pixel_values"].repeat(1, 4, 1, 1, 1)  # four tiles, whose tokens would fill a square
+    one["input_ids"] = torch.cat([one["input_ids"], torch.full((1, 8), IMAGE)], dim=1)
+    assert int((one["input_ids"] == IMAGE).sum()) == 16
+    with pytest.raises(ValueError, match="it is not known where its image tokens belong"):
+        find_image_grids(model, one)
+
+
+@pytest.mark.parametrize(("sizes", "shapes"), [([[36, 64]], [(9, 16)]), ([[16, 32], [24, 8]], [(4, 8), (6, 2)])])
+def test_grids_have_the_rows_and_columns_of_their_image(sizes, shapes):
+    model, _ = make(llava)
+    tokens = sum(rows * columns for rows, columns in shapes)
+    height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+    one = {
+        "input_ids": torch.tensor([[1, *[IMAGE] * tokens, 30, 31]]),
+        "pixel_values": torch.randn(len(sizes), 3, height, width),
+        "image_sizes": torch.tensor(sizes),
+    }
+    assert [grid.shape for grid in find_image_grids(model, one)] == shapes
+    assert [tuple(pixels.shape[1:]) for pixels in get_seen_pixels(one)] == [tuple(size) for size in sizes]
 
 
 def test_numbers_are_spread_over_the_area_of_their_token():
