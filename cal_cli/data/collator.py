@@ -26,7 +26,9 @@ def to_messages(turns: list[dict[str, str]], image: Any) -> list[dict]:
         content: list[dict[str, Any]] = []
         for place, text in enumerate(turn["value"].split("<image>")):
             if place:
-                content.append({"type": "image", "image": next(images)})
+                if (shown := next(images, images)) is images:
+                    raise ValueError("its text has more images than it comes with")
+                content.append({"type": "image", "image": shown})
             if text:
                 content.append({"type": "text", "text": text})
         messages.append({"role": ROLES[turn["from"]], "content": content})
@@ -123,19 +125,23 @@ class Collator:
         return int(labels[labels != IGNORED][-1]) in special | {tokenizer.eos_token_id}
 
     def _batch(self, samples: list[dict]) -> BatchFeature:
-        messages = [to_messages(sample["conversations"], sample["image"]) for sample in samples]
-        texts = render(messages, self.processor)
         offsets = {"return_offsets_mapping": True, "return_text_replacement_offsets": True}
         try:
+            messages = [to_messages(sample["conversations"], sample["image"]) for sample in samples]
+            texts = render(messages, self.processor)
             batch = self.processor.apply_chat_template(
                 messages,
                 tokenize=True,
                 return_dict=True,
                 processor_kwargs={"padding": True, "padding_side": "right", **offsets},
             )
-        except (ValueError, IndexError) as error:  # for example a text with the model's own image token
+        except InputError:
+            raise
+        except (ValueError, IndexError, TemplateError) as error:  # such as a text with the model's own image token
             if len(samples) == 1:
                 problem = f"the model's processor refuses it: {str(error).splitlines()[0]}"
+                if isinstance(error, TemplateError):
+                    problem = f"the model's chat template refuses the conversation ({error}): {ADVICE}"
                 named = f"sample {shorten(str(samples[0]['id']))}: {problem}"
                 raise UnusableSamples(named, problem, [True]) from error
             wrong, named = [], ""
@@ -274,10 +280,7 @@ def find_answers(messages: list[dict], processor: Any) -> RenderedText:
     """
 
     def text(turns: list[dict], prompt: bool = False) -> str:
-        try:
-            return processor.apply_chat_template(turns, add_generation_prompt=prompt)
-        except TemplateError as error:
-            raise InputError(f"the model's chat template refuses the conversation ({error}): {ADVICE}") from error
+        return processor.apply_chat_template(turns, add_generation_prompt=prompt)
 
     whole, answers = text(messages), []
     for place, message in enumerate(messages):

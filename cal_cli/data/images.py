@@ -91,12 +91,15 @@ def decode_inline(name: str) -> bytes | None:
 
 def find_file_problem(name: str, folder: Path) -> str | None:
     """Describe why an image cannot be in a folder by its name, or that it is not there; None if it is."""
+    shown = shorten(name)
     try:
-        if decode_inline(name) is not None:
+        if (inline := decode_inline(name)) is not None:
+            Image.open(io.BytesIO(inline))
             return None
     except InputError as error:
         return str(error)
-    shown = shorten(name)
+    except OSError:
+        return f"its image {shown} cannot be read as an image"
     # links below the folder are followed: LLaVA's data are usually laid out with them
     if ".." in Path(name).parts or not Path(os.path.abspath(folder / name)).is_relative_to(os.path.abspath(folder)):
         return f"its image {shown} leaves the folder {folder}"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -340,3 +341,68 @@ def test_a_rule_s_options_are_checked_and_its_scores_can_be_cached(tmp_path):
         assert refused.returncode == 2 and said in " ".join(refused.stderr.split()), refused.stderr
     told = cal(*words, "objective.contrast=cached", folder=tmp_path).stdout
     assert "scores before training: computing 16 samples once" in " ".join(told.split())
+
+
+@pytest.mark.parametrize("words", [["batch_size=1"], ["batch_size=4", "group_by_modality_length=true"]])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_allowed_bad_samples_end_no_run_however_batches_are_made(words, workers, tmp_path):
+    turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a disc"}]
+    entries = [{"id": str(n), "image": f"{n}.png", "conversations": turns} for n in range(16)]
+    for n in range(16):
+        content = Image.new("RGB", (64, 64), (n, 0, 0))
+        content.save(tmp_path / f"{n}.png")
+    for n in (0, 1, 2, 3):  # of the same length: a batch of their own
+        entries[n] = {"id": str(n), "conversations": [{"from": "human", "value": "x " * 90}, turns[1]]}
+    (tmp_path / "a.json").write_text(json.dumps(entries))
+    command = ["train", "data=llava_json", f"data.path={tmp_path / 'a.json'}", "max_length=60", "epochs=1"]
+    command += [f"workers={workers}", "name=bad", "launch.processes=1", *words]
+    refused = cal(*command, folder=tmp_path, check=False)
+    assert refused.returncode == 2 and "data.max_bad_fraction leaves out 0 of 16 samples" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    cal(*command, "data.max_bad_fraction=0.3", folder=tmp_path)
+    (summary,) = (json.loads(path.read_text()) for path in tmp_path.glob("runs/train/bad/*0.3*/summary.json"))
+    assert summary["status"] == "completed" and summary["bad_samples"] == 4
+
+
+def test_a_sweep_goes_on_and_lists_what_failed(tmp_path):
+    words = ["train", "-m", "data.n=32", "batch_size=8", "max_steps=1", "name=sweep", "max_length=5,80"]
+    swept = cal(*words, "objective=ce,cal", folder=tmp_path, check=False)
+    assert swept.returncode == 2 and "2 of the sweep's jobs failed" in swept.stderr
+    assert swept.stderr.count("max_length=5") > 2 and len(list(tmp_path.glob("runs/train/sweep/*80*/checkpoint"))) == 2
+    for objective in ("ce", "cal"):
+        assert f"\n  cal train data.n=32 batch_size=8 max_steps=1 name=sweep max_length=5 objective={objective}" in (
+            swept.stderr.replace("'", "")
+        )
+    again = cal(*words, "objective=ce,cal", folder=tmp_path, check=False)
+    assert again.stdout.count("already completed") == 2 and again.returncode == 2
+
+
+def test_nothing_is_a_choice_where_nothing_may_be_chosen(tmp_path):
+    small = ["data.n=32", "batch_size=8", "max_steps=1", "parts.vision_tower=0"]
+    for word in ("stage=null", "experiment=null"):
+        cal("train", *small, word, folder=tmp_path)
+    cal("train", "-m", *small, "peft=null,lora", "name=both", folder=tmp_path)
+    assert sorted(
+        "adapter" in {path.name for path in run.iterdir()} for run in tmp_path.glob("runs/train/both/*/")
+    ) == [False, True]
+    refused = cal("train", "data=null", folder=tmp_path, check=False)
+    assert refused.returncode == 2 and "data=null: null is no choice" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "message", ["PytorchStreamWriter failed writing file data/0", "[enforce fail at inline_container.cc:672] . pos"]
+)
+def test_what_torch_says_of_a_full_disk_is_explained(message, tmp_path, uninterrupted):
+    code = (
+        "import sys, torch\n"
+        "def full(*given, **more):\n"
+        f"    raise RuntimeError({message!r})\n"
+        "import cal_cli.training.run_trainer\n"
+        "torch.save = full\n"
+        "from cal_cli.cli import main\n"
+        "main()\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, "train", *SMALL], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert result.returncode == 1 and "is the disk full?" in result.stdout and "Traceback" not in result.stderr

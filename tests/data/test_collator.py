@@ -232,7 +232,7 @@ def test_several_pictures_of_a_turn_each_have_their_tokens_or_the_template_is_re
     assert answers(llava, batch, 0) == ["the first</s>"]
     one_alone = copy.copy(llava)
     one_alone.chat_template = "{% for m in messages %}{{ '<image>x' if loop.first else 'y' }}{% endfor %}"
-    with pytest.raises(InputError, match=r"refuses the samples s: .* 1 <image> tokens and 2 images"):
+    with pytest.raises(InputError, match=r"sample s: the model.s processor refuses it: .* 1 <image> tokens and 2 images"):
         Collator(one_alone)([two])
 
 
@@ -282,3 +282,25 @@ def test_the_text_of_the_tokens_is_that_of_the_template(processor, max_length):
             assert f" {answer}</s>".startswith(spelled) and (max_length is not None or spelled == f" {answer}</s>")
         supervised = batch["labels"][row] != -100
         assert torch.equal(supervised, (batch["answer"][row] >= 0) & (batch["attention_mask"][row] == 1))
+
+
+def test_a_batch_of_bad_samples_alone_is_replaced_by_the_spare(processor):
+    good, silent = sample("x", "yes"), sample("<image>\n" + "x " * 60, "y", image=True, identity="silent")
+    collate = Collator(processor, max_length=40, keep_ids=True, leave_out=True, spare=good)
+    gone = {"id": "gone", "place": 3, "bad": [Bad("gone", "no image")]}
+    expected = Collator(processor, max_length=40, keep_ids=True)([good])
+    for bad, names in (([silent], ["silent"]), ([gone], ["gone"]), ([silent, silent | {"id": "b"}], ["silent", "b"])):
+        batch = collate(bad)
+        assert [one.id for one in batch.pop("bad")] == names
+        assert batch.keys() == expected.keys() and torch.equal(batch["labels"], expected["labels"])
+
+
+def test_the_sample_that_the_processor_refuses_is_the_bad_one(processor):
+    good = [sample("x", "yes", image=False, identity=f"good{n}") for n in range(3)]
+    wrong = sample("<image>\nx", "yes", image=True, identity="wrong")
+    wrong["conversations"][0]["value"] += " <image>"  # an image that does not exist
+    with pytest.raises(InputError, match="sample wrong: the model's processor refuses it") as caught:
+        Collator(processor)([*good, wrong])
+    assert "good" not in str(caught.value)
+    batch = Collator(processor, leave_out=True, keep_ids=True)([*good, wrong])
+    assert batch["id"] == ["good0", "good1", "good2"] and [one.id for one in batch["bad"]] == ["wrong"]
