@@ -25,7 +25,7 @@ from wrapt import register_post_import_hook
 
 import cal_cli.runtime.config  # noqa: F401 (registers the resolver that the configs use)
 from cal_cli.commands.hydra_errors import explain, is_usage_error
-from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.errors import InputError, SettingError
 
 PACKAGE = Path(__file__).parent.parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in a wheel, or in a checkout
@@ -155,14 +155,15 @@ def run_task(
 ) -> None:
     """The task that Hydra runs, in this process or in a job of one of its launchers.
 
-    A sweep in this process goes on after a job that failed, which is added to `failed`; not after an interruption.
+    A sweep in this process goes on after a job that failed, which is added to `failed`; not after an interruption, or a
+    setting that was typed wrong.
     """
     try:
         carry_out(config, task, full_error)
     except SystemExit as end:
         settings = HydraConfig.get()
         alone = settings.mode != RunMode.MULTIRUN or not settings.launcher._target_.endswith("BasicLauncher")
-        if alone or full_error or end.code not in (1, 2):
+        if alone or full_error or end.code not in (1, 2) or isinstance(end.__context__, SettingError):
             raise
         failed.append((get_job().command, end.code))
 

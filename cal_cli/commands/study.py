@@ -145,7 +145,7 @@ def list_runs(settings: StudyConfig) -> tuple[DictConfig, list[Run]]:
 
     Raises InputError if there is no such experiment, it has no axes, or a word is wrong.
     """
-    known = GlobalHydra.instance().config_loader().get_group_options("experiment")
+    known = [name for name in GlobalHydra.instance().config_loader().get_group_options("experiment") if name != "none"]
     if settings.experiment_name not in known:
         raise InputError(f"experiment={settings.experiment_name}: allowed are {', '.join(known)}")
     fixed, given, axes = [], set(), {}

@@ -109,17 +109,7 @@ def prepare(
     data, changed_samples = inject_noise(clean, settings.noise)
     if shortfall := describe_changes(clean.entries, settings.noise, changed_samples):
         console.print(shortfall)
-    model, processor = build(config, "model").load(seed=settings.seed)
-    rates = freeze_parts(model, settings.parts, adapted=settings.peft is not None)
-    if rounding := describe_rounding(model, rates, settings.learning_rate):
-        console.print(rounding)
-    if settings.gradient_checkpointing:
-        checkpoint_activations(model)
-    objective = load_objective_reference(objective, model, processor)
-    if settings.peft is not None:
-        model = add_adapters(model, settings.peft, rates)
-    counts = count_trainable(unwrap_adapters(model)).items()
-    console.print("trained parameters: " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts))
+    objective, model, processor, rates = prepare_model(config, settings, objective, console)
     step_samples = count_step_samples(settings, state.num_processes)
     if state.is_main_process:
         inputs = identify_inputs(config, clean)
@@ -164,6 +154,24 @@ def prepare(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, last
+
+
+def prepare_model(
+    config: DictConfig, settings: TrainConfig, objective: RuleLoss, console: Console
+) -> tuple[RuleLoss, Any, Any, dict[str, float]]:
+    """Load the model, freeze parts of it and add adapters; return objective, model, processor and rates by part."""
+    model, processor = build(config, "model").load(seed=settings.seed)
+    rates = freeze_parts(model, settings.parts, adapted=settings.peft is not None)
+    if rounding := describe_rounding(model, rates, settings.learning_rate):
+        console.print(rounding)
+    if settings.gradient_checkpointing:
+        checkpoint_activations(model)
+    objective = load_objective_reference(objective, model, processor)
+    if settings.peft is not None:
+        model = add_adapters(model, settings.peft, rates)
+    counts = count_trainable(unwrap_adapters(model)).items()
+    console.print("trained parameters: " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in counts))
+    return objective, model, processor, rates
 
 
 def find_good_sample(data: Conversations, collate: Collator) -> dict | None:
@@ -235,7 +243,8 @@ def finish(
             f"{problem}; data.max_bad_fraction leaves out {data.max_bad} of {len(data)} samples: give a larger one, or "
             "the good samples that cal data-check writes"
         ) from problem
-    if isinstance(problem, ValueError) and not isinstance(problem, InputError):  # what the model or the loss refuses
+    first = trainer.state.global_step == 0
+    if first and isinstance(problem, ValueError) and not isinstance(problem, InputError):  # what model or loss refuse
         raise InputError(f"{type(trainer.model).__name__}: {str(problem).splitlines()[0]}") from problem
     full_disk = isinstance(problem, RuntimeError) and re.search("PytorchStreamWriter|inline_container", str(problem))
     if problem and not full_disk and not isinstance(problem, NonFiniteLoss | OSError | SafetensorError):

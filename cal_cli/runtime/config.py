@@ -11,7 +11,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.errors import InputError, SettingError
 
 T = TypeVar("T")
 # modules of targets in configs and results that earlier versions wrote, and where they are now
@@ -94,11 +94,11 @@ def check_range(
         return
     if choices and value not in choices:
         *others, last = ("null" if choice is None else str(choice) for choice in choices)
-        raise InputError(f"{name}={value}: allowed are {', '.join(others)} and {last}")
+        raise SettingError(f"{name}={value}: allowed are {', '.join(others)} and {last}")
     if least is not None and below is not None and not least <= value < below:
-        raise InputError(f"{name}={value}: allowed is a share from {least} to below {below}")
+        raise SettingError(f"{name}={value}: allowed is a share from {least} to below {below}")
     if least is not None and value < least:
-        raise InputError(f"{name}={value}: must be at least {least}")
+        raise SettingError(f"{name}={value}: must be at least {least}")
 
 
 def build(config: DictConfig, key: str, **more: Any) -> Any:
@@ -175,5 +175,5 @@ def _check_values(node: DictConfig, schema: type, prefix: str = "") -> dict[str,
             raise InputError(f"{name} has no value: give one with {name}=...") from error
         except OmegaConfBaseException as error:
             problem = str(error).splitlines()[0]
-            raise InputError(f"{prefix}{error.full_key or field.name} has the wrong type: {problem}") from error
+            raise SettingError(f"{prefix}{error.full_key or field.name} has the wrong type: {problem}") from error
     return {field.name: checked[field.name] for field in dataclasses.fields(schema)}

@@ -228,14 +228,36 @@ def test_overlap_is_symmetric_and_1_only_of_the_same(one, other):
     assert intersection_over_union(one, one) == pytest.approx(1)
 
 
-@given(st.text(max_size=30), st.lists(st.text(max_size=20), min_size=1, max_size=5), st.sampled_from("ABCD"))
+@given(st.text(max_size=30), st.lists(st.text(max_size=20), min_size=4, max_size=12), st.sampled_from("ABCD"))
 def test_rules_take_any_text_and_stay_within_0_and_1(prediction, answers, letter):
-    for rule in (vqa_accuracy, anls, contained, exact_match):
+    for rule in (vqa_accuracy, anls, exact_match):
         assert 0 <= rule(prediction, answers) <= 1
-    for rule in (relaxed_accuracy, letter_alone):
-        assert rule(prediction, answers[:1]) in (0, 1)
-    for rule in (first_character, letter_extracted):
+    assert contained(prediction, [f"{answer}x" for answer in answers]) in (0, 1)
+    assert relaxed_accuracy(prediction, answers[:1]) in (0, 1)
+    for rule in (letter_alone, first_character, letter_extracted):
         assert rule(prediction, [letter]) in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("rule", "answers", "advice"),
+    [
+        (vqa_accuracy, ["a"], "at least 4 annotators, not 1: rule=exact_match"),
+        (vqa_accuracy, ["a"] * 3, "at least 4 annotators, not 3"),
+        (relaxed_accuracy, ["1", "2"], "one right answer, not 2: rule=exact_match and anls"),
+        (letter_alone, ["a river"], "'a river' is not a letter: rule=exact_match"),
+        (first_character, ["river"], "not a single character: rule=exact_match"),
+        (contained, ["a", " "], "an answer is blank"),
+    ],
+)
+def test_answers_outside_the_premise_of_a_rule_are_refused(rule, answers, advice):
+    with pytest.raises(ValueError, match=advice):
+        rule("a", answers)
+
+
+def test_four_annotators_can_agree():
+    """The mean over who is left out: with one other opinion of four, 3 times 2 of 3 and once 3 of 3."""
+    assert vqa_accuracy("a", ["a"] * 4) == 1.0
+    assert vqa_accuracy("a", ["a", "a", "a", "b"]) == pytest.approx((3 * 2 / 3 + 1) / 4)
 
 
 def test_exact_match_forgives_case_and_outer_space_alone():
