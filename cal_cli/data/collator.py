@@ -138,23 +138,7 @@ class Collator:
         except InputError:
             raise
         except (ValueError, IndexError, TemplateError) as error:  # such as a text with the model's own image token
-            if len(samples) == 1:
-                problem = f"the model's processor refuses it: {str(error).splitlines()[0]}"
-                if isinstance(error, TemplateError):
-                    problem = f"the model's chat template refuses the conversation ({error}): {ADVICE}"
-                named = f"sample {shorten(str(samples[0]['id']))}: {problem}"
-                raise UnusableSamples(named, problem, [True]) from error
-            wrong, named = [], ""
-            for sample in samples:
-                try:
-                    self._batch([sample])
-                    wrong.append(False)
-                except UnusableSamples as cause:
-                    wrong.append(True)
-                    named, problem = named or str(cause), cause.problem
-            if not any(wrong):
-                raise
-            raise UnusableSamples(named, problem, wrong) from error
+            raise self._name_refused(samples, error) from error
         replaced = batch.pop("text_replacement_offsets", [()] * len(samples))  # missing for text only
         batch.convert_to_tensors("pt")  # only now: some processors would convert the replacement offsets too
         # The processor's own mask is not used: in transformers 5.17 it is shifted by the length of the image, and it
@@ -186,6 +170,23 @@ class Collator:
             if "place" in samples[0]:
                 batch["place"] = [sample["place"] for sample in samples]
         return batch
+
+    def _name_refused(self, samples: list[dict], error: Exception) -> Exception:
+        """Return the error that names the samples which processor or template refuse; `error` is that of the batch."""
+        if len(samples) == 1:
+            problem = f"the model's processor refuses it: {str(error).splitlines()[0]}"
+            if isinstance(error, TemplateError):
+                problem = f"the model's chat template refuses the conversation ({error}): {ADVICE}"
+            return UnusableSamples(f"sample {shorten(str(samples[0]['id']))}: {problem}", problem, [True])
+        causes: list[UnusableSamples | None] = []
+        for sample in samples:
+            try:
+                self._batch([sample])
+                causes.append(None)
+            except UnusableSamples as cause:
+                causes.append(cause)
+        first = next((cause for cause in causes if cause), None)
+        return error if first is None else UnusableSamples(str(first), first.problem, [bool(cause) for cause in causes])
 
     def _place_weights(self, samples: list[dict], answers: Tensor) -> Tensor:
         """Put the weights that come with the samples at the tokens of their answers: float32 [batch, length], else 1.

@@ -232,9 +232,7 @@ def test_several_pictures_of_a_turn_each_have_their_tokens_or_the_template_is_re
     assert answers(llava, batch, 0) == ["the first</s>"]
     one_alone = copy.copy(llava)
     one_alone.chat_template = "{% for m in messages %}{{ '<image>x' if loop.first else 'y' }}{% endfor %}"
-    with pytest.raises(
-        InputError, match=r"sample s: the model.s processor refuses it: .* 1 <image> tokens and 2 images"
-    ):
+    with pytest.raises(InputError, match=r"sample s: .* refuses it: .* 1 <image> tokens and 2 images"):
         Collator(one_alone)([two])
 
 
