@@ -57,11 +57,13 @@ def data_check(config: DictConfig) -> None:
     workers = count_cores() if settings.workers is None else min(settings.workers, count_cores())
     bad: list[dict[str, Any]] = []
     good: list[Checked] = []
+    notes: list[str] = []
     read, written, converted = 0, [], 0
     for number, (key, source) in enumerate(sources.items()):
         entries = source if isinstance(source, Rows) else read_entries(source, key)
         checks = check_entries(entries, source, collate, settings.max_pixels, workers)
         clean: list[Any] = []
+        missing: list[int] = []
         for index, (entry, checked) in enumerate(track_items(checks, source.path, console, len(entries))):
             if checked.problem:
                 bad.append({"source": source.path, "index": index, "id": get_id(entry), "problem": checked.problem})
@@ -69,6 +71,7 @@ def data_check(config: DictConfig) -> None:
             good.append(checked)
             if isinstance(source, Rows):
                 clean.append(index)
+                missing += [index] if checked.kind == "text" else []
                 continue
             kept = normalize(entry)
             if settings.boxes and checked.size is not None:
@@ -76,6 +79,8 @@ def data_check(config: DictConfig) -> None:
                 converted += changed != kept
                 kept = changed
             clean.append(rename_images(kept, partial(os.path.join, source.folder.resolve())))
+        if isinstance(source, Rows):
+            notes += source.describe_images(missing)
         read += len(entries)
         if clean and isinstance(source, Rows):
             written.append(job.folder / "rows.json")
@@ -84,7 +89,7 @@ def data_check(config: DictConfig) -> None:
             written.append(job.folder / ("clean.json" if len(sources) == 1 else f"clean_{number}.json"))
             write_llava_json(clean, written[-1])
     counts = {"samples": read, "with_converted_boxes": converted}
-    facts = {"command": job.command, "data": node, "max_length": settings.max_length}
+    facts = {"command": job.command, "data": node, "max_length": settings.max_length, "notes": notes}
     write_results(facts | counts, good, bad, job.folder, written)
 
 
@@ -131,6 +136,7 @@ def describe(report: dict[str, Any]) -> str:
     """Describe the numbers of good and bad samples."""
     counts = f"{report['samples']} samples: {report['good']} good, {report['bad']} bad"
     counts += f"; {report['with_image']} of the good ones show an image"
+    counts += "".join(f"; {note}" for note in report["notes"])
     if report["begin_with_answer"]:
         counts += f"; {report['begin_with_answer']} begin with an answer, which training leaves out, as LLaVA does"
     if converted := report["with_converted_boxes"]:

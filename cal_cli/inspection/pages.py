@@ -4,6 +4,7 @@ import base64
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from cal_cli.data.sample import Conversations, Entry, get_image_names
-from cal_cli.inspection.attention import ImageGrid, enlarge
+from cal_cli.inspection.attention import SIDE, ImageGrid, enlarge
 from cal_cli.inspection.audit import add_delta
 from cal_cli.inspection.patch_words import PatchWords, spell_word
 from cal_cli.inspection.tokens import Piece, RankedWord, Token
@@ -76,13 +77,12 @@ def describe_token(token: Token) -> str:
     )
 
 
-def encode_image(image: Image.Image) -> str:
-    """Encode an image as a data URI with a PNG of at most 512 pixels in width and height."""
-    image = image.copy()
-    image.thumbnail((512, 512))
-    buffer = BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+def encode_image(image: Image.Image, side: int = 512, kind: str = "png", **options: Any) -> str:
+    """Encode an image of at most `side` pixels in width and height as a data URI."""
+    small, buffer = image.convert("RGB"), BytesIO()
+    small.thumbnail((side, side))
+    small.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 SUMMED, RELEVANCY = "attention, sum over layers", "relevancy"
@@ -133,9 +133,14 @@ def render_attention(samples: Sequence[AttentionSample], kinds: Sequence[str], t
         note: about attention sinks.
     """
     environment = Environment(loader=PackageLoader("cal_cli", "inspection"), autoescape=True)
-    environment.globals.update(data_uri=encode_large_image, pack=pack_maps)
+    environment.globals.update(data_uri=encode_enlarged, pack=pack_maps)
     template = environment.get_template("attention.html.jinja")
     return template.render(samples=samples, kinds=kinds, title=title, note=note)
+
+
+def encode_enlarged(image: Image.Image) -> str:
+    """Encode an image at the size of the page."""
+    return encode_image(enlarge(image), SIDE, "jpeg", quality=90)
 
 
 def pack_maps(maps: np.ndarray) -> dict[str, object]:
@@ -149,13 +154,6 @@ def pack_maps(maps: np.ndarray) -> dict[str, object]:
         "sums": maps.sum(axis=(2, 3)).round(4).tolist(),
         "levels": base64.b64encode(levels.reshape(tokens, kinds, -1).tobytes()).decode(),
     }
-
-
-def encode_large_image(image: Image.Image) -> str:
-    """Return an image as a data URI with a JPEG of a readable size."""
-    buffer = BytesIO()
-    enlarge(image).save(buffer, "JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 @dataclass
@@ -179,7 +177,7 @@ class PatchSample:
 def render_patch_words(samples: Sequence[PatchSample], tokenizer: Any, title: str) -> str:
     """Render the page as HTML that needs no network; text from the model is escaped."""
     environment = Environment(loader=PackageLoader("cal_cli", "inspection"), autoescape=True)
-    environment.globals.update(data_uri=encode_large_image, pack=lambda image: pack_words(image, tokenizer))
+    environment.globals.update(data_uri=encode_enlarged, pack=lambda image: pack_words(image, tokenizer))
     return environment.get_template("patches.html.jinja").render(samples=samples, title=title)
 
 
@@ -283,7 +281,7 @@ def render_audit(samples: Iterable[AuditedSample], title: str, facts: Sequence[s
         facts: sentences to begin with.
     """
     environment = Environment(loader=PackageLoader("cal_cli", "inspection"), autoescape=True)
-    environment.globals.update(data_uri=make_thumbnail)
+    environment.globals.update(data_uri=partial(encode_image, side=THUMBNAIL, kind="jpeg", quality=85))
     article = environment.get_template("audit_sample.html.jinja")
     articles, size = [], 0
     for number, sample in enumerate(samples, start=1):
@@ -292,12 +290,3 @@ def render_audit(samples: Iterable[AuditedSample], title: str, facts: Sequence[s
         if size > PAGE_LENGTH:
             break
     return environment.get_template("audit.html.jinja").render(articles=articles, title=title, facts=facts)
-
-
-def make_thumbnail(image: Image.Image) -> str:
-    """Return an image as a data URI with a JPEG of at most `THUMBNAIL` pixels in width and height."""
-    small = image.convert("RGB")
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = BytesIO()
-    small.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

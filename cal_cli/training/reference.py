@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from cal_cli.data.collator import Collator, collate_good
 from cal_cli.data.sample import Conversations
+from cal_cli.models.hub import load_model
 from cal_cli.models.load import get_device
 from cal_cli.objective import RuleLoss
 from cal_cli.objective.loss import score_before_training
@@ -61,7 +62,7 @@ def load_reference(path: str, processor: Any) -> Any:
     if any(words.get(word, index) != index for word, index in other.items()) or not other:
         raise InputError(f"objective.reference={path}: its tokenizer differs from the model's; they must share one")
     loader = AutoModelForImageTextToText if has_vision else AutoModelForCausalLM
-    return loader.from_pretrained(path, dtype=torch.float32)
+    return load_model(loader, path, "objective.reference", torch.float32)
 
 
 def prepare_scores(

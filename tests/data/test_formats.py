@@ -80,11 +80,14 @@ def test_each_image_of_a_shard_is_read_whatever_its_format(names, tmp_path):
 
 def test_samples_without_their_image_are_counted(tmp_path):
     members = [member for member in pairs(range(16)) if not (member[0].endswith("png") and int(member[0][:5]) % 2)]
-    write_tar(tmp_path / "a.tar", members)
-    data = load_conversations(str(tmp_path))
+    (tmp_path / "shards").mkdir()
+    write_tar(tmp_path / "shards/a.tar", members)
+    data = load_conversations(str(tmp_path / "shards"))
     (note,) = data.notes
     assert count_shown(data) == 8 and "8 of 16 rows have no image" in note and "row 1" in note
-    told = cal("noise-inject", "data=table", f"data.path={tmp_path}", "ratio=0", "output=out", folder=tmp_path)
+    told = cal("noise-inject", "data=table", "data.path=shards", "ratio=0", "output=out", folder=tmp_path)
+    assert "8 of 16 rows have no image" in " ".join(told.stdout.split())
+    told = cal("data-check", "data=table", "data.path=shards", "workers=0", folder=tmp_path)
     assert "8 of 16 rows have no image" in " ".join(told.stdout.split())
 
 
