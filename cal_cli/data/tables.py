@@ -155,10 +155,10 @@ class Rows(Sequence[Entry]):
                 yield self._make_entry(int(index), {name: values[offset] for name, values in columns.items()})
 
     def _make_entry(self, index: int, row: dict[str, Any]) -> Entry:
-        identity = row.get("id") or row.get("__key__") or f"row {index}"
-        within = (
-            parse_line(row[self.talk]) if self.talk == "json" and isinstance(row[self.talk], str) else row[self.talk]
-        )
+        given = (row.get(name) for name in ("id", "__key__"))
+        identity = next((value for value in given if value not in (None, "")), f"row {index}")
+        within = row[self.talk]
+        within = parse_line(within) if self.talk == "json" and isinstance(within, str) else within
         talk = unwrap({self.talk: within})
         carried = find_message_images(talk)
         images = int(self.images[index]) or len(carried)
@@ -177,7 +177,7 @@ class Rows(Sequence[Entry]):
             entry["image"] = row[self.image_columns[self.chosen[index]]] if named else f"{index:08d}.png"
         if self.talk in CAPTIONS and not isinstance(within, str):
             entry["problem"] = f"its {self.talk} must be a text, not {within!r:.80}"
-        if carried and self.images[index]:
+        if carried and (self.images[index] or self.by_name):
             column = self.image_columns[self.chosen[index]]
             entry["problem"] = f"its messages carry images, and so does the column {column}: give one of them"
         return entry if self.as_written else normalize(entry)

@@ -59,6 +59,7 @@ def find_in_package(name: str, key: str) -> Path:
     return path
 
 
+BUFFERS = ("inv_freq", "position_ids")  # which older versions of the library saved beside the weights
 WRAPPERS = (
     "module.",
     "_orig_mod.",
@@ -97,7 +98,7 @@ def load_model(
     finally:
         logging.set_verbosity(verbosity)
     missing = sorted(weight for weight in info["missing_keys"] if not any(part in weight for part in without))
-    over = [] if part else sorted(info["unexpected_keys"])
+    over = [] if part else sorted(weight for weight in info["unexpected_keys"] if not weight.endswith(BUFFERS))
     for weight, found, wanted in sorted(info["mismatched_keys"], key=str):
         raise InputError(
             f"{key}={name}: {weight} is {list(found)} in its weights and {list(wanted)} by its config: change them "

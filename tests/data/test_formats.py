@@ -173,6 +173,13 @@ def test_json_values_stay_as_they_are_written(form, tmp_path):
     assert table[1]["answer"] == 2.5 and type(table[0]["answer"]) is int
 
 
+def test_ids_are_those_of_the_file(tmp_path):
+    rows = [{"id": name, "conversations": TURNS} for name in (0, "007", 2.5, "2020-01-01", "")]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    found = load_conversations(str(tmp_path / "a.json")).entries
+    assert [entry["id"] for entry in found] == ["0", "007", "2.5", "2020-01-01", "row 4"]
+
+
 def test_a_changed_file_is_read_again(tmp_path):
     path = tmp_path / "a.json"
     for text in ("one", "another"):
