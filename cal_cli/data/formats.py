@@ -12,7 +12,7 @@ from cal_cli.runtime.errors import InputError
 
 KINDS = (".parquet", ".tar", ".jsonl", ".json", ".arrow")
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}  # of `datasets`; JSON and tar shards are read below
-DESCRIPTION = re.compile(r"(.*_stats|dataset_infos?|state)\.json")  # of a data set, beside its rows
+DESCRIPTION = re.compile(r"(.*_stats|dataset_(infos?|dict)|state)\.json")  # of a data set, beside its rows
 MEMBER = re.compile(r"((?:.*/)?[^./][^/.]*)\.([^/]+)")  # of a tar shard: the sample's key and the name of a column
 IMAGE_SUFFIX = re.compile(r"(?:.*\.)?(jpe?g|png|webp|gif|bmp|tiff?|jp2|ppm)")
 # columns of conversations; the first that exists is used
