@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,7 +36,7 @@ from cal_cli.inspection.audit import (
     summarize_sentences,
     weigh_tokens,
 )
-from cal_cli.inspection.detection import describe_detector, draw_detectors
+from cal_cli.inspection.detection import compute_auc, compute_average_precision, draw_detectors, estimate_auc_interval
 from cal_cli.inspection.pages import find_audited_samples, render_audit
 from cal_cli.models.load import ModelSource, check_contrast, load_checkpoint
 from cal_cli.runtime.config import check_types, limited
@@ -82,7 +83,10 @@ class DataAuditConfig:
 def data_audit(config: DictConfig) -> None:
     """Contrast every sample that shows an image; write what the images contradict, and the data without it."""
     settings = check_types(config, DataAuditConfig)
-    check_settings(settings)
+    if settings.clean == "weigh" and (settings.drop is not None or settings.max_length is not None):
+        raise InputError("clean=weigh weighs all tokens of all samples: leave drop and max_length out")
+    if settings.launch.shard is not None:
+        raise InputError("launch: cal data-audit distributes samples and does not shard models: give single or ddp")
     job, processes = get_job(), count_processes(settings.launch)
     if processes * settings.launch.machines > 1 and not is_worker():
         if code := run_workers([*job.words, f"hydra.run.dir='{job.folder}'"], settings.launch, processes, job.folder):
@@ -119,14 +123,6 @@ def data_audit(config: DictConfig) -> None:
         if state.is_main_process:
             write_results(job, checkpoint, data, noisy, len(parts), settings, console)
     state.wait_for_everyone()  # the end of the first process ends the others
-
-
-def check_settings(settings: DataAuditConfig) -> None:
-    """Raise InputError if settings exclude each other."""
-    if settings.clean == "weigh" and (settings.drop is not None or settings.max_length is not None):
-        raise InputError("clean=weigh weighs all tokens of all samples: leave drop and max_length out")
-    if settings.launch.shard is not None:
-        raise InputError("launch: cal data-audit distributes samples and does not shard models: give single or ddp")
 
 
 def begin(
@@ -189,7 +185,14 @@ def write_results(
     if noisy is not None and 0 < table["is_noise"].sum() < len(table):
         detectors, positive = list_detectors(table), table["is_noise"].to_numpy()
         write_whole(folder / "detection.png", draw_detectors(detectors, positive))
-        report["detection"] = {name: describe_detector(found, positive) for name, found in detectors.items()}
+        report["detection"] = {
+            name: {
+                "auc": compute_auc(evidence, positive),
+                "ci95": estimate_auc_interval(evidence, positive, np.arange(len(evidence))),
+                "average_precision": compute_average_precision(evidence, positive),
+            }
+            for name, evidence in detectors.items()
+        }
     else:
         (folder / "detection.png").unlink(missing_ok=True)  # of an earlier audit, with noise that was known
     report |= {"device": get_device_name(), "versions": get_versions()}

@@ -23,12 +23,6 @@ from cal_cli.runtime.runs import get_run_name
 from cal_cli.statistics.bootstrap import sum_by_group
 
 
-def render_prompt(question: Question, processor: Any) -> str:
-    """Render a question as the model reads it, with each image as its placeholder token."""
-    images: list[Any] = [None] * question.question.count(IMAGE)
-    return processor.apply_chat_template(to_messages(make_turns(question), images), add_generation_prompt=True)
-
-
 class Evaluator:
     """Lets checkpoints answer the questions of benchmarks; keeps the last model that it loaded.
 
@@ -74,7 +68,9 @@ class Evaluator:
         state = self.state
         model, processor = self.load(checkpoint)
         asked = benchmark.questions
-        prompts = [render_prompt(question, processor) for question in asked]
+        # as the model reads them, with each image as its placeholder token
+        blank = [to_messages(make_turns(one), [None] * one.question.count(IMAGE)) for one in asked]
+        prompts = [processor.apply_chat_template(messages, add_generation_prompt=True) for messages in blank]
         prompt_hash = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
         dtype = str(model.dtype).removeprefix("torch.")
         identity = settings | {"prompts": prompt_hash, "computed in": dtype, "versions": get_versions()}

@@ -116,16 +116,12 @@ def contained(prediction: str, answers: Sequence[str], dataset: str = "") -> flo
     def plain(text: str) -> str:
         if dataset == "HME100k":
             return text.strip().replace("\n", " ").replace(" ", "")
-        return to_half_width(text).lower().strip().replace("\n", " ")
+        half_width = text.translate({0x3000: " "} | {0xFEE0 + code: code for code in range(0x21, 0x7F)})
+        return half_width.lower().strip().replace("\n", " ")
 
     if not all(map(plain, answers)):
         raise ValueError("an answer is blank, which any prediction contains: leave it out")
     return float(any(plain(answer) in plain(prediction) for answer in answers))
-
-
-def to_half_width(text: str) -> str:
-    """Convert full-width ASCII, the full-width space included, to plain ASCII."""
-    return text.translate({0x3000: " "} | {0xFEE0 + code: code for code in range(0x21, 0x7F)})
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:

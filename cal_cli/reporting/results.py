@@ -108,7 +108,10 @@ def collect_results(folders: Sequence[str], benchmark: str, required: bool = Tru
                 unevaluated.append(run)
                 continue
             summary, config = read_summary(run), read_config(run)
-            runs.append((run, summary, flatten(config["objective"]) | describe_first_stage(config), config))
+            first = read_config(get_projector_run(config)).get("objective")  # of its first stage, named if it differs
+            differs = first not in (None, config["objective"])
+            first_stage = {"stage_1": read_summary(get_projector_run(config))["objective"]} if differs else {}
+            runs.append((run, summary, flatten(config["objective"]) | first_stage, config))
             headline = headline or document.get("settings", {}).get("benchmark", {}).get("headline") or []
             for metric, found in document["metrics"].items():
                 low, high = found.get("ci95") or (np.nan, np.nan)
@@ -171,14 +174,6 @@ def select_settings(config: dict) -> dict:
 def get_projector_run(config: dict) -> Path:
     """Return the run of `stage=pretrain` whose projector a run started from; a missing folder if there was none."""
     return Path(config.get("model", {}).get("projector") or "none").parent
-
-
-def describe_first_stage(config: dict) -> dict:
-    """Return the objective of the first stage, if it differs from that of the run."""
-    before = read_config(get_projector_run(config)).get("objective")
-    if before in (None, config["objective"]):
-        return {}
-    return {"stage_1": read_summary(get_projector_run(config))["objective"]}
 
 
 def choose_baseline(table: pd.DataFrame, given: str | None) -> str:

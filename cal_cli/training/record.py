@@ -65,6 +65,8 @@ def summarize(
     state, parameters = trainer.state, list(model.parameters())
     # a run that is too short for a log has only the mean over its steps, which the Trainer logs at the end
     losses = [entry[name] for name in ("train_loss", "loss") for entry in state.log_history if name in entry]
+    samples = len(trainer.train_dataset)
+    epochs, more = divmod(state.global_step, math.ceil(samples / trainer.step_samples))  # the last step may have fewer
     cuda = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
@@ -78,7 +80,7 @@ def summarize(
         **({"estimates": trainer.objective.estimates} if trainer.objective.estimates else {}),
         "wall_seconds": round(seconds, 1),
         "bad_samples": trainer.bad_samples.count(),
-        "samples_seen": count_samples(state.global_step, trainer.step_samples, len(trainer.train_dataset)),
+        "samples_seen": epochs * samples + min(more * trainer.step_samples, samples),
         "processes": trainer.args.world_size,
         "tokens_seen": state.num_input_tokens_seen,
         "peak_memory_bytes": peak,
@@ -90,12 +92,6 @@ def summarize(
         "device": get_device_name(),
         "command": command,
     }
-
-
-def count_samples(steps: int, step_samples: int, samples: int) -> int:
-    """Return how many samples a run has seen after some steps; the last step of an epoch may have fewer."""
-    epochs, more = divmod(steps, math.ceil(samples / step_samples))
-    return epochs * samples + min(more * step_samples, samples)
 
 
 def identify_inputs(config: DictConfig, data: Conversations) -> dict[str, str]:

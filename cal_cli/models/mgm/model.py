@@ -99,7 +99,9 @@ class MGMModel(LlavaModel):
         size, crops, count = config.vision_config.image_size, config.crops, len(pixel_values)
         dtype = self.vision_tower.dtype
         small = resize(pixel_values, crops * size)
-        large = self._compute_details(pixel_values.to(dtype))
+        # the high-resolution tower's stages, each enlarged to the first one's size
+        stages = self.aux_vision_tower(pixel_values.to(dtype), output_hidden_states=True).hidden_states[-4:]
+        large = torch.cat([resize(stage, stages[0].shape[-1]) for stage in stages], dim=1)
         if crops > 1:
             small = torch.cat([resize(small, size), cut(small, crops)])
             large = torch.cat([resize(large, large.shape[-1] // crops), cut(large, crops)])
@@ -113,12 +115,6 @@ class MGMModel(LlavaModel):
         tokens = whole if parts is None else torch.cat([whole, parts.flatten(1, 2)], dim=1)
         listed: Any = list(tokens)
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=listed)
-
-    def _compute_details(self, pixels: Tensor) -> Tensor:
-        """Concatenate the high-resolution tower's stages, each enlarged to the first one's size."""
-        stages = self.aux_vision_tower(pixels, output_hidden_states=True).hidden_states[-4:]
-        side = stages[0].shape[-1]
-        return torch.cat([resize(stage, side) for stage in stages], dim=1)
 
 
 class MGMForConditionalGeneration(LlavaForConditionalGeneration):
