@@ -83,10 +83,15 @@ def find_patch_words(model: PreTrainedModel, batch: Mapping[str, Any], words: in
 
 
 def spell_word(tokenizer: Any, number: int) -> tuple[str, bool]:
-    """Return a token as text, and whether it is a word of letters by itself and not a piece of one."""
+    """Return a token as text, and whether it is a word of letters by itself and not a piece of one.
+
+    A token that is no text by itself, such as a part of a character, is written as the vocabulary writes it.
+    """
     token = tokenizer.convert_ids_to_tokens(number)
     text = tokenizer.convert_tokens_to_string([token]).strip()
-    return text or repr(token), token.startswith(WORD_START) and len(text) > 1 and text.isalpha()
+    return repr(token) if not text or "\ufffd" in text else text, token.startswith(WORD_START) and len(
+        text
+    ) > 1 and text.isalpha()
 
 
 BEST = 5  # words of an image token among which a region's word counts as said

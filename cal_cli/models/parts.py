@@ -13,6 +13,7 @@ from torch import nn
 from cal_cli.runtime.errors import InputError
 
 Rates = Mapping[str, float | None]  # of the parts, see `freeze_parts`
+SAMPLED = 100_000  # weights of a parameter that `describe_rounding` looks at, about
 PARTS = ("language_model", "projector", "image_newline", "vision_tower")
 # modules between tower and language model that some families keep within the tower, as Qwen-VL its merger
 WITHIN_TOWER = re.compile(r"(^|\.)\w*(merger|connector|projector|resampler|aligner|adapter|img_projection)\w*\.")
@@ -101,12 +102,13 @@ def describe_rounding(model: Any, rates: Mapping[str, float], learning_rate: flo
     A step of AdamW is about as long as the learning rate. It is lost if it is shorter than half of the distance to the
     next number, which is 2^-8 of a weight that is a power of 2.
     """
-    lost, total = 0, 0
+    lost, total = 0.0, 0
     for name, parameters in group_parameters(model).items():
         for parameter in parameters:
             if parameter.requires_grad and parameter.dtype == torch.bfloat16:
-                spacing = torch.exp2(torch.frexp(parameter.detach().float()).exponent - 8.0)
-                lost += int((spacing / 2 > rates[name] * learning_rate).sum())
+                values = parameter.detach().flatten()[:: max(parameter.numel() // SAMPLED, 1)].float()
+                spacing = torch.exp2(torch.frexp(values).exponent - 8.0)
+                lost += float((spacing / 2 > rates[name] * learning_rate).float().mean()) * parameter.numel()
                 total += parameter.numel()
     if lost <= total / 2:
         return None
