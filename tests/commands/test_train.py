@@ -343,8 +343,10 @@ def test_a_rule_s_options_are_checked_and_its_scores_can_be_cached(tmp_path):
     assert "scores before training: computing 16 samples once" in " ".join(told.split())
 
 
-@pytest.mark.parametrize("words", [["batch_size=1"], ["batch_size=4", "group_by_modality_length=true"]])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("words", "workers"),
+    [(["batch_size=1"], 0), (["batch_size=1"], 1), (["batch_size=4", "group_by_modality_length=true"], 0)],
+)
 def test_allowed_bad_samples_end_no_run_however_batches_are_made(words, workers, tmp_path):
     turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a disc"}]
     entries = [{"id": str(n), "image": f"{n}.png", "conversations": turns} for n in range(16)]
