@@ -82,9 +82,9 @@ def load_table(
 
 
 def find_files(path: str, key: str = "data") -> list[Path]:
-    """Find the data files of a path, sorted by name; hidden files and descriptions of a data set are none.
+    """Find the data files of a path, sorted by name, without hidden files and descriptions of a data set.
 
-    Metadata beside a tar shard of the same name, as img2dataset writes it, belong to the shard.
+    Metadata beside a tar shard of the same name, as img2dataset writes them, belong to the shard.
 
     Raises InputError if a folder has files of several kinds.
     """
@@ -170,7 +170,7 @@ def read_json(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def encode_rows(files: Sequence[Path], states: Sequence[str]) -> Iterator[dict[str, str | None]]:
-    """Yield the rows of JSON files with each value as JSON, the only form that keeps it as it is written."""
+    """Yield the rows of JSON files with each value encoded as JSON, the only form that keeps it unchanged."""
     for file in files:
         for row in read_json(file):
             yield {name: None if value is None else json.dumps(value) for name, value in row.items()}

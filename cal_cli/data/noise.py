@@ -368,7 +368,7 @@ def trace(end: int, before: dict[int, int]) -> list[int]:
 
 
 def load_data(config: DictConfig, console: Console) -> Conversations:
-    """Load the data of a config, and print what to know of their images."""
+    """Load the data of a config, and print the notes on their images."""
     data: Conversations = build(config, "data")
     for note in data.notes:
         console.print(note, markup=False, soft_wrap=True)

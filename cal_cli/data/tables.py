@@ -185,7 +185,7 @@ class Rows(Sequence[Entry]):
     def describe_images(self, missing: Sequence[int]) -> list[str]:
         """Describe images that are not read, and rows that should have one; `missing` are those without an image.
 
-        Rows are text only on purpose where other rows mark the places of their images. A caption has an image.
+        A row is text only on purpose if other rows mark the places of their images. A caption needs an image.
         """
         notes = []
         doubled = int(((self.counts > 0).sum(axis=0) > 1).sum())
@@ -247,7 +247,7 @@ def read_row_numbers(file: str, rows: int) -> list[int]:
 def find_image_columns(source: Any) -> tuple[list[str], list[str]]:
     """Find the columns of a data set that are read as images, and those that hold images and are not read.
 
-    Read are columns named `image` or `images`, or by an image format, as in tar shards; else the only one with images.
+    Columns named `image`, `images` or by an image format, as in tar shards, are read; else the only one with images.
 
     Raises InputError if there are several others, or none but a column of text that names images.
     """
