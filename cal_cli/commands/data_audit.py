@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -185,14 +184,7 @@ def write_results(
     if noisy is not None and 0 < table["is_noise"].sum() < len(table):
         detectors, positive = list_detectors(table), table["is_noise"].to_numpy()
         write_whole(folder / "detection.png", draw_detectors(detectors, positive))
-        report["detection"] = {
-            name: {
-                "auc": compute_auc(evidence, positive),
-                "ci95": estimate_auc_interval(evidence, positive, np.arange(len(evidence))),
-                "average_precision": compute_average_precision(evidence, positive),
-            }
-            for name, evidence in detectors.items()
-        }
+        report["detection"] = {name: describe_detector(found, positive) for name, found in detectors.items()}
     else:
         (folder / "detection.png").unlink(missing_ok=True)  # of an earlier audit, with noise that was known
     report |= {"device": get_device_name(), "versions": get_versions()}

@@ -80,6 +80,13 @@ def trace_detector(evidence: np.ndarray, positive: np.ndarray) -> tuple[np.ndarr
     return (found - true) / (~positive).sum(), true / positive.sum(), true / found
 
 
+def describe_detector(evidence: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
+    """Describe how well evidence detects positive samples: `auc`, its `ci95` over samples, and `average_precision`."""
+    interval = estimate_auc_interval(evidence, positive, np.arange(len(evidence)))
+    average = compute_average_precision(evidence, positive)
+    return {"auc": compute_auc(evidence, positive), "ci95": interval, "average_precision": average}
+
+
 def draw_detectors(evidence: Mapping[str, np.ndarray], positive: np.ndarray) -> bytes:
     """Draw the ROC and precision-recall curves of several detectors as a PNG; see `compute_auc` for the arguments."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
