@@ -35,7 +35,7 @@ from cal_cli.inspection.audit import (
     summarize_sentences,
     weigh_tokens,
 )
-from cal_cli.inspection.detection import compute_auc, compute_average_precision, draw_detectors, estimate_auc_interval
+from cal_cli.inspection.detection import describe_detector, draw_detectors
 from cal_cli.inspection.pages import find_audited_samples, render_audit
 from cal_cli.models.load import ModelSource, check_contrast, load_checkpoint
 from cal_cli.runtime.config import check_types, limited
