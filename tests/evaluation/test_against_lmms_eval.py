@@ -67,10 +67,11 @@ def test_rules_are_lmms_eval_s_on_many_answers():
         )
         assert rules.anls(text, few) == pytest.approx(metrics.anls(few, [text])["anls"])
         assert rules.relaxed_accuracy(text, people[:1]) == chartqa.relaxed_correctness(text, people[0])
+        written = [answer for answer in few if answer.strip()] or ["a"]  # ours refuses blank answers
         for dataset in ("HME100k", "IIIT5K"):
-            doc = {"answer": few, "dataset": dataset, "question_type": ""}
+            doc = {"answer": written, "dataset": dataset, "question_type": ""}
             found = ocrbench.ocrbench_process_results(doc, [text])["ocrbench_accuracy"]["score"]
-            assert rules.contained(text, few, dataset) == found
+            assert rules.contained(text, written, dataset) == found
         doc = {"choices": list("wxyz"), "answer": "ABCD".index(letter)}
         assert rules.letter_alone(text, [letter]) == scienceqa.sqa_process_results(doc, [text])["exact_match"]
         assert rules.extract_letter(text, "ABCD") == letters.extract_mcq_answer(text, choices=list("ABCD"))
