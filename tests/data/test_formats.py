@@ -200,3 +200,10 @@ def test_other_json_is_refused(text, problem, tmp_path):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(InputError, match=problem):
         load_table(str(tmp_path / "a.json"), None, "train")
+
+
+@pytest.mark.parametrize("caption", [["a ring", "a disc"], {"en": "a ring"}, None])
+def test_a_caption_that_is_no_text_is_named(caption, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([{"caption": "a ring"}, {"caption": caption}]))
+    with pytest.raises(InputError, match="row 1: its caption must be a text, not"):
+        load_conversations(str(tmp_path / "a.json"))

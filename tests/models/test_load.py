@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Qwen3_5Config
 
 from cal_cli.models.hub import load_model
 from cal_cli.models.load import ModelSource, load_checkpoint
@@ -150,3 +150,10 @@ def test_a_part_of_a_larger_checkpoint_leaves_the_rest(tmp_path):
 
     tower = load_model(CLIPVisionModel, save_vision_tower(tmp_path / "clip"), "key", torch.float32, part=True)
     assert type(tower) is CLIPVisionModel
+
+
+@pytest.mark.parametrize("words", [["train", "model=hf", "model.path=q"], ["data-audit", "checkpoint=q"]])
+def test_layers_with_state_are_refused_before_data_are_read(words, tmp_path):
+    Qwen3_5Config().save_pretrained(tmp_path / "q")
+    refused = cal(*words, "data=llava_json", "data.path=missing.json", folder=tmp_path, check=False)
+    assert refused.returncode == 2 and "linear_attention layers" in refused.stderr
