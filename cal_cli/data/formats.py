@@ -131,6 +131,8 @@ def _load_files(datasets: Any, files: Sequence[Path]) -> Any:
         arguments = {"files": list(files), "states": states}
         return datasets.Dataset.from_generator(read_shards, features=features, gen_kwargs=arguments)
     features = datasets.Features({name: text for file in files for row in read_json(file) for name in row})
+    if not features:
+        raise ValueError("has no rows")
     rows = datasets.Dataset.from_generator(
         encode_rows, features=features, gen_kwargs={"files": list(files), "states": states}
     )
@@ -152,12 +154,16 @@ def read_json(file: Path) -> Iterator[dict[str, Any]]:
                 if error.msg != "Extra data":  # else there is an object on each line
                     raise
         stream.seek(0)
-        if isinstance(whole, dict) and not {"conversations", "messages"} & whole.keys():
-            lists = [key for key, value in whole.items() if isinstance(value, list)]
+        if isinstance(whole, dict) and not whole.keys() & {*TALKS}:
+            filled = {key: value for key, value in whole.items() if value and isinstance(value, list)}
+            lists = [key for key, value in filled.items() if isinstance(value[0], dict)]
             if len(lists) > 1:
                 raise ValueError(f"{file.name} is an object with several lists: {', '.join(lists)}; write one alone")
             whole = whole[lists[0]] if lists else whole
-        rows = [whole] if isinstance(whole, dict) else whole or (line for line in stream if line.strip())
+        if not isinstance(whole, dict | list | None):
+            raise ValueError(f"{file.name} must hold rows, not {whole!r:.80}")
+        lines = (line for line in stream if line.strip())
+        rows: Any = lines if whole is None else [whole] if isinstance(whole, dict) else whole
         for number, row in enumerate(rows):
             try:
                 row = json.loads(row) if whole is None else row

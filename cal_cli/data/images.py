@@ -98,7 +98,7 @@ def find_file_problem(name: str, folder: Path) -> str | None:
             return None
     except InputError as error:
         return str(error)
-    except OSError:
+    except Exception:  # each format's decoder fails with errors of its own
         return f"its image {shown} cannot be read as an image"
     # links below the folder are followed: LLaVA's data are usually laid out with them
     if ".." in Path(name).parts or not Path(os.path.abspath(folder / name)).is_relative_to(os.path.abspath(folder)):

@@ -136,7 +136,7 @@ def normalize(entry: Any) -> Any:
         entry = {("image" if key == "images" else key): value for key, value in copy.deepcopy(entry).items()}
         if not entry["image"]:
             del entry["image"]
-        else:
+        elif isinstance(entry["image"], str | list):
             mark_images(entry.get("conversations"), len(get_image_names(entry)))
     place = find_first_answer(entry)
     return entry if place is None else drop_turn(entry, place)

@@ -219,6 +219,12 @@ def test_the_world_on_disk_with_noise_trains_to_the_same_weights(uninterrupted, 
 
 
 @pytest.mark.slow
+def train_after(code, folder):
+    """`cal train` in a process that has run some code before."""
+    words = [sys.executable, "-c", f"{code}from cal_cli.cli import main\nmain()\n", "train", *SMALL]
+    return subprocess.run(words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_and_the_same_command_continues(uninterrupted, tmp_path):
     """A limit on the size of files stands for the full disk: the model's fits until step 4, then nothing does."""
     code = (
@@ -228,12 +234,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_same_command_continues(u
         "        time.sleep(0.005)\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "threading.Thread(target=fill, daemon=True).start()\n"
-        "from cal_cli.cli import main\n"
-        "main()\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code, "train", *SMALL], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
-    )
+    result = train_after(code, tmp_path)
     assert result.returncode == 1, result.stderr
     assert "a file could not be read or written" in result.stdout and "checkpoint-4" in result.stdout
     run = run_folder(tmp_path)
@@ -401,10 +403,6 @@ def test_what_torch_says_of_a_full_disk_is_explained(message, tmp_path, uninterr
         f"    raise RuntimeError({message!r})\n"
         "import cal_cli.training.run_trainer\n"
         "torch.save = full\n"
-        "from cal_cli.cli import main\n"
-        "main()\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code, "train", *SMALL], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
-    )
+    result = train_after(code, tmp_path)
     assert result.returncode == 1 and "is the disk full?" in result.stdout and "Traceback" not in result.stderr

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cal_cli.data.formats import find_files, load_table
+from cal_cli.data.formats import find_files, load_table, read_json
 from cal_cli.data.llava_json import load_llava_json
 from cal_cli.data.tables import load_conversations
 from cal_cli.runtime.errors import InputError
@@ -173,6 +173,28 @@ def test_json_values_stay_as_they_are_written(form, tmp_path):
     assert table[1]["answer"] == 2.5 and type(table[0]["answer"]) is int
 
 
+@pytest.mark.parametrize(
+    ("whole", "rows"),
+    [
+        ([], 0),
+        ({"question": "what?", "answers": ["a", "b"]}, 1),  # a row, not a list of texts
+        ({"id": "a", "texts": [{"user": "what?", "assistant": "a ring"}]}, 1),
+        ({"data": [{"a": 1}, {"a": 2}], "splits": ["train"]}, 2),
+    ],
+)
+def test_an_object_is_a_row_unless_it_wraps_rows(whole, rows, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(whole))
+    found = list(read_json(tmp_path / "a.json"))
+    assert len(found) == rows and (rows != 1 or found == [whole])
+
+
+@pytest.mark.parametrize("images", [5, 1.5, {"a": 1}, [{"path": "a.png"}], True])
+def test_images_that_are_no_names_are_a_bad_sample(images, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([{"id": "0", "images": images, "conversations": TURNS}]))
+    with pytest.raises(InputError, match="'image' must be a file name or a list of file names"):
+        load_llava_json(str(tmp_path / "a.json"))
+
+
 def test_ids_are_those_of_the_file(tmp_path):
     rows = [{"id": name, "conversations": TURNS} for name in (0, "007", 2.5, "2020-01-01", "")]
     (tmp_path / "a.json").write_text(json.dumps(rows))
@@ -194,6 +216,9 @@ def test_a_changed_file_is_read_again(tmp_path):
         ('[{"a": 1}, [2]]', "row 1 must be an object, not"),
         ('{"a": 1}\n{"a": \n', "row 1 is not valid JSON"),
         ("[1, 2", "cannot be read: Expecting"),
+        ('"a text"', "must hold rows, not 'a text'"),
+        ("7", "must hold rows, not 7"),
+        ("[]", "has no rows"),
     ],
 )
 def test_other_json_is_refused(text, problem, tmp_path):
