@@ -25,6 +25,7 @@ from cal_cli.objective.passes import (
     CACHED_SCORES,
     ForwardPass,
     find_image_columns,
+    run_below_head,
     run_with_image,
     run_without_image,
     score_labels,
@@ -82,11 +83,13 @@ class ChangedImage(ImageContrast):
         shown = positions.has_image
         if not shown.any():
             return torch.empty(0, device=positions.rows.device)
+        if forward.refusal is not None:
+            raise ValueError(forward.refusal)
         inputs = select_model_inputs(forward.batch)
         inputs["pixel_values"] = self.change(inputs["pixel_values"], forward.model)
         with torch.no_grad():
-            hidden = forward.model.base_model(**inputs, use_cache=False).last_hidden_state
-        chosen = hidden[positions.rows[shown], positions.columns[shown]]
+            outputs, _ = run_below_head(forward.model, inputs)
+        chosen = outputs.last_hidden_state[positions.rows[shown], positions.columns[shown]]
         return score_labels(forward.head, chosen, positions.labels[shown], score)
 
 
@@ -159,7 +162,7 @@ class Reference(ImageContrast):
                 "tokenizer of the model in training"
             )
         with torch.no_grad():
-            outputs = self.model.base_model(**inputs, use_cache=False)
+            outputs, _ = run_below_head(self.model, inputs)
             head = find_head(self.model, inputs, outputs)
             return score_labels(head, outputs.last_hidden_state[row, column], labels, score)
 

@@ -8,7 +8,7 @@ time, and the raw logit of a label is a dot product with the label's row of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -20,6 +20,11 @@ from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+class UnknownHead(ValueError):
+    """A model's logits are not those of a language head on its decoder's states, scaled and capped."""
+
 
 LOGITS_HELD = {"cpu": 2**22, "cuda": 2**26}  # logits in memory at a time: 16 and 256 MiB of float32
 Weigh = Callable[[slice, Tensor], Tensor]
@@ -35,6 +40,7 @@ class LanguageHead:
     module: Any  # an nn.Linear, or its adapted or quantised form
     scale: float = 1.0  # Cohere multiplies its logits by a scale, Granite divides by one
     softcap: float | None = None  # Gemma 2 and 3n
+    banned: Tensor | None = None  # int64 [tokens] that are never predicted, such as Chameleon's image tokens
 
     @property
     def is_linear(self) -> bool:
@@ -45,7 +51,9 @@ class LanguageHead:
         """Scale and cap float32 logits."""
         if self.scale != 1:
             logits = logits * self.scale
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits if self.banned is None else logits.index_fill(-1, self.banned, -torch.inf)
 
     def compute_logit_gradients(self, logits: Tensor, log_sum: Tensor, labels: Tensor, coefficients: Tensor) -> Tensor:
         """Compute the gradient of the weighted cross-entropy by the bare logits, in place of `logits`.
@@ -54,7 +62,7 @@ class LanguageHead:
         """
         slope = coefficients[:, None] * self.scale
         if self.softcap is not None:
-            slope = slope * (1 - (logits / self.softcap) ** 2)
+            slope = slope * (1 - (logits / self.softcap) ** 2).clamp_min(0)  # -inf for banned tokens
         gradients = logits.sub_(log_sum).exp_()  # in place: reusing memory is faster
         return gradients.scatter_add_(1, labels[:, None], torch.full_like(log_sum, -1.0)).mul_(slope)
 
@@ -74,7 +82,8 @@ class LanguageHead:
 
         with torch.no_grad():
             if self.is_linear:
-                return self.finish(call_within(self.module, dot_product, hidden, labels))
+                logits = call_within(self.module, dot_product, hidden, labels)
+                return replace(self, banned=None).finish(logits)
             return self._in_chunks(hidden, labels, lambda logits, label: logits.gather(1, label[:, None])[:, 0])
 
     def entropies(self, hidden: Tensor) -> Tensor:
@@ -121,7 +130,7 @@ class LanguageHead:
             if isinstance(coefficients, Tensor):
                 weigh, parts = lambda part, logprobs: coefficients[part], split_range(slice(0, len(labels)), size)
             return _WeightedCrossEntropy.apply(
-                hidden, weight, bias, labels, weigh, list(parts), size, self.scale, self.softcap
+                hidden, weight, bias, labels, weigh, list(parts), size, replace(self, module=None)
             )
 
         def any_head(plain_forward: Callable, hidden: Tensor, labels: Tensor) -> Any:
@@ -181,8 +190,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         weigh: Weigh,
         groups: list[slice],
         size: int,
-        scale: float,
-        softcap: float | None,
+        head: LanguageHead,
     ) -> tuple[Tensor, Tensor]:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -193,7 +201,6 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         weight_grad, bias_grad = None, None  # in float32: sums over chunks would lose digits in bf16
         cross_entropy = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
         coefficients = torch.empty_like(cross_entropy)
-        head = LanguageHead(None, scale, softcap)
 
         def read(rows: slice) -> tuple[Tensor, Tensor]:
             logits = head.finish(F.linear(states[rows], matrix, offset).float())
@@ -239,7 +246,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
                 "backward was called twice on this loss, which computes its gradients once and releases them"
             )
         gradients, ctx.gradients = ctx.gradients, None
-        return *(None if grad is None else grad.mul_(upstream) for grad in gradients), *[None] * 6
+        return *(None if grad is None else grad.mul_(upstream) for grad in gradients), *[None] * 5
 
 
 def get_chunk_size(hidden: Tensor, vocabulary: int) -> int:
@@ -284,37 +291,75 @@ def call_within(module: nn.Module, function: Callable[..., Any], *tensors: Tenso
 
 PROBE = 40.0  # largest logit when a head is verified: far outside the linear range of a soft cap of 30
 
-_FINISHES: WeakKeyDictionary[nn.Module, tuple[float, float | None]] = WeakKeyDictionary()
+_FINISHES: WeakKeyDictionary[nn.Module, tuple[float, float | None, Tensor | None] | str] = WeakKeyDictionary()
+
+
+def find_decoder(model: PreTrainedModel) -> Any:
+    """Return the layers below a model's language head, without the head; None if there are none.
+
+    Some models, such as Llama 4, hold a whole causal language model.
+    """
+    decoder = model.get_decoder()
+    if decoder is None or decoder.get_output_embeddings() is None:
+        return None if decoder is model else decoder
+    stack = getattr(decoder, "model", None)
+    return None if stack is None else stack.get_decoder()
+
+
+def get_head_module(model: PreTrainedModel) -> Any:
+    """Return the layer from a model's states to its logits; None if there is none."""
+    module = model.get_output_embeddings()
+    return module if module is not None or model.get_decoder() is None else model.get_decoder().get_output_embeddings()
+
+
+def check_head(model: PreTrainedModel) -> None:
+    """Raise UnknownHead if a model has no language head, or one that was found not to make its logits."""
+    if get_head_module(model) is None:
+        raise UnknownHead(f"{type(model).__name__} has no language head: give an image-text-to-text model with one")
+    found = _FINISHES.get(model)
+    if isinstance(found, str):
+        raise UnknownHead(found)
 
 
 def find_head(model: PreTrainedModel, inputs: Mapping[str, Any], outputs: Any) -> LanguageHead:
     """Find a model's head with its scale and soft cap, and verify it once against the model's own logits.
 
-    Raises ValueError if the model's logits are not those of its head, scaled and capped.
+    Raises UnknownHead if the model's logits are not those of its head, scaled and capped.
     """
-    module = model.get_output_embeddings()
+    module = get_head_module(model)
     if model not in _FINISHES:
         with torch.no_grad():
             own, bare = _compute_logits(model, module, inputs, outputs)
-        finite = torch.isfinite(own) & torch.isfinite(bare)
+        own = F.pad(own, (0, bare.shape[-1] - own.shape[-1]), value=-torch.inf)  # rows of the head that are cut off
+        never = (own <= torch.finfo(own.dtype).min / 2).all(dim=0) & torch.isfinite(bare).all(dim=0)
+        banned = never.nonzero()[:, 0] if never.any() else None
+        finite = torch.isfinite(own) & torch.isfinite(bare) & ~never
         for scale, softcap in _read_scales(model.config.get_text_config()):
             expected = LanguageHead(module, scale, softcap).finish(bare)
             if not finite.any():  # broken weights or pixels: the loss will report it
                 return LanguageHead(module, scale, softcap)
             if torch.allclose(own[finite], expected[finite], atol=2e-2 * PROBE * min(scale, 1.0), rtol=1e-4):
-                _FINISHES[model] = scale, softcap
+                _FINISHES[model] = scale, softcap, banned
                 break
         else:
-            raise ValueError(
+            _FINISHES[model] = (
                 f"{type(model).__name__} changes its logits after the language head in a way that is not supported"
             )
+            check_head(model)
     return LanguageHead(module, *_FINISHES[model])
+
+
+def make_logits_head(logits: Tensor) -> LanguageHead:
+    """Make the head of a model whose logits take the place of its states."""
+    module: Any = nn.Identity()
+    module.out_features = logits.shape[-1]
+    return LanguageHead(module)
 
 
 def _read_scales(config: Any) -> Iterator[tuple[float, float | None]]:
     """Yield what a config says about the logits, then no change: some families ignore their text config."""
     scales = [1.0]
-    for name in ("logit_scale", "logits_scaling"):
+    for name in ("logit_scale", "logits_scaling", "output_multiplier"):
         if value := getattr(config, name, None):
             scales = [value, 1 / value, *scales]
     softcap = getattr(config, "final_logit_softcapping", None)
@@ -328,7 +373,8 @@ def _compute_logits(model: Any, module: nn.Module, inputs: Mapping[str, Any], ou
     bare = module(hidden[:, -1:])
     factor = PROBE / bare.abs().nan_to_num().max().clamp_min(1e-6)
     enlarged = type(outputs)(**{**outputs, "last_hidden_state": hidden * factor})
-    base, own = model.base_model, model.base_model.__dict__.get("forward")
+    base: Any = model.base_model if model.base_model is not model else find_decoder(model)
+    own = base.__dict__.get("forward")
     base.forward = lambda *args, **kwargs: enlarged
     try:
         logits = type(model).forward(model, **inputs, logits_to_keep=1, use_cache=False).logits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,9 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING as MASK_FUNCTIONS
 
-from cal_cli.objective.head import LanguageHead, find_head
+from cal_cli.objective.head import LanguageHead, UnknownHead, check_head, find_decoder, find_head, make_logits_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,11 +50,15 @@ class ForwardPass:
     positions: Positions
     hidden: Tensor  # [positions, hidden], last hidden states, with gradient where enabled
     decoder_inputs: dict[str, Any]  # keyword arguments of the decoder; its embeddings include the image features
+    refusal: str | None = None  # why there is no pass without the image; `hidden` then holds logits
     hidden_without_image: Tensor | None = None  # of the positions with an image, once they have been computed
 
 
 def run_with_image(model: PreTrainedModel, batch: Mapping[str, Any], reach: int = 0) -> ForwardPass:
     """Run the model without its language head, and record what its decoder is given.
+
+    A model whose logits are not those of a language head on its decoder's states is run whole, and its logits take the
+    place of the states. There is no pass without the image for it.
 
     Args:
         model: an image-text-to-text model of `transformers`.
@@ -62,31 +67,71 @@ def run_with_image(model: PreTrainedModel, batch: Mapping[str, Any], reach: int 
         reach: number of neighbours, on each side in the flattened batch, to include with each supervised position.
 
     Raises:
-        ValueError: no label is supervised, there are pixel values but no image token, or the model has no language
-            head or no decoder that can run by itself.
+        ValueError: no label is supervised, there are pixel values but no image token, the model has an encoder for its
+            text, or a loss of its own for its experts.
     """
     positions = find_positions(model, batch, reach)
     model = unwrap_adapters(model)
     inputs = select_model_inputs(batch)
-    decoder = model.get_decoder()
-    if model.get_output_embeddings() is None:
-        raise ValueError(f"{type(model).__name__} has no language head: give an image-text-to-text model with one")
-    if model.base_model is model or decoder is None or model.config.is_encoder_decoder:
-        raise ValueError(f"{type(model).__name__} has no decoder that can run alone below its language head")
-    given: dict[str, Any] = {}
-    hook = decoder.register_forward_pre_hook(lambda module, args, kwargs: given.update(kwargs), with_kwargs=True)
+    check_loss(model.config)
+    rows, columns = positions.rows, positions.columns
     try:
-        outputs = model.base_model(**inputs, use_cache=False)
+        outputs, given = run_below_head(model, inputs)
+        head = find_head(model, inputs, outputs)
+    except UnknownHead as error:
+        logits = getattr(model(**inputs, use_cache=False), "logits", None)
+        if logits is None:
+            raise
+        logits = logits[:, logits.shape[1] - batch["input_ids"].shape[1] :]  # GIT has its image's before the text's
+        return ForwardPass(model, make_logits_head(logits), batch, positions, logits[rows, columns], {}, str(error))
+    given = {name: value.detach() if isinstance(value, Tensor) else value for name, value in given.items()}
+    return ForwardPass(model, head, batch, positions, outputs.last_hidden_state[rows, columns], given)
+
+
+def run_below_head(model: PreTrainedModel, inputs: Mapping[str, Any], **options: Any) -> tuple[Any, dict[str, Any]]:
+    """Run a model without its language head.
+
+    Returns:
+        The outputs, with `last_hidden_state`, float [batch, length, hidden], and the decoder's keyword arguments.
+
+    Raises UnknownHead if the model has no language head or no decoder below it.
+    """
+    check_head(model)
+    decoder = find_decoder(model)
+    if decoder is None:
+        raise UnknownHead(f"{type(model).__name__} has no decoder that can run alone below its language head")
+    given: dict[str, Any] = {}
+    states: list[Any] = []
+    hooks = [
+        decoder.register_forward_pre_hook(lambda module, args, kwargs: given.update(kwargs), with_kwargs=True),
+        decoder.register_forward_hook(lambda module, args, outputs: states.append(outputs)),
+    ]
+    try:
+        if model.base_model is not model:
+            outputs = model.base_model(**inputs, **options, use_cache=False)
+        else:
+            model(**inputs, **options, use_cache=False, logits_to_keep=1)  # computes the last position's logits alone
+            outputs = states[-1]
     finally:
-        hook.remove()
-    return ForwardPass(
-        model=model,
-        head=find_head(model, inputs, outputs),
-        batch=batch,
-        positions=positions,
-        hidden=outputs.last_hidden_state[positions.rows, positions.columns],
-        decoder_inputs={name: value.detach() if isinstance(value, Tensor) else value for name, value in given.items()},
-    )
+        for hook in hooks:
+            hook.remove()
+    if outputs.last_hidden_state.shape[:2] != inputs["input_ids"].shape:
+        raise UnknownHead(f"{type(model).__name__} adds columns for its image to those of its tokens")
+    return outputs, given
+
+
+def check_loss(config: Any) -> None:
+    """Raise ValueError if the loss of a model with this config is not the cross-entropy of its labels alone."""
+    text = config.get_text_config()
+    if config.is_encoder_decoder or text.is_encoder_decoder:
+        raise ValueError(
+            f"{config.model_type} models have an encoder for their text: give one whose decoder reads image and text"
+        )
+    if getattr(text, "output_router_logits", False):
+        raise ValueError(
+            f"{config.model_type} models with output_router_logits=true add a loss for their experts, which these "
+            "objectives leave out: give output_router_logits=false in config.json"
+        )
 
 
 def find_positions(model: PreTrainedModel, batch: Mapping[str, Any], reach: int = 0) -> Positions:
@@ -104,11 +149,15 @@ def find_positions(model: PreTrainedModel, batch: Mapping[str, Any], reach: int 
         raise ValueError(
             "no supervised token in the batch: every label is -100, or stands first with nothing before it"
         )
-    has_image = find_image_columns(model, batch["input_ids"]).any(dim=1)
-    if batch.get("pixel_values") is not None and not has_image.any():
+    tokens = get_image_tokens(model.config)
+    if tokens:
+        has_image = find_image_columns(model, batch["input_ids"]).any(dim=1)
+    else:  # which rows is not known
+        has_image = torch.full_like(batch["input_ids"][:, 0], batch.get("pixel_values") is not None).bool()
+    if batch.get("pixel_values") is not None and tokens and not has_image.any():
         raise ValueError(
-            f"the batch has pixel_values but no image token (id {model.config.image_token_id}) in input_ids: put the "
-            "image's placeholder into the text, through the model's own processor"
+            f"the batch has pixel_values but no image token (id {tokens[0]}) in input_ids: put the image's placeholder "
+            "into the text, through the model's own processor"
         )
     return Positions(rows, columns, labels[chosen].clamp_min(0), has_image[rows], supervised[chosen])
 
@@ -118,10 +167,22 @@ def find_image_columns(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
 
     Raises ValueError if the config names no image token.
     """
-    ids = [getattr(model.config, name, None) for name in IMAGE_TOKENS]
-    if ids[0] is None:
-        raise ValueError(f"{type(model).__name__} names no image_token_id: image columns cannot be told from text")
-    return torch.isin(input_ids, torch.tensor([i for i in ids if i is not None], device=input_ids.device))
+    check_image_tokens(model.config)
+    return torch.isin(input_ids, input_ids.new_tensor(get_image_tokens(model.config)))
+
+
+def get_image_tokens(config: Any) -> list[int]:
+    """Return the ids of the tokens whose columns hold features of images or videos."""
+    return [value for name in IMAGE_TOKENS if (value := getattr(config, name, None)) is not None]
+
+
+def check_image_tokens(config: Any) -> None:
+    """Raise ValueError if a config names no image token."""
+    if not get_image_tokens(config):
+        raise ValueError(
+            f"{config.model_type} models name no image_token_id, so it is not known which columns hold the image: "
+            "objectives that contrast do not support them"
+        )
 
 
 def score_labels(head: LanguageHead, hidden: Tensor, labels: Tensor, score: str) -> Tensor:
@@ -139,11 +200,12 @@ def select_model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in batch.items() if name not in NOT_INPUTS}
 
 
-# what decoders take from the image beside its columns: for cross-attention (Mllama) and for lower layers (Qwen3-VL)
+# what decoders take from the image beside its columns: for cross-attention (Mllama), and for lower layers (Qwen3-VL and
+# Granite), where a mask marks the columns whose features follow; Chameleon's decoder takes the image itself
 CROSS_ATTENTION = ("cross_attention_states", "cross_attention_mask", "full_text_row_masked_out_mask")
-FEATURES_BESIDE = ("visual_pos_masks", "deepstack_visual_embeds")
+LOWER_LAYERS = {"visual_pos_masks": "deepstack_visual_embeds", "vision_mask": "deepstack_features"}
 PER_CALL = ("attention_mask", "position_ids", "past_key_values", "use_cache", "cache_position")  # made again
-LEFT_OUT = (*CROSS_ATTENTION, *FEATURES_BESIDE, *PER_CALL)
+LEFT_OUT = (*CROSS_ATTENTION, *LOWER_LAYERS, *LOWER_LAYERS.values(), *PER_CALL, "pixel_values")
 
 
 def run_without_image(forward: ForwardPass) -> Tensor:
@@ -151,13 +213,17 @@ def run_without_image(forward: ForwardPass) -> Tensor:
 
     Samples without an image are not run again. If a supervised token is predicted from the image's last column (a
     caption right after its image), that column stays in the pass as a query that no other column attends to, as under
-    the mask of the paper's released code.
+    the mask of the paper's released code. Decoders with recurrent layers run as on a text without an image, with the
+    position ids of the pass with it.
 
     Returns:
         Hidden states, [positions with an image, hidden].
 
-    Raises ValueError if the decoder is given something of the image that this pass does not know.
+    Raises ValueError if the decoder is given something of the image that this pass does not know, or has layers from
+    which an image cannot be removed.
     """
+    if forward.refusal is not None:
+        raise ValueError(forward.refusal)
     batch, positions, given = forward.batch, forward.positions, forward.decoder_inputs
     samples, row = positions.rows[positions.has_image].unique(return_inverse=True)
     column = positions.columns[positions.has_image]
@@ -179,9 +245,13 @@ def run_without_image(forward: ForwardPass) -> Tensor:
         kept[row, column] = True
     order = kept.int().argsort(dim=1, descending=True, stable=True)[:, : kept.sum(dim=1).max()]  # kept columns first
 
-    decoder = forward.model.get_decoder()
+    decoder = find_decoder(forward.model)
+    check_layers(decoder.config)
     inputs = {name: _take(name, value, samples, order, batch) for name, value in given.items() if name not in LEFT_OUT}
-    position_ids = get_position_ids(decoder, given, batch)[..., samples, :]
+    for mask, features in LOWER_LAYERS.items():
+        if given.get(mask) is not None and (kept & ~text).any():
+            inputs |= _take_lower_features(mask, features, given, kept, samples, order)
+    position_ids = get_position_ids(decoder, given, attended)[..., samples, :]
     with torch.no_grad():
         outputs = decoder(
             **inputs,
@@ -203,34 +273,63 @@ def _take(name: str, value: Any, samples: Tensor, order: Tensor, batch: Mapping[
     return value[samples[:, None], order]
 
 
-def get_position_ids(decoder: Any, given: Mapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
-    """Return the decoder's position ids, int64 [..., batch, length]: those it was given, else counted from 0.
+def _take_lower_features(
+    mask: str, features: str, given: Mapping[str, Any], kept: Tensor, samples: Tensor, order: Tensor
+) -> dict[str, Any]:
+    """Take the features that lower layers add to the image's columns, of those columns that are kept as queries."""
+    columns = given[mask].reshape(given[mask].shape[0], -1).bool()
+    number = columns.flatten().cumsum(dim=0).view_as(columns) - 1  # of each column's features
+    left = columns[samples] & kept
+    rows = number[samples][left]
+    by_layer, left = given[features], left.gather(1, order).reshape(*order.shape, *given[mask].shape[2:])
+    if isinstance(by_layer, Mapping):
+        return {mask: left, features: {layer: values[rows] for layer, values in by_layer.items()}}
+    return {mask: left, features: [values[rows] for values in by_layer]}
 
-    Raises ValueError if the decoder computes its positions itself, from inputs that would differ without the image.
+
+def get_position_ids(decoder: Any, given: Mapping[str, Any], attended: Tensor) -> Tensor:
+    """Return the decoder's position ids, int64 [..., batch, length]: those it was given, else those it counts itself.
+
+    Decoders count all columns from 0; OPT counts those that are attended to (`attended`, bool [batch, length]). In
+    decoders without positions, recurrent layers keep the order, and the ids have no effect.
+
+    Raises ValueError if it is not known how the decoder counts.
     """
-    rows, length = batch["input_ids"].shape
+    rows, length = attended.shape
     position_ids = given.get("position_ids")
     if position_ids is None:
-        if not any("rotary" in name for name, _ in decoder.named_modules()):
+        position_ids = torch.arange(length, device=attended.device)[None]
+        learnt = next((module for name, module in decoder.named_modules() if name.endswith("embed_positions")), None)
+        if learnt is not None and "attention_mask" in inspect.signature(learnt.forward).parameters:
+            position_ids = attended.long().cumsum(dim=1) * attended - 1
+        elif not (has_recurrent_layers(decoder.config) or any("rotary" in name for name, _ in decoder.named_modules())):
             raise ValueError(
                 f"{type(decoder).__name__} computes its positions from its inputs, so they would change without the "
                 "image's columns; put position_ids into the batch"
             )
-        position_ids = torch.arange(length, device=batch["input_ids"].device)[None]
     return position_ids.expand(*position_ids.shape[:-2], rows, -1)
 
 
-# layers that read other columns only through the mask; recurrent and convolutional layers have none
-ATTENTION_LAYERS = ("full_attention", "sliding_attention", "chunked_attention")
+WINDOWS = ("sliding_attention", "chunked_attention")
+# layers that read other columns only through the mask; the reference of UnlimitedOCR's windows is the whole prompt
+ATTENTION_LAYERS = (*WINDOWS, "full_attention", "indexed_attention", "reference_sliding_attention")
+RECURRENT_LAYERS = ("linear_attention", "conv", "mamba")  # these carry a state along the columns
+OTHER_LAYERS = ("mlp", "moe")  # these read one column
+
+
+def has_recurrent_layers(config: Any) -> bool:
+    """Return whether a decoder with this config has layers that carry a state along the columns."""
+    return not set(RECURRENT_LAYERS).isdisjoint(getattr(config, "layer_types", None) or ())
 
 
 def check_layers(config: Any) -> None:
-    """Raise ValueError if a decoder with this config cannot run without the image, because its layers carry state."""
-    others = set(getattr(config, "layer_types", None) or ()) - set(ATTENTION_LAYERS)
+    """Raise ValueError if it is not known how to remove the image from a decoder's layers, by its config."""
+    known = {*ATTENTION_LAYERS, *RECURRENT_LAYERS, *OTHER_LAYERS}
+    others = set(getattr(config, "layer_types", None) or ()) - known
     if others:
         raise ValueError(
-            f"a {config.model_type} decoder has {', '.join(sorted(others))} layers: these carry state along the "
-            "columns, so masking the image and dropping it differ; objectives that contrast do not support this"
+            f"{config.model_type} decoders have {', '.join(sorted(others))} layers, from which it is not known how to "
+            "remove the image: objectives that contrast do not support them"
         )
 
 
@@ -241,28 +340,36 @@ def make_masks(
 
     A decoder that builds its own masks from a [batch, length] mask does so again from that of the kept columns. This
     does not work for decoders that receive finished masks from the model (PaliGemma's prefix and Gemma's images attend
-    in both directions), nor for sliding windows, which count columns. For these, the columns are cut out of the
-    full-length masks.
+    in both directions), nor for windows and chunks, which count columns. For these, the columns are cut out of the
+    full-length masks. Decoders with recurrent layers read the kept columns as a text of its own.
 
     `given` are the decoder's keyword arguments in the pass with the image. Of the samples in `samples` (int64
     [samples]), `text` (bool [samples, length]) are the columns that others may attend to, `kept` these and the columns
     that are only queries, and `order` (int64 [samples, columns]) the kept columns first, then a row's padding.
 
-    Raises ValueError for masks of an unknown kind, layers that are not attention, or kernels without such masks.
+    Raises ValueError for masks or layers of an unknown kind, kernels without such masks, more columns than an indexer
+    selects, or an image's column that is needed as a query in recurrent layers.
     """
     config = decoder.config
-    if "flash" in config._attn_implementation and (kept & ~text).any():
+    types, recurrent = set(getattr(config, "layer_types", None) or ()), has_recurrent_layers(config)
+    if (recurrent or "flash" in config._attn_implementation) and (kept & ~text).any():
         raise ValueError(
-            "a supervised token directly follows its image, which flash attention does not support without the image "
-            "(it drops masked columns as queries too): use attn_implementation='sdpa'"
+            "a supervised token directly follows its image, whose last column would predict it: "
+            + ("recurrent layers would carry that column on" if recurrent else "flash attention drops it")
+            + "; put a token between them"
+            + ("" if recurrent else ", or use attn_implementation='sdpa'")
         )
-    check_layers(config)
     seen = text.gather(1, order)  # [samples, columns]
     masks = given.get("attention_mask")
     length = attended.shape[1]
-    if (masks is None or isinstance(masks, Tensor)) and (masks is None or masks.dim() == 2):
+    if masks is None or (isinstance(masks, Tensor) and masks.dim() == 2):
+        if "indexed_attention" in types and not recurrent and length > config.index_topk:
+            raise ValueError(
+                f"{type(decoder).__name__} selects {config.index_topk} of these {length} columns, and the image's "
+                "columns take part in the selection: shorten the samples, such as with data.max_length"
+            )
         reach = min(getattr(config, name, None) or length for name in ("sliding_window", "attention_chunk_size"))
-        if reach >= length:
+        if recurrent or reach >= length or (types and types.isdisjoint(WINDOWS)):
             return seen.long()
         masks = _make_full_length(decoder, given, attended)
     if isinstance(masks, dict):
@@ -273,13 +380,13 @@ def make_masks(
 def _make_full_length(decoder: Any, given: Mapping[str, Any], attended: Tensor) -> Any:
     """Make the masks that a decoder with sliding windows builds itself, bool or float, in the form that it takes."""
     config = decoder.config
-    types = set(getattr(config, "layer_types", None) or ["sliding_attention"])
-    makers = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
-    if "flash" in config._attn_implementation or not types <= set(makers):
+    types = set(getattr(config, "layer_types", None) or ["sliding_attention"]) - set(OTHER_LAYERS)
+    if "flash" in config._attn_implementation:
         raise ValueError(
             f"{type(decoder).__name__} attends in windows narrower than these {attended.shape[1]} columns, with "
             f"{config._attn_implementation} attention, which counts columns: use attn_implementation='sdpa'"
         )
+    makers: Mapping[str, Any] = MASK_FUNCTIONS
     masks = {
         name: makers[name](
             config=config,

@@ -22,7 +22,7 @@ from cal_cli.models.parts import (
 from cal_cli.runtime.errors import InputError
 from cal_cli.toy.model import load_tiny
 from tests.cal import cal
-from tests.objective.families import llava, llava_next, make, qwen2_5_vl
+from tests.objective.families import make
 
 WORDS = ["peft=lora", "peft.r=4", "peft.alpha=8", "parts.vision_tower=0", "data.n=64", "batch_size=8", "save_steps=4"]
 
@@ -135,7 +135,7 @@ def test_wrong_values_are_told(tmp_path):
 
 
 def test_the_projector_is_found_within_the_tower_of_qwen():
-    model, _ = make(qwen2_5_vl)
+    model, _ = make("qwen2_5_vl")
     groups = group_parameters(model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     projector = {names[id(parameter)] for parameter in groups["projector"]}
@@ -153,9 +153,9 @@ def test_the_projector_is_found_within_the_tower_of_qwen():
 @pytest.mark.parametrize(
     ("build", "rates", "adapted", "problem"),
     [
-        (llava, {"image_newline": 1.0}, False, "parts.image_newline=1.0: .* has no such part"),
-        (llava_next, {"image_newline": 1.0, "vision_tower": 0.0}, True, "peft cannot train it"),
-        (llava, {"projector": -1.0}, False, "must be at least 0"),
+        ("llava", {"image_newline": 1.0}, False, "parts.image_newline=1.0: .* has no such part"),
+        ("llava_next", {"image_newline": 1.0, "vision_tower": 0.0}, True, "peft cannot train it"),
+        ("llava", {"projector": -1.0}, False, "must be at least 0"),
     ],
 )
 def test_rates_that_match_nothing_are_refused(build, rates, adapted, problem):
@@ -164,7 +164,7 @@ def test_rates_that_match_nothing_are_refused(build, rates, adapted, problem):
 
 
 def test_the_newline_has_the_rate_of_the_projector():
-    model, _ = make(llava_next)
+    model, _ = make("llava_next")
     assert freeze_parts(model, {"projector": 0.5, "image_newline": None})["image_newline"] == 0.5
     assert count_trainable(model)["image_newline"] == model.model.image_newline.numel()
     assert freeze_parts(model, {"image_newline": None}, adapted=True)["image_newline"] == 0.0
