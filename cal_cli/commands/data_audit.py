@@ -37,7 +37,7 @@ from cal_cli.inspection.audit import (
 )
 from cal_cli.inspection.detection import describe_detector, draw_detectors
 from cal_cli.inspection.pages import find_audited_samples, render_audit
-from cal_cli.models.load import ModelSource, check_contrast, load_checkpoint
+from cal_cli.models.load import ModelSource, check_objective, load_checkpoint
 from cal_cli.runtime.config import check_types, limited
 from cal_cli.runtime.console import make_console, make_table, show_progress
 from cal_cli.runtime.errors import InputError
@@ -94,7 +94,7 @@ def data_audit(config: DictConfig) -> None:
     state = get_process_state()
     console = make_console(quiet=not state.is_main_process)
     checkpoint = find_checkpoint(settings.checkpoint, {"tiny": BASE})
-    check_contrast(ModelSource(str(checkpoint)).load_config(), f"checkpoint={checkpoint}")
+    check_objective(ModelSource(str(checkpoint)).load_config(), f"checkpoint={checkpoint}")
     data, noisy = load_noisy_data(config, settings.noise, settings.manifest, console)
     if settings.clean == "weigh" and find_rows(data) is not None:
         raise InputError("clean=weigh writes loss_weights into JSON: give data=llava_json, or clean=drop")

@@ -22,7 +22,7 @@ from cal_cli.inspection.detection import (
 )
 from cal_cli.inspection.pages import HeatmapSample, render_heatmap
 from cal_cli.inspection.tokens import Piece, RankedWord, make_token_table, rank_words
-from cal_cli.models.load import ModelSource, check_contrast, load_checkpoint
+from cal_cli.models.load import ModelSource, check_objective, load_checkpoint
 from cal_cli.objective import RuleLoss
 from cal_cli.objective.contrasts import Cached, Reference
 from cal_cli.runtime.config import build, check_types, limited, list_names
@@ -68,7 +68,7 @@ def token_weight_dump(config: DictConfig) -> None:
             "that needs neither another model nor scores from before training, such as cal, posterior, ratio or gce"
         )
     for checkpoint in checkpoints:
-        check_contrast(ModelSource(str(checkpoint)).load_config(), f"checkpoint={checkpoint}")
+        check_objective(ModelSource(str(checkpoint)).load_config(), f"checkpoint={checkpoint}")
     console = make_console()
     data, noisy = load_noisy_data(config, settings.noise, settings.manifest, console, settings.samples)
     if not any("image" in entry for entry in data.entries):

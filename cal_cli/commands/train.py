@@ -25,7 +25,7 @@ from cal_cli.data.collator import Collator
 from cal_cli.data.noise import describe_changes, inject_noise, load_data
 from cal_cli.data.sample import NEIGHBOURS, Conversations
 from cal_cli.evaluation.evaluator import Scorer
-from cal_cli.models.load import ModelSource, check_contrast, checkpoint_activations
+from cal_cli.models.load import ModelSource, check_objective, checkpoint_activations
 from cal_cli.models.parts import add_adapters, count_trainable, describe_rounding, freeze_parts, trains_only_projector
 from cal_cli.objective import NonFiniteLoss, RuleLoss
 from cal_cli.objective.passes import unwrap_adapters
@@ -80,8 +80,7 @@ def carry_out(config: DictConfig, settings: TrainConfig, processes: int, job: Jo
         console.print(f"{job.folder}: already completed; force=true repeats it")
         return
     objective = build(config, "objective")
-    if objective.rule.contrasts:
-        check_contrast(build(config, "model").load_config(), "model")
+    check_objective(build(config, "model").load_config(), "model", objective.rule.contrasts)
     if processes * settings.launch.machines > 1 and not is_worker():
         if code := run_workers([*job.words, f"hydra.run.dir='{job.folder}'"], settings.launch, processes, job.folder):
             raise SystemExit(code)

@@ -31,7 +31,7 @@ from cal_cli.models.llava import (
     make_llava_config,
     make_llava_processor,
 )
-from cal_cli.objective.passes import check_layers
+from cal_cli.objective.passes import check_image_tokens, check_layers, check_loss
 from cal_cli.runtime.errors import InputError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -149,10 +149,13 @@ def load_checkpoint(path: str, dtype: str | None = None, device: torch.device | 
     return model.to(device).eval(), processor
 
 
-def check_contrast(config: Any, key: str) -> None:
-    """Raise InputError, before data are read, if an objective cannot contrast a model with this config."""
+def check_objective(config: Any, key: str, contrasts: bool = True) -> None:
+    """Raise InputError, before data are read, if an objective cannot train a model with this config, or contrast it."""
     try:
-        check_layers(config.get_text_config())
+        check_loss(config)
+        if contrasts:
+            check_image_tokens(config)
+            check_layers(config.get_text_config())
     except ValueError as error:
         raise InputError(f"{key}: {error}") from error
 

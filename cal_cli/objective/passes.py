@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -322,6 +323,12 @@ def has_recurrent_layers(config: Any) -> bool:
     return not set(RECURRENT_LAYERS).isdisjoint(getattr(config, "layer_types", None) or ())
 
 
+def get_window(config: Any, length: int) -> int:
+    """Return how many columns the narrowest layer attends to; keys that a config's class does not have are no windows."""
+    known = {field.name for field in dataclasses.fields(config)} & {"sliding_window", "attention_chunk_size"}
+    return min((getattr(config, name) or length for name in known), default=length)
+
+
 def check_layers(config: Any) -> None:
     """Raise ValueError if it is not known how to remove the image from a decoder's layers, by its config."""
     known = {*ATTENTION_LAYERS, *RECURRENT_LAYERS, *OTHER_LAYERS}
@@ -368,8 +375,7 @@ def make_masks(
                 f"{type(decoder).__name__} selects {config.index_topk} of these {length} columns, and the image's "
                 "columns take part in the selection: shorten the samples, such as with data.max_length"
             )
-        reach = min(getattr(config, name, None) or length for name in ("sliding_window", "attention_chunk_size"))
-        if recurrent or reach >= length or (types and types.isdisjoint(WINDOWS)):
+        if recurrent or (types and types.isdisjoint(WINDOWS)) or get_window(config, length) >= length:
             return seen.long()
         masks = _make_full_length(decoder, given, attended)
     if isinstance(masks, dict):

@@ -32,7 +32,7 @@ def test_the_last_layer_says_what_the_model_says(family):
     with torch.no_grad():
         logits = model(**{name: value for name, value in one.items() if name != "labels"}).logits
     expected = logits[0, one["input_ids"][0] == IMAGE].float().softmax(dim=-1).topk(3)
-    assert found.stages[0] == "projected" and found.stages[-1] == "layer 3" and len(found.stages) == 3
+    assert found.stages[0] == "projected" and found.stages[-1] == "layer 4" and len(found.stages) == 3
     assert torch.allclose(found.values[-1], expected.values, atol=1e-5)
     assert torch.equal(found.ids[-1][:, 0], expected.indices[:, 0])
 
@@ -59,7 +59,7 @@ def test_layers_are_the_norm_and_the_head_of_their_states():
         states = model(**inputs, output_hidden_states=True).hidden_states
         state = states[1][0, one["input_ids"][0] == IMAGE]
         expected = model.lm_head(model.model.language_model.norm(state)).softmax(dim=-1).topk(2)
-    assert found.stages == ["projected", "layer 1", "layer 2", "layer 3"]
+    assert found.stages == ["projected", "layer 1", "layer 2", "layer 3", "layer 4"]
     assert torch.equal(found.ids[1], expected.indices)
 
 

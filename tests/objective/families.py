@@ -29,7 +29,6 @@ TEXT = {
     "attention_dropout": 0.0,
     "hidden_dropout": 0.0,
     "dropout": 0.0,
-    "sliding_window": 8,
     "query_pre_attn_scalar": 8,
     # names of older families
     "embed_dim": 32,
@@ -404,8 +403,8 @@ NOT_APPLICABLE = {
 def shrink(default: PreTrainedConfig, values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     """The fields of a config that are made small, those of its sub-configs too."""
     known = {name: value for name, value in values.items() if name in default.to_dict()}
-    if getattr(default, "sliding_window", 0) is None:  # a window that the family does not have
-        known.pop("sliding_window", None)
+    if getattr(default, "sliding_window", None) is not None:
+        known["sliding_window"] = 8
     known |= {
         name: value for name, value in more.items() if not isinstance(value, dict) or name not in default.sub_configs
     }
