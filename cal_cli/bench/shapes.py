@@ -17,6 +17,7 @@ from transformers import (
 from cal_cli.models.load import checkpoint_activations
 from cal_cli.models.mgm.model import MGMConfig
 from cal_cli.models.parts import freeze_parts
+from cal_cli.objective.passes import find_image_columns
 from cal_cli.toy.model import TinyModel
 
 PATCH, IMAGE_SIZE = 14, 336  # of CLIP ViT-L/14-336
@@ -159,7 +160,7 @@ class Checkpoint:
     @property
     def image_tokens(self) -> int:
         """Image tokens of a sample."""
-        return int((self._make_prompt()["input_ids"][0] == self.loaded.config.image_token_id).sum())
+        return int(find_image_columns(self.loaded, self._make_prompt()["input_ids"])[0].sum())
 
     def _make_prompt(self) -> Any:
         noise = torch.randint(256, (self.picture, self.picture, 3), generator=torch.Generator().manual_seed(0))
@@ -169,7 +170,7 @@ class Checkpoint:
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
-            processor_kwargs={"return_tensors": "pt"},
+            return_tensors="pt",
         )
 
     def make_batch(self, device: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:

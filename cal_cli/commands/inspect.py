@@ -35,6 +35,7 @@ from cal_cli.inspection.pages import (
 from cal_cli.inspection.patch_words import find_patch_words, measure_regions
 from cal_cli.inspection.tokens import number_words, spell_tokens
 from cal_cli.models.load import load_checkpoint
+from cal_cli.objective.passes import find_image_columns
 from cal_cli.runtime.config import check_types, limited, list_names
 from cal_cli.runtime.console import make_console, make_table, show_progress
 from cal_cli.runtime.errors import InputError
@@ -147,7 +148,7 @@ def show_attention(settings: InspectConfig, data: Conversations, node: Any, cons
             checkpoints.append((name, images))
             numbers = {position: number for number, position in enumerate(attention.position.tolist())}
             ids, special = batch["input_ids"][0].tolist(), set(processor.tokenizer.all_special_ids)
-            columns = [column for column in range(len(ids)) if ids[column] != model.config.image_token_id]
+            columns = (~find_image_columns(model, batch["input_ids"])[0]).nonzero()[:, 0].tolist()
             spelled = spell_tokens(batch["text"][0], batch["offsets"][0])
             texts = [spelled[column] for column in columns]
         pieces = [(text, numbers.get(column)) for text, column in zip(texts, columns, strict=True)]

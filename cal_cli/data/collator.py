@@ -15,6 +15,7 @@ from cal_cli.data.sample import LOSS_WEIGHTS, Bad
 from cal_cli.objective import IGNORED
 from cal_cli.runtime.errors import InputError, shorten
 
+IMAGES = {"return_tensors": "pt"}  # otherwise Llama 4's tiles are nested by image
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 
 
@@ -133,7 +134,8 @@ class Collator:
                 messages,
                 tokenize=True,
                 return_dict=True,
-                processor_kwargs={"padding": True, "padding_side": "right", **offsets},
+                return_tensors="auto",  # SmolVLM's own default is another
+                processor_kwargs={"padding": True, "padding_side": "right", "images_kwargs": IMAGES, **offsets},
             )
         except InputError:
             raise

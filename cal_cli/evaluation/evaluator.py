@@ -304,7 +304,8 @@ def answer_questions(
         tokenize=True,
         return_dict=True,
         add_generation_prompt=True,
-        processor_kwargs={"padding": True, "padding_side": "left", "return_tensors": "pt"},
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "left"},
     ).to(model.device, model.dtype)
     pad = processor.tokenizer.pad_token_id
     output = model.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad)

@@ -98,7 +98,7 @@ def run(model: PreTrainedModel, batch: Mapping[str, Any], **options: Any) -> Any
 
     Raises ValueError if the model's class returns none, or none of text to all tokens, as with cross-attention.
     """
-    outputs = model(**select_model_inputs(batch), output_attentions=True, use_cache=False, **options)
+    outputs = model(**select_model_inputs(model, batch), output_attentions=True, use_cache=False, **options)
     length = batch["input_ids"].shape[1]
     layers = outputs.attentions or [None]
     if any(layer is None or layer.shape[-2:] != (length, length) for layer in layers):

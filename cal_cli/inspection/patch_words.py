@@ -13,8 +13,14 @@ from cal_cli.data.collator import Collator
 from cal_cli.data.sample import REGIONS, Conversations, get_image_names
 from cal_cli.inspection.attention import compute_relevancy, find_image_grids, record_attention
 from cal_cli.inspection.tokens import find_touched
-from cal_cli.objective.head import find_head
-from cal_cli.objective.passes import find_image_columns, find_positions, select_model_inputs, unwrap_adapters
+from cal_cli.objective.head import find_decoder, find_head
+from cal_cli.objective.passes import (
+    find_image_columns,
+    find_positions,
+    run_below_head,
+    select_model_inputs,
+    unwrap_adapters,
+)
 
 NORMS = ("norm", "ln_f", "final_layernorm")  # what decoders of the library call their last norm
 WORD_START = ("▁", "Ġ")  # how tokenizers write the space before a word: SentencePiece's, byte-level BPE's
@@ -54,16 +60,12 @@ def find_patch_words(model: PreTrainedModel, batch: Mapping[str, Any], words: in
     Source: nostalgebraist, "interpreting GPT: the logit lens", 2020, for the layers.
     """
     model = unwrap_adapters(model)
-    decoder, given = model.get_decoder(), {}
+    decoder = find_decoder(model)
     norm = next((getattr(decoder, name) for name in NORMS if hasattr(decoder, name)), None)
     if norm is None:
         raise ValueError(f"{type(model).__name__}: no final norm was found in its decoder, which the logit lens needs")
-    hook = decoder.register_forward_pre_hook(lambda module, args, kwargs: given.update(kwargs), with_kwargs=True)
-    inputs = select_model_inputs(batch)
-    try:
-        outputs = model.base_model(**inputs, output_hidden_states=True, use_cache=False)
-    finally:
-        hook.remove()
+    inputs = select_model_inputs(model, batch)
+    outputs, given = run_below_head(model, inputs, output_hidden_states=True)
     columns = find_image_columns(model, batch["input_ids"])[0]
     features = given["inputs_embeds"][0, columns].float()
     embeddings: Any = model.get_input_embeddings().weight

@@ -12,7 +12,7 @@ from cal_cli.data.collator import Collator
 from cal_cli.data.sample import CORRELATED, Conversations, Entry
 from cal_cli.objective import RuleLoss
 from cal_cli.objective.contrasts import contrast_tokens
-from cal_cli.objective.passes import run_with_image
+from cal_cli.objective.passes import find_image_columns, run_with_image
 
 # the paper's kinds of words
 CORRELATED_WORD = "correlated"  # it can only be known by looking
@@ -119,7 +119,7 @@ def make_token_table(
             text = spelled[row][column] if "\ufffd" in text else text  # a part of a character, by its bytes
             named = (entries[row]["id"], column, label, text)
             table.append((*named, *token.logit, delta, weight, *truth, *token.logprob))
-        shown = batch["attention_mask"].bool() & (batch["input_ids"] != model.config.image_token_id)
+        shown = batch["attention_mask"].bool() & ~find_image_columns(model, batch["input_ids"])
         for row, texts in enumerate(spelled):
             # a token without text of its own may be supervised: a further token of one character
             kept = [

@@ -14,6 +14,8 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from cal_cli.runtime.errors import InputError
 
 ADAPTER = "adapter_config.json"  # of peft
+# what some models need of the library's optional packages
+OPTIONAL = {"torchvision": "'cal_cli[processors]'", "num2words": "'cal_cli[processors]'", "timm": "timm"}
 PACKAGE = "pkg://"  # as in Hydra's search path
 
 
@@ -31,6 +33,9 @@ def fetch(loader: Callable, name: str, key: str, **options: Any) -> Any:
     try:
         return loader(name, **options)
     except Exception as error:  # whatever the library meets in the files
+        for package, project in OPTIONAL.items():
+            if package in str(error).lower() and find_spec(package) is None:
+                raise InputError(f"{key}={name}: it needs the package {package}: pip install {project}") from error
         if Path(name).is_dir():
             problem = str(error).strip().splitlines() or [type(error).__name__]
             raise InputError(f"{key}={name}: the folder cannot be loaded: {problem[0]}") from error

@@ -10,37 +10,42 @@ from typing import Any
 import torch
 from torch import nn
 
+from cal_cli.objective.head import get_head_module
 from cal_cli.runtime.errors import InputError
 
 Rates = Mapping[str, float | None]  # of the parts, see `freeze_parts`
 SAMPLED = 100_000  # weights of a parameter that `describe_rounding` looks at, about
 PARTS = ("language_model", "projector", "image_newline", "vision_tower")
 # modules between tower and language model that some families keep within the tower, as Qwen-VL its merger
-WITHIN_TOWER = re.compile(r"(^|\.)\w*(merger|connector|projector|resampler|aligner|adapter|img_projection)\w*\.")
+WITHIN_TOWER = re.compile(
+    r"(^|\.)(?!vit_)\w*(merger|connector|projector|resampler|aligner|adapter|img_projection)\w*\."
+)
+# encoders beside that of the image: MGM's and DeepSeek's second one, those of videos and sound, and discrete ones
+OTHER_TOWERS = re.compile(r"(^|\.)(\w*(vision|image|video|audio)_(tower|model|encoder)|vqmodel)\.")
 
 
 def group_parameters(model: Any) -> dict[str, list[nn.Parameter]]:
     """Group a model's parameters by part; each belongs to one.
 
-    The language model is the decoder with its embeddings and head, the vision tower is the image encoder, with MGM's
-    second one, without what projects its features, and `image_newline` is LLaVA-NeXT's embedding between rows of tiles;
-    all other parameters belong to the projector.
+    The language model is the decoder with its embeddings and head, the vision tower is the image encoder, with all
+    other encoders, without what projects their features, and `image_newline` is LLaVA-NeXT's embedding between rows of
+    tiles; all other parameters belong to the projector.
     """
-    vision = model.get_encoder(modality="image")
-    second = getattr(model.base_model, "aux_vision_tower", None)
-    head = model.get_output_embeddings()
+    vision, head = model.get_encoder(modality="image"), get_head_module(model)
+    seen = {id(parameter) for parameter in vision.parameters() if vision is not model}
     owners = {
-        "vision_tower": [
-            *(p for name, p in vision.named_parameters() if vision is not model and not WITHIN_TOWER.search(name)),
-            *(second.parameters() if second is not None else ()),
-        ],
         "language_model": [
             *model.get_decoder().parameters(),
             *model.get_input_embeddings().parameters(),
             *(head.parameters() if head is not None else ()),
         ],
+        "vision_tower": [
+            parameter
+            for name, parameter in model.named_parameters()
+            if (id(parameter) in seen or OTHER_TOWERS.search(name)) and not WITHIN_TOWER.search(name)
+        ],
+        "image_newline": [p for name, p in model.named_parameters() if name.endswith("image_newline")],
     }
-    owners["image_newline"] = [p for name, p in model.named_parameters() if name.endswith("image_newline")]
     part = {id(parameter): name for name, parameters in owners.items() for parameter in parameters}
     found: dict[str, list[nn.Parameter]] = {name: [] for name in PARTS}
     for parameter in model.parameters():
@@ -200,13 +205,13 @@ def add_adapters(model: Any, adapters: AdapterConfig, rates: Mapping[str, float]
 
 
 def find_adapted_layers(model: Any) -> list[str]:
-    """Return the names of the linear layers that get adapters: all of the decoder's, without its head."""
-    names = {id(module): name for name, module in model.named_modules()}
-    decoder, head = names[id(model.get_decoder())], names.get(id(model.get_output_embeddings()))
+    """Return the names of the linear layers that get adapters: all of the language model's, without its head."""
+    own = {id(parameter) for parameter in group_parameters(model)["language_model"]}
+    head = get_head_module(model)
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith(f"{decoder}.") and name != head
+        if isinstance(module, nn.Linear) and id(module.weight) in own and module is not head
     ]
 
 

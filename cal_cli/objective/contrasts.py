@@ -85,7 +85,7 @@ class ChangedImage(ImageContrast):
             return torch.empty(0, device=positions.rows.device)
         if forward.refusal is not None:
             raise ValueError(forward.refusal)
-        inputs = select_model_inputs(forward.batch)
+        inputs = select_model_inputs(forward.model, forward.batch)
         inputs["pixel_values"] = self.change(inputs["pixel_values"], forward.model)
         with torch.no_grad():
             outputs, _ = run_below_head(forward.model, inputs)

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from cal_cli.objective.head import get_head_module
+
 Model = TypeVar("Model")
 
 
@@ -52,7 +54,7 @@ def make_zero_with_gradient(model: Any) -> Tensor | float:
     gradient. FSDP waits for all processes when one of them runs a layer backward or has a gradient to reduce, so under
     FSDP every batch adds this zero to its embeddings.
     """
-    language = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+    language = (model.get_decoder(), model.get_input_embeddings(), get_head_module(model))
     known = {id(parameter) for part in language for parameter in part.parameters()}
     return sum(
         0.0 * parameter.sum()

@@ -73,7 +73,7 @@ def run_with_image(model: PreTrainedModel, batch: Mapping[str, Any], reach: int 
     """
     positions = find_positions(model, batch, reach)
     model = unwrap_adapters(model)
-    inputs = select_model_inputs(batch)
+    inputs = select_model_inputs(model, batch)
     check_loss(model.config)
     rows, columns = positions.rows, positions.columns
     try:
@@ -196,9 +196,11 @@ def unwrap_adapters(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def select_model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of a batch that the model itself takes."""
-    return {name: value for name, value in batch.items() if name not in NOT_INPUTS}
+def select_model_inputs(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a batch that the model takes, numbers in its dtype (Llama 4's pixels are in bfloat16)."""
+    inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}
+    numbers = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.is_floating_point()}
+    return inputs | {name: value.to(model.dtype) for name, value in numbers.items()}
 
 
 # what decoders take from the image beside its columns: for cross-attention (Mllama), and for lower layers (Qwen3-VL and
@@ -324,7 +326,7 @@ def has_recurrent_layers(config: Any) -> bool:
 
 
 def get_window(config: Any, length: int) -> int:
-    """Return how many columns the narrowest layer attends to; keys that a config's class does not have are no windows."""
+    """Return how many columns the narrowest layer attends to; a key that a config's class lacks is no window."""
     known = {field.name for field in dataclasses.fields(config)} & {"sliding_window", "attention_chunk_size"}
     return min((getattr(config, name) or length for name in known), default=length)
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText
 
 from cal_cli.models.load import checkpoint_activations
 from cal_cli.models.parts import AdapterConfig, Rates, add_adapters, find_adapted_layers, freeze_parts, group_parameters
-from cal_cli.objective.head import LOGITS_HELD
+from cal_cli.objective.head import LOGITS_HELD, find_decoder
 from cal_cli.training.trainer import find_decoder_layers
 
 
@@ -177,7 +177,7 @@ def make_passes(model: Any, rates: Rates, batch_size: int, tokens: int) -> Itera
 
     MGM's mining is trained in both stages, over maps that are much larger than the image tokens.
     """
-    decoder, width = model.get_decoder(), model.config.get_text_config().hidden_size
+    decoder, width = find_decoder(model), model.config.get_text_config().hidden_size
     dtype = next(model.parameters()).dtype
     trained = any(parameter.requires_grad for parameter in model.parameters())
     embeddings = torch.empty(batch_size, tokens, width, dtype=dtype, requires_grad=trained)

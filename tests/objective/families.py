@@ -418,9 +418,11 @@ def shrink(default: PreTrainedConfig, values: dict[str, Any], more: dict[str, An
     return known
 
 
-def make_config(name: str) -> PreTrainedConfig:
-    """A type's config, made small."""
+def make_config(name: str, changes: dict[str, Any] | None = None) -> PreTrainedConfig:
+    """A type's config, made small; `changes` are values of it and of its sub-configs."""
     base, more = VARIANTS.get(name, (name, OVERRIDES.get(name, {})))
+    for key, value in (changes or {}).items():
+        more = {**more, key: {**more.get(key, {}), **value} if isinstance(value, dict) else value}
     default = AutoConfig.for_model(base)
     made = AutoConfig.for_model(default.model_type, **shrink(default, TOP, more))
     if name == "gemma3n":  # a small tower in place of timm's
