@@ -155,8 +155,8 @@ class Collator:
         if LOSS_WEIGHTS in samples[0]:
             batch[LOSS_WEIGHTS] = self._place_weights(samples, answers)
         if self.max_length is not None:
-            beyond = batch["input_ids"][:, self.max_length :] == self.processor.image_token_id
-            self._refuse(samples, beyond.any(dim=1), "is cut within its image")
+            beyond = [find_within_images(*one)[self.max_length :].any() for one in zip(offsets, replaced, strict=True)]
+            self._refuse(samples, torch.stack(beyond), "is cut within its image")
             shape = batch["input_ids"].shape
             for name, value in batch.items():
                 if getattr(value, "shape", ())[:2] == shape:  # token types too, if the model has them
@@ -236,6 +236,7 @@ def place(numbers: list[list[float]], labels: Tensor) -> Tensor:
     return placed
 
 
+STAND_IN = "<the answer>"  # for an answer, to see where a template puts it
 MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 ADVICE = "give model.template=<file>.jinja, with the answers between {% generation %} and {% endgeneration %}"
 
@@ -277,9 +278,10 @@ def find_answers(messages: list[dict], processor: Any) -> RenderedText:
     """Find the answers of a conversation whose template does not mark them, from what each adds to the turns before it.
 
     An answer begins where the prompt for it ends (`add_generation_prompt`), and ends before the white space that
-    follows its end token.
+    follows its end token. If the template renders it differently once others follow, as Qwen3.5's leaves out what was
+    thought, it is the answer's own text with its end token.
 
-    Raises InputError if the template renders a turn differently when others follow.
+    Raises InputError if an answer cannot be found.
     """
 
     def text(turns: list[dict], prompt: bool = False) -> str:
@@ -290,9 +292,16 @@ def find_answers(messages: list[dict], processor: Any) -> RenderedText:
         if message["role"] != "assistant":
             continue
         before, through = text(messages[:place], prompt=True), text(messages[: place + 1])
-        if not (whole.startswith(through) and through.startswith(before)):
+        if whole.startswith(through) and through.startswith(before):
+            answers.append((len(before), len(through.rstrip())))
+            continue
+        marked = {**message, "content": [{"type": "text", "text": STAND_IN}]}
+        start, _, after = text([*messages[:place], marked, *messages[place + 1 :]]).partition(STAND_IN)
+        end = len(whole) - len(after)
+        closing = text([*messages[:place], marked]).partition(STAND_IN)[2].rstrip()
+        if not (whole.startswith(start) and whole.endswith(after) and after.startswith(closing) and len(start) < end):
             raise InputError(f"the model's chat template renders a turn differently when others follow: {ADVICE}")
-        answers.append((len(before), len(through.rstrip())))
+        answers.append((len(start), end + len(closing)))
     return RenderedText(whole, answers)
 
 
@@ -312,6 +321,14 @@ def find_supervised(text: RenderedText, offsets: Tensor, replaced: Sequence[Mapp
         shift = sum(more for placeholder, more in growth if placeholder <= start)
         found[(starts >= start + shift) & (starts < end + shift)] = number
     return found
+
+
+def find_within_images(offsets: Tensor, replaced: Sequence[Mapping[str, Any]]) -> Tensor:
+    """Find the tokens of the images, with the marks around them, bool [length]; see `find_supervised`."""
+    starts, within = offsets[:, 0], torch.zeros(len(offsets), dtype=torch.bool)
+    for one in replaced:
+        within |= (starts >= one["new_span"][0]) & (starts < one["new_span"][1])
+    return within
 
 
 def find_growth(replaced: Mapping[str, Any]) -> int:

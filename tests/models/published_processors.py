@@ -18,17 +18,16 @@ from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPI
 from tests.models.published_kinds import byte_tokenizer
 from tests.objective.families import make_config
 
-# a conversation with the marks of a family around turns and images; our own words
+# a conversation with the marks of a family around turns and images, and with those of its answers; our own words
 CHAT = """\
 {{- bos_token }}{% for message in messages %}{{ "BEGIN" + message.role + "\\n" }}
-{%- for part in message.content %}{{ "IMAGE" if part.type == "image" else part.text }}{% endfor %}{{ "END\\n" }}
-{%- endfor %}{% if add_generation_prompt %}{{ "BEGINassistant\\n" }}{% endif %}"""
-# the same, where the last answer alone begins with what was thought, which is empty, as in Qwen3.5
-THINKING = """\
-{%- for message in messages %}{{ "BEGIN" + message.role + "\\n" }}
-{%- if message.role == "assistant" and loop.last %}{{ "<think>\\n\\n</think>\\n\\n" }}{% endif %}
-{%- for part in message.content %}{{ "IMAGE" if part.type == "image" else part.text }}{% endfor %}{{ "END\\n" }}
-{%- endfor %}{% if add_generation_prompt %}{{ "BEGINassistant\\n<think>\\n\\n</think>\\n\\n" }}{% endif %}"""
+{%- if message.role == "assistant" %}THOUGHT[{% for part in message.content %}{{ part.text }}{% endfor %}{{ "END" }}]
+{%- else %}{% for part in message.content %}{{ "IMAGE" if part.type == "image" else part.text }}{% endfor %}
+{{- "END" }}{% endif %}{{ "\\n" }}
+{%- endfor %}{% if add_generation_prompt %}{{ "BEGINassistant\\nPROMPT" }}{% endif %}"""
+# what was thought, which is empty, stands before the last answer alone, as in Qwen3.5
+THOUGHT = "<think>\\n\\n</think>\\n\\n"
+THINKING = CHAT.replace("THOUGHT", f'{{% if loop.last %}}{{{{ "{THOUGHT}" }}}}{{% endif %}}').replace("PROMPT", THOUGHT)
 QWEN = {
     "marks": ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<|im_start|>"],
     "turn": ("<|im_start|>", "<|vision_start|><|image_pad|><|vision_end|>", "<|im_end|>"),
@@ -133,12 +132,14 @@ def find_class(names: Any) -> Any:
     return None
 
 
-def make_processor(name: str) -> Any:
-    """The library's processor of a type, for images of 16 pixels or a few tiles of them."""
+def make_processor(name: str, marks: tuple[str, str] = ("", "")) -> Any:
+    """The library's processor of a type, for images of 16 pixels or a few tiles; `marks` are put around answers."""
     kind = PROCESSORS[name]
     begin, image, end = kind["turn"]
     tokenizer = byte_tokenizer(kind["marks"], eos_token=end, bos_token="<bos>", pad_token="<pad>")
-    template = kind.get("template", CHAT).replace("BEGIN", begin).replace("IMAGE", image).replace("END", end)
+    template = kind.get("template", CHAT.replace("THOUGHT", "").replace("PROMPT", ""))
+    for word, text in (("[", marks[0]), ("]", marks[1]), ("BEGIN", begin), ("IMAGE", image), ("END", end)):
+        template = template.replace(word, text)
     parts = {"image_processor": find_class(IMAGE_PROCESSOR_MAPPING_NAMES[name])(**kind["images"])}
     if name in VIDEO_PROCESSOR_MAPPING_NAMES:
         parts["video_processor"] = find_class(VIDEO_PROCESSOR_MAPPING_NAMES[name])()

@@ -15,6 +15,7 @@ from cal_cli.models.parts import (
     add_adapters,
     count_trainable,
     dequantize,
+    find_adapted_layers,
     freeze_parts,
     group_parameters,
     quantize,
@@ -22,7 +23,8 @@ from cal_cli.models.parts import (
 from cal_cli.runtime.errors import InputError
 from cal_cli.toy.model import load_tiny
 from tests.cal import cal
-from tests.objective.families import make
+from tests.objective.coverage import LIBRARY
+from tests.objective.families import NOT_APPLICABLE, make, make_model
 
 WORDS = ["peft=lora", "peft.r=4", "peft.alpha=8", "parts.vision_tower=0", "data.n=64", "batch_size=8", "save_steps=4"]
 
@@ -181,3 +183,24 @@ def test_a_run_reports_what_it_trains(run):
         "image_newline": 0,
         "vision_tower": 0,
     }
+
+
+# types that feed pixels, or codes of images, straight into their decoder
+NO_PROJECTOR = ("blip", "chameleon", "emu3", "git", "idefics", "inkling_mm_model")
+NO_TOWER = ("fuyu", "gemma4_unified")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in LIBRARY if name not in NOT_APPLICABLE])
+def test_the_parts_of_every_type(name):
+    model = make_model(name)
+    groups = group_parameters(model)
+    assert bool(groups["projector"]) == (name not in NO_PROJECTOR)
+    assert bool(groups["vision_tower"]) == (name not in NO_TOWER)
+    names = {id(parameter): field for field, parameter in model.named_parameters()}
+    for part, word in (("vision_tower", "lm_head"), ("projector", "blocks"), ("language_model", "vision_tower")):
+        assert not any(word in names[id(parameter)] for parameter in groups[part])
+    layers = find_adapted_layers(model)
+    assert layers and not any(
+        word in layer for layer in layers for word in ("visual.", "vision_tower", "vision_model", "audio")
+    )
