@@ -205,13 +205,16 @@ def add_adapters(model: Any, adapters: AdapterConfig, rates: Mapping[str, float]
 
 
 def find_adapted_layers(model: Any) -> list[str]:
-    """Return the names of the linear layers that get adapters: all of the language model's, without its head."""
+    """Return the names of the linear layers that get adapters: all of the language model's, without its head.
+
+    Subclasses of linear layers, such as Llama 4's router, return something else than a product, and get none.
+    """
     own = {id(parameter) for parameter in group_parameters(model)["language_model"]}
     head = get_head_module(model)
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and id(module.weight) in own and module is not head
+        if type(module) is nn.Linear and id(module.weight) in own and module is not head
     ]
 
 

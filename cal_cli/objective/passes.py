@@ -80,7 +80,7 @@ def run_with_image(model: PreTrainedModel, batch: Mapping[str, Any], reach: int 
         outputs, given = run_below_head(model, inputs)
         head = find_head(model, inputs, outputs)
     except UnknownHead as error:
-        logits = getattr(model(**inputs, use_cache=False), "logits", None)
+        logits = getattr(type(model).forward(model, **inputs, use_cache=False), "logits", None)
         if logits is None:
             raise
         logits = logits[:, logits.shape[1] - batch["input_ids"].shape[1] :]  # GIT has its image's before the text's
@@ -111,7 +111,8 @@ def run_below_head(model: PreTrainedModel, inputs: Mapping[str, Any], **options:
         if model.base_model is not model:
             outputs = model.base_model(**inputs, **options, use_cache=False)
         else:
-            model(**inputs, **options, use_cache=False, logits_to_keep=1)  # computes the last position's logits alone
+            # of the logits, only the last position's are computed; wrappers already hold, see `accept_objective`
+            type(model).forward(model, **inputs, **options, use_cache=False, logits_to_keep=1)
             outputs = states[-1]
     finally:
         for hook in hooks:

@@ -133,8 +133,12 @@ def test_an_indexer_beyond_the_columns_that_it_selects():
         contrast_logits(model, batch)
 
 
-def test_a_recurrent_state_decays_over_columns_that_are_only_hidden():
+@pytest.mark.parametrize(
+    "family",
+    ["glm5_next", "lfm2_vl", "lfm3_vl", "minicpmv4_6", "nemotron_h_omni", "qwen3_5", "qwen3_5_moe", "qwen4_exp"],
+)
+def test_a_recurrent_state_decays_over_columns_that_are_only_hidden(family):
     """Why the image's columns are dropped there: hiding them at full length is no removal."""
-    model, batch = make("qwen3_5")
+    model, batch = make(family)
     hidden = pick_labels(compute_hidden_logits(model, batch)[1], batch)
     assert (contrast_logits(model, batch).without_image - hidden).abs().max() > 0.1
