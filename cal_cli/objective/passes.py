@@ -362,13 +362,18 @@ def make_masks(
     """
     config = decoder.config
     types, recurrent = set(getattr(config, "layer_types", None) or ()), has_recurrent_layers(config)
-    if (recurrent or "flash" in config._attn_implementation) and (kept & ~text).any():
-        raise ValueError(
-            "a supervised token directly follows its image, whose last column would predict it: "
-            + ("recurrent layers would carry that column on" if recurrent else "flash attention drops it")
-            + "; put a token between them"
-            + ("" if recurrent else ", or use attn_implementation='sdpa'")
-        )
+    if (kept & ~text).any():
+        reasons = {
+            "recurrent layers would carry that column on": recurrent,
+            "its decoder is given no features for that column": given.get("inputs_embeds") is None,
+            "flash attention drops that column; use attn_implementation='sdpa'": "flash" in config._attn_implementation,
+        }
+        reason = next((reason for reason, holds in reasons.items() if holds), None)
+        if reason is not None:
+            raise ValueError(
+                "a supervised token directly follows its image, whose last column would predict it: put a token "
+                f"between them ({reason})"
+            )
     seen = text.gather(1, order)  # [samples, columns]
     masks = given.get("attention_mask")
     length = attended.shape[1]

@@ -99,17 +99,17 @@ def measure(name: str) -> Coverage:
         model, batch = make(name, padding=padding, text_row=text_row)
         for reference, value in compare(model, batch).items():
             worst[reference] = max(worst.get(reference, 0.0), value)
-    behind = compare_behind_image(model, batch)
-    if behind is not None and "hidden columns" in worst and name != "mllama":  # whose image is in no column
-        worst["hidden columns"] = max(worst["hidden columns"], behind)
     before, after = contrast_logits(model, batch), contrast_logits(model, change_pixels(batch))
     moved = (after.without_image - before.without_image)[before.has_image].abs().max().item()
     assert (after.with_image - before.with_image).abs().max() > 1e-3
     agree = [reference for reference in ("hidden columns", "text alone") if worst.get(reference, 1.0) < TOLERANCE]
-    exact = max(worst["with the image"], moved, cross_entropy) < TOLERANCE
+    behind = compare_behind_image(model, batch) or 0.0
+    if "hidden columns" not in agree:  # there is no image column (Mllama), or it is refused as a query
+        behind = 0.0
+    exact = max(worst["with the image"], moved, behind, cross_entropy) < TOLERANCE
     if name not in OVERRIDES and len(agree) == 0:
         return Coverage("unknown", "no reference agrees", min(worst.values()), cross_entropy)
-    difference = max([worst["with the image"], moved, *(worst[reference] for reference in agree)])
+    difference = max([worst["with the image"], moved, behind, *(worst[reference] for reference in agree)])
     return Coverage("supported" if agree and exact else "wrong", " and ".join(agree), difference, cross_entropy)
 
 

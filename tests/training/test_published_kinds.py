@@ -10,14 +10,6 @@ from tests.cal import cal
 from tests.models.published_kinds import save
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    captions = ["data.n=24", "data.text_only_share=0.2", "data.families=[captions]", "data.irrelevant=0"]
-    cal("noise-inject", "ratio=0", *captions, f"output={folder}", folder=folder)
-    return ["data=llava_json", f"data.path={folder}/data.json", f"data.image_folder={folder}/images"]
-
-
 @pytest.mark.parametrize("name", ["smolvlm", "gemma3"])
 def test_a_model_of_another_kind_trains_and_answers(name, world, tmp_path):
     model = save(name, tmp_path / name)

@@ -15,14 +15,6 @@ from tests.models.published_processors import PROCESSORS, save
 pytestmark = pytest.mark.torchvision
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    captions = ["data.n=24", "data.text_only_share=0.2", "data.families=[captions]", "data.irrelevant=0"]
-    cal("noise-inject", "ratio=0", *captions, f"output={folder}", folder=folder)
-    return ["data=llava_json", f"data.path={folder}/data.json", f"data.image_folder={folder}/images"]
-
-
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_it_trains_and_answers(name, world, tmp_path):
     words = [f"model.path={save(name, tmp_path / 'model')}", *world, "batch_size=4", "max_steps=3", "logging_steps=1"]
