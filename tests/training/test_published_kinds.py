@@ -11,9 +11,9 @@ from tests.models.published_kinds import save
 
 
 @pytest.mark.parametrize("name", ["smolvlm", "gemma3"])
-def test_a_model_of_another_kind_trains_and_answers(name, world, tmp_path):
+def test_a_model_of_another_kind_trains_and_answers(name, caption_files, tmp_path):
     model = save(name, tmp_path / name)
-    words = ["model=hf", f"model.path={model}", *world, "batch_size=4", "max_steps=3", "logging_steps=1"]
+    words = ["model=hf", f"model.path={model}", *caption_files, "batch_size=4", "max_steps=3", "logging_steps=1"]
     told = cal("train", *words, "launch.processes=1", "name=kinds", "learning_rate=0.01", folder=tmp_path).stdout
     assert "will not learn to stop" not in told
     (run,) = (path.parent for path in tmp_path.glob("runs/train/kinds/*/summary.json"))
@@ -29,8 +29,14 @@ def test_a_model_of_another_kind_trains_and_answers(name, world, tmp_path):
     assert json.loads((run / "eval/scenes/results.json").read_text())["n"] == 12
 
 
-def test_a_template_of_one_s_own_is_a_file(world, tmp_path):
-    words = ["model=hf", f"model.path={save('gemma3', tmp_path / 'gemma3')}", *world, "max_steps=1", "batch_size=4"]
+def test_a_template_of_one_s_own_is_a_file(caption_files, tmp_path):
+    words = [
+        "model=hf",
+        f"model.path={save('gemma3', tmp_path / 'gemma3')}",
+        *caption_files,
+        "max_steps=1",
+        "batch_size=4",
+    ]
     words += ["launch.processes=1", "model.template=mine.jinja"]
     result = cal("train", *words, folder=tmp_path, check=False)
     assert result.returncode == 2 and "model.template=mine.jinja: there is no such file" in result.stderr

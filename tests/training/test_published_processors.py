@@ -16,8 +16,14 @@ pytestmark = pytest.mark.torchvision
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
-def test_it_trains_and_answers(name, world, tmp_path):
-    words = [f"model.path={save(name, tmp_path / 'model')}", *world, "batch_size=4", "max_steps=3", "logging_steps=1"]
+def test_it_trains_and_answers(name, caption_files, tmp_path):
+    words = [
+        f"model.path={save(name, tmp_path / 'model')}",
+        *caption_files,
+        "batch_size=4",
+        "max_steps=3",
+        "logging_steps=1",
+    ]
     words += ["launch.processes=1", "name=run", "learning_rate=0.01"]
     assert "will not learn to stop" not in cal("train", "model=hf", *words, folder=tmp_path).stdout
     (run,) = (path.parent for path in tmp_path.glob("runs/train/run/*/summary.json"))
@@ -30,8 +36,8 @@ def test_it_trains_and_answers(name, world, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl", "llama4", "smolvlm"])
-def test_where_torchvision_is_missing_one_sentence_says_so(name, world, tmp_path):
-    words = ["train", "model=hf", f"model.path={save(name, tmp_path / 'model')}", *world]
+def test_where_torchvision_is_missing_one_sentence_says_so(name, caption_files, tmp_path):
+    words = ["train", "model=hf", f"model.path={save(name, tmp_path / 'model')}", *caption_files]
     refused = cal(*words, folder=tmp_path, check=False, PYTHONPATH="")
     assert refused.returncode == 2
     assert "needs the package torchvision: pip install 'cal_cli[processors]'" in refused.stderr
