@@ -81,9 +81,10 @@ def run_with_image(model: PreTrainedModel, batch: Mapping[str, Any], reach: int 
         head = find_head(model, inputs, outputs)
     except UnknownHead as error:
         logits = getattr(type(model).forward(model, **inputs, use_cache=False), "logits", None)
-        if logits is None:
+        before = 0 if logits is None else logits.shape[1] - batch["input_ids"].shape[1]
+        if logits is None or before < 0:
             raise
-        logits = logits[:, logits.shape[1] - batch["input_ids"].shape[1] :]  # GIT has its image's before the text's
+        logits = logits[:, before:]  # GIT has its image's columns before those of the text
         return ForwardPass(model, make_logits_head(logits), batch, positions, logits[rows, columns], {}, str(error))
     given = {name: value.detach() if isinstance(value, Tensor) else value for name, value in given.items()}
     return ForwardPass(model, head, batch, positions, outputs.last_hidden_state[rows, columns], given)
@@ -118,7 +119,7 @@ def run_below_head(model: PreTrainedModel, inputs: Mapping[str, Any], **options:
         for hook in hooks:
             hook.remove()
     if outputs.last_hidden_state.shape[:2] != inputs["input_ids"].shape:
-        raise UnknownHead(f"{type(model).__name__} adds columns for its image to those of its tokens")
+        raise UnknownHead(f"the columns of the decoder of {type(model).__name__} are not those of its tokens")
     return outputs, given
 
 
