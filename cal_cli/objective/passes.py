@@ -12,6 +12,7 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_any
 from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING as MASK_FUNCTIONS
 
 from cal_cli.objective.head import LanguageHead, UnknownHead, check_head, find_decoder, find_head, make_logits_head
@@ -269,13 +270,12 @@ def run_without_image(forward: ForwardPass) -> Tensor:
 
 def _take(name: str, value: Any, samples: Tensor, order: Tensor, batch: Mapping[str, Any]) -> Any:
     """Take some samples' columns of a decoder input, in the given order; what has no columns stays as it is."""
-    if not isinstance(value, Tensor):
-        return value
-    if value.shape[:2] != batch["input_ids"].shape:
-        raise ValueError(
-            f"the decoder takes {name} {list(value.shape)}, which the pass without the image does not know how to cut"
-        )
-    return value[samples[:, None], order]
+    if isinstance(value, Tensor) and value.shape[:2] == batch["input_ids"].shape:
+        return value[samples[:, None], order]
+    if tree_any(lambda part: isinstance(part, Tensor), value):
+        kind = list(value.shape) if isinstance(value, Tensor) else f"(a {type(value).__name__})"
+        raise ValueError(f"the decoder takes {name} {kind}, which the pass without the image does not know how to cut")
+    return value
 
 
 def _take_lower_features(

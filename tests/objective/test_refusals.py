@@ -53,10 +53,11 @@ def test_models_whose_image_has_no_columns_train_plainly_alone(family):
         ContrastiveAlignmentLoss()(model, batch)
 
 
-def test_something_unknown_of_the_image_for_the_decoder():
+@pytest.mark.parametrize("tiles", [torch.zeros(3), [torch.zeros(3)], {"first": torch.zeros(3)}])
+def test_something_unknown_of_the_image_for_the_decoder(tiles):
     model, batch = make("llava")
     model.model.language_model.register_forward_pre_hook(
-        lambda _, args, kwargs: (args, {**kwargs, "tiles": torch.zeros(3)}), with_kwargs=True
+        lambda _, args, kwargs: (args, {**kwargs, "tiles": tiles}), with_kwargs=True
     )
     with pytest.raises(ValueError, match="takes tiles"):
         contrast_logits(model, batch)
