@@ -3,8 +3,8 @@
 | contrast | the second score comes from | cost |
 |---|---|---|
 | `no_image` | the text alone (CAL) | one forward pass of the decoder over the text |
-| `masked_patches` | the image with a fraction of its patches covered (table 8 of the paper) | a whole forward pass |
-| `blur` | the image blurred by a Gaussian (table 9) | a whole forward pass |
+| `masked_patches` | the image with a share of its patches covered (the paper's tables 8 and 9) | a whole forward pass |
+| `blur` | the image blurred by a Gaussian (the same tables) | a whole forward pass |
 | `reference` | a frozen model that reads the text alone (PRIOR) | a forward pass of that model over the text |
 | `cached` | `no_image`, `blur` or `reference`, computed once with the weights before training | nothing |
 """
