@@ -87,9 +87,12 @@ def find_patch_words(model: PreTrainedModel, batch: Mapping[str, Any], words: in
 def spell_word(tokenizer: Any, number: int) -> tuple[str, bool]:
     """Return a token as text, and whether it is a word of letters by itself and not a piece of one.
 
-    A token that is no text by itself, such as a part of a character, is written as the vocabulary writes it.
+    A token that is no text by itself, such as a part of a character, is written as the vocabulary writes it. A row of
+    the embeddings that is no token, such as those that fill up Qwen's, is written as its number.
     """
     token = tokenizer.convert_ids_to_tokens(number)
+    if token is None:
+        return f"[{number}]", False
     text = tokenizer.convert_tokens_to_string([token]).strip()
     return repr(token) if not text or "\ufffd" in text else text, token.startswith(WORD_START) and len(
         text
