@@ -1,6 +1,7 @@
 """Load by hub id, from a folder or from an installed package; if it fails, one sentence says what to do."""
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Collection
 from importlib.util import find_spec
@@ -33,8 +34,9 @@ def fetch(loader: Callable, name: str, key: str, **options: Any) -> Any:
     try:
         return loader(name, **options)
     except Exception as error:  # whatever the library meets in the files
+        words = re.findall(r"\w+", str(error).replace(name, "").lower())
         for package, project in OPTIONAL.items():
-            if package in str(error).lower() and find_spec(package) is None:
+            if package in words and find_spec(package) is None:
                 raise InputError(f"{key}={name}: it needs the package {package}: pip install {project}") from error
         if Path(name).is_dir():
             problem = str(error).strip().splitlines() or [type(error).__name__]

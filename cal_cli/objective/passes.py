@@ -304,7 +304,7 @@ def get_position_ids(decoder: Any, given: Mapping[str, Any], attended: Tensor) -
     position_ids = given.get("position_ids")
     if position_ids is None:
         position_ids = torch.arange(length, device=attended.device)[None]
-        learnt = next((module for name, module in decoder.named_modules() if name.endswith("embed_positions")), None)
+        learnt = getattr(decoder, "embed_positions", None)
         if learnt is not None and "attention_mask" in inspect.signature(learnt.forward).parameters:
             position_ids = attended.long().cumsum(dim=1) * attended - 1
         elif not (has_recurrent_layers(decoder.config) or any("rotary" in name for name, _ in decoder.named_modules())):
@@ -363,18 +363,17 @@ def make_masks(
     """
     config = decoder.config
     types, recurrent = set(getattr(config, "layer_types", None) or ()), has_recurrent_layers(config)
-    if (kept & ~text).any():
-        reasons = {
-            "recurrent layers would carry that column on": recurrent,
-            "its decoder is given no features for that column": given.get("inputs_embeds") is None,
-            "flash attention drops that column; use attn_implementation='sdpa'": "flash" in config._attn_implementation,
-        }
-        reason = next((reason for reason, holds in reasons.items() if holds), None)
-        if reason is not None:
-            raise ValueError(
-                "a supervised token directly follows its image, whose last column would predict it: put a token "
-                f"between them ({reason})"
-            )
+    reasons = {
+        "recurrent layers would carry that column on": recurrent,
+        "its decoder is given no features for that column": given.get("inputs_embeds") is None,
+        "flash attention drops that column; use attn_implementation='sdpa'": "flash" in config._attn_implementation,
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    if reason is not None and (kept & ~text).any():  # in this order: on a GPU the second waits for the device
+        raise ValueError(
+            "a supervised token directly follows its image, whose last column would predict it: put a token between "
+            f"them ({reason})"
+        )
     seen = text.gather(1, order)  # [samples, columns]
     masks = given.get("attention_mask")
     length = attended.shape[1]

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer
 
-from cal_cli.models.hub import load_model
+from cal_cli.models.hub import fetch, load_model
 from cal_cli.models.load import ModelSource, load_checkpoint
 from cal_cli.models.parts import AdapterConfig, add_adapters, describe_rounding, freeze_parts
 from cal_cli.runtime.errors import InputError
@@ -151,6 +151,25 @@ def test_a_part_of_a_larger_checkpoint_leaves_the_rest(tmp_path):
 
     tower = load_model(CLIPVisionModel, save_vision_tower(tmp_path / "clip"), "key", torch.float32, part=True)
     assert type(tower) is CLIPVisionModel
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        ("X requires the Torchvision library but it was not found", "needs the package torchvision: pip install 'cal"),
+        ("{name}/config.json is broken", "the folder cannot be loaded"),  # its own name is no reason
+    ],
+)
+def test_a_package_of_the_library_that_is_missing_is_named(problem, said, tmp_path, monkeypatch):
+    monkeypatch.setattr("cal_cli.models.hub.find_spec", lambda package: None)
+    folder = tmp_path / "torchvision"
+    folder.mkdir()
+
+    def load(name):
+        raise ImportError(problem.format(name=name))
+
+    with pytest.raises(InputError, match=said):
+        fetch(load, str(folder), "model.path")
 
 
 @pytest.mark.parametrize("words", [["train", "model=hf", "model.path=q"], ["data-audit", "checkpoint=q"]])

@@ -103,9 +103,9 @@ def measure(name: str) -> Coverage:
     moved = (after.without_image - before.without_image)[before.has_image].abs().max().item()
     assert (after.with_image - before.with_image).abs().max() > 1e-3
     agree = [reference for reference in ("hidden columns", "text alone") if worst.get(reference, 1.0) < TOLERANCE]
-    behind = compare_behind_image(model, batch) or 0.0
-    if "hidden columns" not in agree:  # there is no image column (Mllama), or it is refused as a query
-        behind = 0.0
+    # Mllama's image is in no column; where hidden columns are no reference, the image's column must be refused
+    behind = None if name == "mllama" else compare_behind_image(model, batch)
+    behind = 0.0 if behind is None else behind
     exact = max(worst["with the image"], moved, behind, cross_entropy) < TOLERANCE
     if name not in OVERRIDES and len(agree) == 0:
         return Coverage("unknown", "no reference agrees", min(worst.values()), cross_entropy)
