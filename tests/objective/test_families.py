@@ -24,6 +24,7 @@ MECHANISMS = {  # and the references that agree
     "mllama": TEXT,  # cross-attention
     "qwen3_5": TEXT,  # DeltaNet
     "lfm2_vl": TEXT,  # short convolutions
+    "lfm3_vl": TEXT,  # the same beside windows, which count the columns of the text alone
     "nemotron_h_omni": TEXT,  # Mamba
 }
 
