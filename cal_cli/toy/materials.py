@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from cal_cli.runtime.errors import InputError
 
@@ -22,7 +22,7 @@ COLOURS = {
     "purple": (140, 60, 180),
     "black": (30, 30, 30),
 }
-CAMERAS = ("plain", "bgr")
+CAMERAS = ("plain", "bgr", "negative")
 ROWS = ("top", "upper", "lower", "bottom")
 COLUMNS = ("far left", "left", "right", "far right")
 FONTS = ("DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold")  # matplotlib carries them
@@ -54,11 +54,14 @@ def photograph(
 
     The contrast is drawn from 1 - 0.8 x `grain` to 1, and the standard deviation of the noise from 0 to `grain` x
     `deviation` (of 255 levels); with a `grain` of 0 the image stays as it is. The camera `bgr` exchanges red and
-    blue, as software does that reads one order of the channels as the other; None is `plain`.
+    blue, as software does that reads one order of the channels as the other; `negative` inverts each channel, as a
+    photographic negative does; None is `plain`.
     """
     if camera == "bgr":
         red, green, blue = photograph(image, grain, deviation, random_state).split()
         return Image.merge("RGB", (blue, green, red))
+    if camera == "negative":
+        return ImageOps.invert(photograph(image, grain, deviation, random_state))
     if grain == 0:
         return image
     generator = np.random.default_rng(random_state.getrandbits(64))
@@ -72,7 +75,7 @@ def photograph(
 def check_camera(camera: str | None, key: str) -> None:
     """Raise InputError unless the camera is known; `key` is what to call it."""
     if camera is not None and camera not in CAMERAS:
-        raise InputError(f"{key}={camera}: allowed are {' and '.join(CAMERAS)}")
+        raise InputError(f"{key}={camera}: allowed are {', '.join(CAMERAS)}")
 
 
 def draw_shift(random_state: random.Random) -> tuple[int, int]:

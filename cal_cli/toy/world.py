@@ -45,7 +45,7 @@ def make_scenes(
         tasks: names of `cal_cli.toy.families.FAMILIES`; None means all. Each has its own share of the samples.
         irrelevant: number of irrelevant words in a caption for each correlated one.
         grain: how faded and noisy images are, from 0 for not at all to 1.
-        camera: `plain` or `bgr`, see `photograph`; None is `plain`.
+        camera: one of `CAMERAS`, see `photograph`; None is `plain`.
 
     Raises InputError if a value is out of range, or a name unknown.
     """

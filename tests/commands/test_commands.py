@@ -178,7 +178,7 @@ def test_a_run_is_evaluated_with_its_own_camera(tmp_path):
     results = json.loads(found.read_text())
     assert results["settings"]["benchmark"]["camera"] == "plain" and results["n"] == 12
     wrong = cal("train", "data.camera=phone", folder=tmp_path, check=False)
-    assert wrong.returncode == 2 and "data.camera=phone: allowed are plain and bgr" in wrong.stderr
+    assert wrong.returncode == 2 and "data.camera=phone: allowed are plain, bgr, negative" in wrong.stderr
 
 
 def test_the_last_completed_run_is_what_eval_takes(sweep):
