@@ -22,7 +22,15 @@ from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.processes import LaunchConfig, count_processes, get_process_state, is_worker, run_workers
 from cal_cli.runtime.provenance import fingerprint
-from cal_cli.runtime.runs import BEFORE_TRAINING, find_checkpoints, get_result_folder, get_run_name, read_config
+from cal_cli.runtime.runs import (
+    BEFORE_TRAINING,
+    find_checkpoints,
+    find_start,
+    get_result_folder,
+    get_run_name,
+    name_start,
+    read_config,
+)
 from cal_cli.statistics.seeds import format_interval
 from cal_cli.toy.model import BASE
 
@@ -104,7 +112,7 @@ def evaluate_benchmark(
 ) -> Table:
     """Evaluate checkpoints, or a file of predictions, on one benchmark; what has results is not repeated.
 
-    Runs in one folder that started from the same checkpoint are evaluated after it.
+    Runs in one folder are evaluated after the checkpoints that they started from, if some share one.
     """
     folder_name = name if settings.limit is None else f"{name}_{settings.limit}"
     typed = {word.partition("=")[0].removeprefix("benchmark.") for word in HydraConfig.get().overrides.task}
@@ -115,10 +123,12 @@ def evaluate_benchmark(
             subjects if settings.predictions is None else [subjects[0].with_suffix("")], nodes, strict=True
         )
     ]
-    start = find_start(subjects)
-    if start is not None and settings.checkpoint is not None and all(own == nodes[0] for own in nodes):
-        folder = Path(settings.checkpoint) / BEFORE_TRAINING / "eval" / folder_name
-        places.insert(0, ("before training", start, nodes[0], folder))
+    if settings.checkpoint is not None and all(own == nodes[0] for own in nodes):
+        base = Path(settings.checkpoint) / BEFORE_TRAINING
+        places[:0] = [
+            ("before training", path, nodes[0], base / name_start(start) / "eval" / folder_name)
+            for start, path in find_starts(subjects).items()
+        ]
     built: dict[str, Benchmark] = {}
     found = {}
     for label, subject, own, folder in places:
@@ -166,16 +176,12 @@ def adapt_benchmark(node: DictConfig, checkpoint: Path, typed: Collection[str]) 
     return OmegaConf.merge(node, kept)  # type: ignore[return-value]
 
 
-def find_start(subjects: Sequence[Path]) -> Path | None:
-    """Return the checkpoint from which all of several runs started; None if it is not known, or they differ."""
-    starts: set[Path | None] = set()
-    for subject in subjects:
-        model = read_config(subject.parent).get("model", {}) if subject.name == "checkpoint" else {}
-        changed = any(model.get(key) for key in ("projector", "from_scratch", "new_projector"))
-        shipped = BASE if str(model.get("_target_")).endswith("TinyModel") else None
-        path = Path(model["path"]) if model.get("path") else shipped
-        starts.add(path if not changed and path is not None and (path / "config.json").is_file() else None)
-    return starts.pop() if len(subjects) > 1 and len(starts) == 1 else None
+def find_starts(subjects: Sequence[Path]) -> dict[str, Path]:
+    """Return the checkpoints from which runs started, by name; none if one is not known, or no two runs share one."""
+    names = [find_start(read_config(subject.parent)) if subject.name == "checkpoint" else None for subject in subjects]
+    paths = {name: BASE if name == "tiny" else Path(name) for name in names if name is not None}
+    known = None not in names and all((path / "config.json").is_file() for path in paths.values())
+    return paths if known and len(paths) < len(subjects) else {}
 
 
 def tabulate_results(name: str, found: dict[str, dict[str, Any]]) -> Table:

@@ -1,6 +1,6 @@
 """`cal report`: compare finished runs, with intervals over seeds and paired differences to a baseline."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
+from cal_cli.reporting.answers import store_runs
 from cal_cli.reporting.figures import (
     draw_curves,
     draw_differences,
@@ -21,18 +22,17 @@ from cal_cli.reporting.paper import collect_paper_results, load_published, make_
 from cal_cli.reporting.results import choose_baseline, collect_results, compare, describe_test
 from cal_cli.reporting.tables import (
     compare_runs,
-    compare_seeds,
     describe_headline,
     make_headline_table,
     make_mean_tables,
     make_pair_table,
-    summarize_metric,
+    summarize_results,
 )
 from cal_cli.runtime.config import check_types
 from cal_cli.runtime.console import make_console, make_table, render_markdown
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_json, write_whole
-from cal_cli.runtime.runs import find_unfinished_runs, read_summary
+from cal_cli.runtime.runs import find_unfinished_runs
 from cal_cli.statistics.seeds import find_needed_seeds, format_interval
 
 
@@ -77,17 +77,16 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
     for metric in metrics:
         if metric not in known:
             raise InputError(f"metrics={metric}: not among the results; there are {', '.join(known)}")
-    values = {metric: results.select(metric) for metric in metrics}
-    together = compare_seeds(runs, benchmark, baseline)
-    rows = [row for metric, table in values.items() for row in summarize_metric(table, metric, baseline, together)]
+    rows = summarize_results(results, metrics, baseline)
     pairs = compare_runs(runs, benchmark, baseline)
     curves: dict[str, list[dict]] = {}
     for metric in metrics:
         found = summarize_curves(tabulate_curves(runs, metric, baseline), metric, settings.targets)
         curves |= {metric: found} if found else {}
-    over = "seeds" if any(row["mean"]["ci95"] for row in rows) else "images, one seed"
+    over = "seeds and images" if any(row["mean"]["n"] > 1 for row in rows) else "images, one seed"
     headline = make_headline_table(rows, before, f"{benchmark}: mean ± half of the 95 % interval over {over}")
-    notes = write_notes(rows, bool(pairs), baseline, [str(run) for run in results.unevaluated])
+    alone = [str(run.folder) for run in results.runs if not run.questions]
+    notes = write_notes(rows, bool(pairs), baseline, [str(run) for run in results.unevaluated], alone)
     if before:
         notes.append(f"Before training: {before['checkpoint']}, from which all runs started.")
     if unfinished := sum(len(find_unfinished_runs(Path(folder))) for folder in folders):
@@ -95,12 +94,13 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
 
     tables = [*make_mean_tables(rows, baseline).values(), *(make_curve_table(curves[name], name) for name in curves)]
     tables += [make_pair_table(pairs, metrics, baseline)] if pairs else []
-    figures = {"figure3": draw_noise_figure(values, baseline, before), "differences": draw_differences(rows, baseline)}
+    figures = {"figure3": draw_noise_figure(rows, baseline, before), "differences": draw_differences(rows, baseline)}
     figures |= {"curves": draw_curves(curves)} if curves else {}
     drawn = {name: figure for name, figure in figures.items() if figure is not None}
     for name, figure in drawn.items():
         write_whole(output / f"{name}.png", figure)
-    summaries = [read_summary(run) for run in runs["run"]]
+    store_runs(output, results.runs, results.starts)
+    summaries = [run.summary for run in results.runs]
     commands = sorted(summary["command"] for summary in summaries)
     origin = describe_origins(summaries)
     sentence = describe_headline(rows, before, baseline)
@@ -118,7 +118,7 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
     console.print(f"{output / 'report.md'}: differences, tests, intervals and commands\n{output / 'figure3.png'}")
 
 
-def describe_origins(summaries: Sequence[dict[str, Any]]) -> str:
+def describe_origins(summaries: Sequence[Mapping[str, Any]]) -> str:
     """Describe the devices and versions of runs: all of them where they differ."""
     devices = sorted({summary["device"] for summary in summaries})
     packages: dict[str, set[str]] = {}
@@ -129,27 +129,31 @@ def describe_origins(summaries: Sequence[dict[str, Any]]) -> str:
     return f"Device: {' and '.join(devices)}. Versions: {versions}."
 
 
-def write_notes(rows: list[dict], paired: bool, baseline: str, unevaluated: list[str]) -> list[str]:
+def write_notes(
+    rows: list[dict], paired: bool, baseline: str, unevaluated: list[str], alone: Sequence[str]
+) -> list[str]:
     """Write what a reader must know to read the tables."""
     notes = []
     if any(row["mean"]["n"] == 1 for row in rows):
-        notes.append("One seed has no interval over seeds: run more (-m seed=0,1,2) before believing a difference.")
+        notes.append("One seed: intervals over images alone. Run more (-m seed=0,1,2) before believing a difference.")
     if any(row["mean"]["n"] > 1 for row in rows):
-        both = any(row["over_seeds_and_questions"] for row in rows)
+        compared = [row["difference"] for row in rows if row["difference"]]
         notes.append(
-            f"Intervals: 95 %. Means: Student's t over seeds. Differences to {baseline} are paired by seed"
-            + (", over seeds and the questions' images together (two-level bootstrap)." if both else ".")
+            f"Intervals: 95 %, over seeds and images together (a model with random runs and images). Differences to "
+            f"{baseline} are paired by seed and image."
         )
-        smallest = 2.0 ** (1 - max(row["mean"]["n"] for row in rows))
         notes.append(
-            f"p: exact sign-flip test over seeds; the smallest possible here is {smallest:.2g}. Holm: adjusted for all "
-            "comparisons of the table. Detectable: the true difference that as many seeds, with the spread of these, "
-            "show with a probability of 80 % (paired t test at 5 %)."
+            f"p: two-sided, of the same model. Holm: adjusted for all {len(compared)} differences of this report. "
+            "Detectable: the true difference that as many seeds and images would show with a probability of 80 %."
         )
+        if alone:
+            notes.append(f"Over seeds alone, as the scores of their answers are missing: {', '.join(alone)}.")
         spreads = [row["difference"]["spread"] for row in rows if row["difference"] and row["difference"]["spread"]]
         if spreads:
             needed = ", ".join(f"{size} {find_needed_seeds(median(spreads), size)}" for size in (0.05, 0.02, 0.01))
-            notes.append(f"Seeds that true differences would need, with the median spread of all rows: {needed}.")
+            notes.append(
+                f"Seeds that true differences on these images need, with the median spread of all rows: {needed}."
+            )
     if unevaluated:
         notes.append(f"Left out, completed but not evaluated: {', '.join(unevaluated)}.")
     if paired:

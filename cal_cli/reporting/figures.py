@@ -20,64 +20,67 @@ LINES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (6, 1, 1, 1, 1, 1)))
 
 
 def draw_noise_figure(
-    tables: Mapping[str, pd.DataFrame], baseline: str = "ce", before_training: Mapping[str, Any] | None = None
+    rows: Sequence[Mapping[str, Any]], baseline: str = "ce", before_training: Mapping[str, Any] | None = None
 ) -> bytes:
-    """Draw a panel for each metric as a PNG, from its rows of `Results.table`; bars are 95 % intervals over seeds.
+    """Draw a panel for each metric as a PNG, from rows of a report; bars are the 95 % intervals of the means.
 
     A dotted line is the checkpoint before training, if it has been evaluated.
 
     The horizontal axis is the ratio of noise, or a setting that has more values. Each objective has a colour, and each
     combination of what else varies has a style of line. Clean data begin the line of every kind of noise.
     """
-    figure, panels = make_panels(len(tables))
-    first = next(iter(tables.values()))
-    axis = choose_axis(list(first["condition"]))
-    kinds = list(dict.fromkeys(c.noise_kind for c in first["condition"] if c.noise_ratio)) or [SWAP]
+    conditions = {row["condition"]: get_condition(row) for row in rows}
+    axis = choose_axis(list(conditions.values()))
+    kinds = list(dict.fromkeys(c.noise_kind for c in conditions.values() if c.noise_ratio)) or [SWAP]
     noise = "swapped texts" if kinds == [SWAP] else "wrong texts"
-    seeds: set[int] = set()
-    for panel, (metric, table) in zip(panels, tables.items(), strict=True):
-        seeds |= draw_lines(panel, table, axis, kinds, baseline)
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    figure, panels = make_panels(len(metrics))
+    for panel, metric in zip(panels, metrics, strict=True):
+        draw_lines(panel, [row for row in rows if row["metric"] == metric], axis, kinds, baseline)
         if start := (before_training or {}).get(metric):
             panel.axhline(start["value"], color="black", linestyle=":", label="before training")
         panel.set(ylabel=metric.replace("_", " "), ylim=(0, 1.08 * panel.get_ylim()[1]))
         panel.set_xlabel(f"fraction of {noise}" if axis == NOISE else axis)
-    return save(figure, describe_seeds(seeds))
+    return save(figure, describe_seeds({len(row["seeds"]) for row in rows}))
 
 
-def draw_lines(panel: Axes, table: pd.DataFrame, axis: str, kinds: Sequence[str], baseline: str = "ce") -> set[int]:
-    """Draw the lines of one metric; return the numbers of seeds of its points."""
-    points: dict[tuple[str, str], dict[float, list[float]]] = {}
-    for condition, objective, value in (
-        (condition, objective, value)
-        for condition, objective, group in group_runs(table, baseline)
-        for value in group["value"]
-    ):
+def get_condition(row: Mapping[str, Any]) -> Condition:
+    """Return the condition of a row of a report."""
+    return Condition(tuple(row["settings"].items()), row["noise_kind"], row["noise_ratio"])
+
+
+def draw_lines(panel: Axes, rows: Sequence[Mapping[str, Any]], axis: str, kinds: Sequence[str], baseline: str) -> None:
+    """Draw the lines of one metric."""
+    points: dict[tuple[str, str], dict[float, Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: (row["objective"] != baseline, row["objective"])):
+        condition = get_condition(row)
         for kind in [condition.noise_kind] if condition.noise_ratio else kinds:
             x, rest = split_condition(condition, axis, kind if kinds != [SWAP] else "")
-            points.setdefault((objective, rest), {}).setdefault(x, []).append(value)
+            points.setdefault((row["objective"], rest), {})[x] = row["mean"]
     objectives = list(dict.fromkeys(objective for objective, _ in points))
     rests = list(dict.fromkeys(rest for _, rest in points))
-    for (objective, rest), by_x in points.items():
-        means = {x: mean_over_seeds(by_x[x]) for x in sorted(by_x)}
-        half = [mean["value"] - mean["ci95"][0] if mean["ci95"] else 0 for mean in means.values()]
-        values = [mean["value"] for mean in means.values()]
+    for (objective, rest), means in points.items():
+        places = sorted(means)
+        values = [means[x]["value"] for x in places]
+        edges = [means[x]["ci95"] or [means[x]["value"]] * 2 for x in places]
+        bars = [[value - low, high - value] for value, (low, high) in zip(values, edges, strict=True)]
         style = choose_style(objectives.index(objective), rests.index(rest))
         label = f"{objective}, {rest}" if rest else objective
-        panel.errorbar(list(means), values, half if any(half) else None, capsize=3, marker="o", label=label, **style)
-    places = sorted({x for by_x in points.values() for x in by_x})
+        drawn = list(zip(*bars, strict=True)) if any(map(any, bars)) else None
+        panel.errorbar(places, values, drawn, capsize=3, marker="o", label=label, **style)
+    places = sorted({x for means in points.values() for x in means})
     if 0 < 10 * places[0] <= places[-1]:  # such as learning rates
         panel.set_xscale("log")
         panel.set_xticks(places, [f"{x:g}" for x in places])
         panel.minorticks_off()
-    return {len(values) for by_x in points.values() for values in by_x.values()}
 
 
 def describe_seeds(counts: set[int]) -> str:
     """Describe the intervals of points that have these numbers of seeds."""
     if counts == {1}:
-        return "one seed: no interval"
+        return "one seed, 95 % intervals over images"
     several = str(max(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
-    return f"means of {several} seeds, 95 % t intervals"
+    return f"means of {several} seeds, 95 % intervals over seeds and images"
 
 
 def choose_style(objective: int, rest: int) -> dict[str, Any]:
@@ -199,7 +202,7 @@ def draw_differences(rows: Sequence[dict[str, Any]], baseline: str) -> bytes | N
     """Draw a panel for each metric as a PNG, from rows of `summarize_metric`; None if no row has a difference.
 
     Each condition and objective has a line, the same one in all panels. The point is the mean over seeds, and the bar
-    the 95 % interval: that over seeds and images if the row has it, or else that over seeds.
+    its 95 % interval.
     """
     rows = [row for row in rows if row["difference"]]
     if not rows:
@@ -233,14 +236,14 @@ def draw_differences(rows: Sequence[dict[str, Any]], baseline: str) -> bytes | N
 
 def describe_intervals(rows: Sequence[dict[str, Any]]) -> str:
     """Describe what the bars are: differences of one seed have none."""
-    if all((row["over_seeds_and_questions"] or row["difference"])["ci95"] is None for row in rows):
+    if all(row["difference"]["ci95"] is None for row in rows):
         return "differences of one seed: no interval"
     return "differences paired by seed, with 95 % intervals; where the point is filled, the interval excludes 0"
 
 
 def draw_difference(panel: Axes, row: dict[str, Any], line: int, colour: Any) -> None:
     """Draw the point and the interval of one row; the point is filled if the interval excludes 0."""
-    found = row["over_seeds_and_questions"] or row["difference"]
+    found = row["difference"]
     low, high = found["ci95"] or [found["value"]] * 2
     excludes_zero = found["ci95"] is not None and not low <= 0 <= high
     panel.plot([low, high], [line, line], color=colour)

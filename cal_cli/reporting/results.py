@@ -1,29 +1,25 @@
 """Read finished runs into one table by condition, objective and seed, and compare answers to the same questions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import OmegaConf
 
 from cal_cli.data.noise_kinds import SWAP
 from cal_cli.evaluation.metrics import Metric
-from cal_cli.runtime.config import build
+from cal_cli.reporting.answers import EvaluatedRun, build_metric, load_predictions, load_runs, stack_scores
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import read_json, read_lines
-from cal_cli.runtime.runs import BEFORE_TRAINING, OPERATIONAL, find_completed_runs, flatten, read_config, read_summary
-from cal_cli.statistics.bootstrap import (
-    estimate_differences,
-    estimate_differences_over_runs,
-    run_group_test,
-    sum_by_group,
-)
+from cal_cli.runtime.files import read_json
+from cal_cli.runtime.runs import OPERATIONAL, find_start, flatten
+from cal_cli.statistics.bootstrap import estimate_differences, run_group_test, sum_by_group
+from cal_cli.statistics.runs import estimate_over_runs
 
 # keys that are no part of a run's condition
 VARIED = ("name", "seed", "noise", "objective", *OPERATIONAL)
+START = "model.path"  # the key of the checkpoint that a run starts from
 AS_THE_RUN = "as the run"  # the value of a seed that is that of the run
 
 
@@ -66,22 +62,42 @@ class Results:
 
     Attributes:
         table: a row for each run and metric, with `run`, its folder; `condition`; `objective`, its choice and the
-            options in which runs of that choice differ, such as `cal window=9`; `seed`; `metric`; `value`; and `low`
-            and `high`, its interval over images, nan if there is none.
+            options in which runs of that choice differ, such as `cal window=9`; `seed`; `start`, the checkpoint that it
+            started from; `metric`; `value`; and `low` and `high`, its interval over images, nan if there is none.
         headline: the metrics that the benchmark reports first.
         unevaluated: the completed runs without results on the benchmark.
-        before_training: the metrics of the checkpoint from which all runs started, as in `results.json`, with its name
-            as `checkpoint`; empty if it has not been evaluated.
+        runs: the evaluated runs.
+        starts: by name the checkpoints from which runs started, if they have been evaluated.
     """
 
     table: pd.DataFrame
     headline: list[str]
     unevaluated: list[Path]
-    before_training: dict[str, Any]
+    runs: list[EvaluatedRun]
+    starts: dict[str, EvaluatedRun]
 
     def select(self, metric: str) -> pd.DataFrame:
         """Return the rows of a metric."""
         return self.table[self.table["metric"] == metric]
+
+    @property
+    def before_training(self) -> dict[str, Any]:
+        """The metrics of the checkpoints from which all runs started, and `checkpoint`, their names.
+
+        Those of several are their means, with an interval over checkpoints and images. Empty if one has not been
+        evaluated, or if runs are compared by their checkpoint.
+        """
+        names = sorted(set(self.table["start"])) if self.table["start"].notna().all() else []
+        compared = any(key == START for key, _ in self.table["condition"].iloc[0].settings)
+        if not names or compared or not self.starts.keys() >= set(names):
+            return {}
+        found = [self.starts[name] for name in names]
+        if len(found) == 1:
+            metrics = dict(found[0].results["metrics"])
+        else:
+            scores = {name: stack_scores(found, name) for name in found[0].scores}
+            metrics = {name: estimate_over_runs(stacked) for name, stacked in scores.items() if stacked is not None}
+        return metrics | {"checkpoint": ", ".join(names)} if metrics else {}
 
 
 def collect_results(folders: Sequence[str], benchmark: str, required: bool = True) -> Results:
@@ -91,89 +107,87 @@ def collect_results(folders: Sequence[str], benchmark: str, required: bool = Tru
         InputError: a folder is missing, nothing is evaluated although it is required, or two runs are of the same
             condition, objective and seed.
     """
-    runs, unevaluated, rows = [], [], []
-    headline: list[str] = []
-    before: dict[str, Any] = {}
+    runs: list[EvaluatedRun] = []
+    starts: dict[str, EvaluatedRun] = {}
     for folder in folders:
-        if not Path(folder).is_dir():
-            raise InputError(f"runs={folder}: there is no such folder")
-        start = read_json(Path(folder) / BEFORE_TRAINING / "eval" / benchmark / "results.json", {})
-        if start:  # the shipped checkpoint is named as on the command line, wherever it is installed
-            name = str(start.get("checkpoint"))
-            shipped = Path(name).parts[-3:] == ("cal_cli", "toy", "tiny")
-            before = start.get("metrics", {}) | {"checkpoint": "checkpoint=tiny" if shipped else name}
-        for run in find_completed_runs(Path(folder)):
-            document = read_json(run / "eval" / benchmark / "results.json", {})
-            if not document.get("metrics"):
-                unevaluated.append(run)
-                continue
-            summary, config = read_summary(run), read_config(run)
-            first = read_config(get_projector_run(config)).get("objective")  # of its first stage, named if it differs
-            differs = first not in (None, config["objective"])
-            first_stage = {"stage_1": read_summary(get_projector_run(config))["objective"]} if differs else {}
-            runs.append((run, summary, flatten(config["objective"]) | first_stage, config))
-            headline = headline or document.get("settings", {}).get("benchmark", {}).get("headline") or []
-            for metric, found in document["metrics"].items():
-                low, high = found.get("ci95") or (np.nan, np.nan)
-                rows.append([run, metric, found["value"], low, high])
-    if required and not runs:
+        found, before = load_runs(Path(folder), benchmark)
+        runs, starts = runs + found, starts | before
+    evaluated = [run for run in runs if run.results.get("metrics")]
+    if required and not evaluated:
         raise InputError(
             f"runs={','.join(folders)}: no completed run with results on {benchmark}; "
             f"run cal eval benchmark={benchmark} checkpoint={folders[0]} first"
         )
+    rows = []
+    for run in evaluated:
+        for metric, found in run.results["metrics"].items():
+            rows.append([run.folder, metric, found["value"], *(found.get("ci95") or (np.nan, np.nan))])
     table = pd.DataFrame(rows, columns=["run", "metric", "value", "low", "high"])
-    table = describe_runs(runs).merge(table, on="run", sort=False)
-    return Results(table, [name for name in headline if name in set(table["metric"])], unevaluated, before)
+    table = describe_runs(evaluated).merge(table, on="run", sort=False)
+    headline: list[str] = next((run.results["headline"] for run in evaluated if run.results.get("headline")), [])
+    headline = [name for name in headline if name in set(table["metric"])]
+    unevaluated = [run.folder for run in runs if not run.results.get("metrics")]
+    return Results(table, headline, unevaluated, evaluated, starts)
 
 
-def describe_runs(runs: Sequence[tuple[Path, dict, dict, dict]]) -> pd.DataFrame:
-    """Tabulate what distinguishes runs: `run`, `condition`, `objective` and `seed`, in the order of the conditions.
+def describe_runs(runs: Sequence[EvaluatedRun]) -> pd.DataFrame:
+    """Tabulate what distinguishes runs: `run`, `condition`, `objective`, `seed` and `start`, ordered by condition.
 
-    Each run is given as its folder, its summary, the options of its objective, and its config.
+    The checkpoint that runs started from makes no condition if it is the same for all runs of a seed: then it is a part
+    of what varies with the seed.
 
     Raises InputError if two are of the same condition, objective and seed.
     """
-    settings = [flatten(select_settings(config)) for *_, config in runs]
-    names = dict.fromkeys(name for one in settings for name in one)
-    differing = [name for name in names if len({str(one.get(name)) for one in settings}) > 1]
+    settings = [flatten(select_settings(run)) for run in runs]
+    starts = {(run.summary["seed"], own.get(START)) for run, own in zip(runs, settings, strict=True)}
+    if len(starts) == len({seed for seed, _ in starts}):
+        settings = [{key: value for key, value in own.items() if key != START} for own in settings]
+    names = dict.fromkeys(name for own in settings for name in own)
+    differing = [name for name in names if len({str(own.get(name)) for own in settings}) > 1]
+    options = [get_options(run) for run in runs]
     rows: dict[tuple, list] = {}
-    for (run, summary, options, _), own in zip(runs, settings, strict=True):
-        same = [other for _, other_summary, other, _ in runs if other_summary["objective"] == summary["objective"]]
-        varied = [f"{key}={value}" for key, value in options.items() if any(o.get(key) != value for o in same)]
-        objective = " ".join([summary["objective"], *varied])
+    for run, own, chosen in zip(runs, settings, options, strict=True):
+        objective = run.summary["objective"]
+        same = [other for peer, other in zip(runs, options, strict=True) if peer.summary["objective"] == objective]
+        varied = [f"{key}={value}" for key, value in chosen.items() if any(other.get(key) != value for other in same)]
         values = [own.get(name) for name in differing]
         plain = [value if value is None or isinstance(value, int | float) else str(value) for value in values]
-        noise = summary["noise"]
+        noise = run.summary["noise"]
         kind = noise.get("kind", SWAP) if noise["ratio"] else SWAP
         condition = Condition(tuple(zip(differing, plain, strict=True)), kind, noise["ratio"])
-        place = (condition, objective, summary["seed"])
+        place = (condition, " ".join([objective, *varied]), run.summary["seed"])
         if place in rows:
             raise InputError(
-                f"{run} and {rows[place][0]} have the same objective, noise, seed and settings: "
+                f"{run.folder} and {rows[place][0]} have the same objective, noise, seed and settings: "
                 "give runs=... without one of them"
             )
-        rows[place] = [run, *place]
-    table = pd.DataFrame(rows.values(), columns=["run", "condition", "objective", "seed"])
+        rows[place] = [run.folder, *place, find_start(run.config)]
+    table = pd.DataFrame(rows.values(), columns=["run", "condition", "objective", "seed", "start"])
     order = sorted(table.index, key=lambda row: (table["condition"][row].order, *table.loc[row, ["objective", "seed"]]))
     return table.loc[order].reset_index(drop=True)
 
 
-def select_settings(config: dict) -> dict:
-    """Return the part of a config that makes a run's condition, without what is as in every run by default."""
+def get_options(run: EvaluatedRun) -> dict[str, Any]:
+    """Return the options of the objective of a run, with that of its first stage if it differs."""
+    first = run.projector.get("config", {}).get("objective")
+    differs = first not in (None, run.config["objective"])
+    return flatten(run.config["objective"]) | ({"stage_1": run.projector["summary"]["objective"]} if differs else {})
+
+
+def select_settings(run: EvaluatedRun) -> dict:
+    """Return the part of a run's config that makes its condition, without what is as in every run by default."""
+    return select_own(run.config, run.projector.get("config"))
+
+
+def select_own(config: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> dict:
     kept = {key: value for key, value in config.items() if key not in VARIED}
     if kept["data"].get("seed") == config["seed"]:  # the default: the seed of the data is that of the run
         kept["data"] = {**kept["data"], "seed": AS_THE_RUN}
     noise_seed = config["noise"].get("seed", config["seed"])
     kept["noise"] = {"seed": AS_THE_RUN if noise_seed == config["seed"] else noise_seed}
-    before = read_config(get_projector_run(config))
-    if before:  # whatever its folder
-        kept["model"] = {**kept["model"], "projector": select_settings(before)}
+    if before:  # the projector's run, whatever its folder
+        kept["model"] = {**kept["model"], "projector": select_own(before)}
     return kept
-
-
-def get_projector_run(config: dict) -> Path:
-    """Return the run of `stage=pretrain` whose projector a run started from; a missing folder if there was none."""
-    return Path(config.get("model", {}).get("projector") or "none").parent
 
 
 def choose_baseline(table: pd.DataFrame, given: str | None) -> str:
@@ -197,16 +211,6 @@ def group_runs(table: pd.DataFrame, baseline: str) -> list[tuple[Condition, str,
     return sorted(grouped, key=lambda group: (group[0].order, group[1] != baseline, group[1]))
 
 
-def load_predictions(folder: Path) -> list[dict[str, Any]] | None:
-    """Load the scored lines of `predictions.jsonl`, joined with those of `parts.jsonl`; None if a file is missing."""
-    files = [folder / "predictions.jsonl", folder / "parts.jsonl"]
-    if not all(file.is_file() for file in files):
-        return None
-    lines = [read_lines(file) for file in files]
-    scored = [line for line in lines[0] if line["score"] is not None]
-    return [answer | parts for answer, parts in zip(scored, lines[1], strict=True)]
-
-
 def compare(first: Path, second: Path) -> dict[str, Any] | None:
     """Compare the results in `second` with those in `first`.
 
@@ -228,23 +232,6 @@ def compare(first: Path, second: Path) -> dict[str, Any] | None:
     if len(set(images)) > 1:
         differences = estimate_differences(metric.compute, parts[1], parts[0], images)
     return {"differences": differences, "test": run_group_test(scores[0], scores[1], images), "n": len(images)}
-
-
-def compare_over_runs(first: Sequence[Path], second: Sequence[Path]) -> dict[str, dict[str, Any]] | None:
-    """Compare the results in several folders `second` with those in `first`, pair by pair, over all pairs together.
-
-    Returns:
-        That of `estimate_differences_over_runs`; None if the runs do not answer the same questions, or some have no
-        predictions.
-    """
-    try:
-        found = load_answers([*first, *second])
-    except InputError:  # other questions in other runs
-        return None
-    if found is None:
-        return None
-    parts, _, images, metric = found
-    return estimate_differences_over_runs(metric.compute, parts[len(first) :], parts[: len(first)], images)
 
 
 def load_answers(folders: Sequence[Path]) -> tuple[list, list, list[str], Metric] | None:
@@ -274,11 +261,7 @@ def load_answers(folders: Sequence[Path]) -> tuple[list, list, list[str], Metric
     parts = [[line["parts"] for line in lines] for lines in answers]
     scores = [[line["score"] for line in lines] for lines in answers]
     images = [line["picture"] for line in answers[0]]
-    if "metric" not in results[-1]:
-        raise InputError(
-            f"{folders[-1]}: its results.json does not name its metric; run cal eval with force=true again"
-        )
-    metric = build(OmegaConf.create({"metric": results[-1]["metric"]}), "metric")
+    metric = build_metric(folders[-1], results[-1])
     for folder, found in zip(folders, parts, strict=True):
         try:
             metric.compute({name: column.sum() for name, column in sum_by_group(found, images).items()})

@@ -8,25 +8,52 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from cal_cli.reporting.results import compare, compare_over_runs, group_runs
+from cal_cli.reporting.answers import EvaluatedRun, stack_scores
+from cal_cli.reporting.results import Results, compare, group_runs
 from cal_cli.runtime.console import make_table
-from cal_cli.statistics.seeds import adjust_for_family, difference_over_seeds, format_interval, mean_over_seeds
+from cal_cli.runtime.errors import InputError
+from cal_cli.statistics.runs import estimate_over_runs
+from cal_cli.statistics.seeds import adjust_for_family, count_wins, format_interval
+
+POWER = 0.8416  # standard errors beyond the critical value at which a test has a power of 80 %
+
+
+def summarize_results(results: Results, metrics: Sequence[str], baseline: str) -> list[dict[str, Any]]:
+    """Summarise metrics, see `summarize_metric`, with p values that Holm's correction adjusts for all rows together."""
+    runs: dict[Any, EvaluatedRun] = {run.folder: run for run in results.runs}
+    rows = [
+        row
+        for metric in metrics
+        for row in summarize_metric(results.select(metric), metric, baseline, runs | results.starts)
+    ]
+    for kind in ("difference", "gain"):
+        tested = [row[kind] for row in rows if row[kind] and row[kind]["p"] is not None]
+        for found, p in zip(tested, adjust_for_family([one["p"] for one in tested]), strict=True):
+            found["p_holm"] = p
+    return rows
 
 
 def summarize_metric(
-    table: pd.DataFrame, metric: str, baseline: str, together: Mapping[tuple, Mapping[str, Any]] | None = None
+    table: pd.DataFrame, metric: str, baseline: str, runs: Mapping[Any, EvaluatedRun] | None = None
 ) -> list[dict[str, Any]]:
-    """Summarise a metric: for each condition and objective, the mean over seeds and the difference to the baseline.
+    """Summarise a metric: for each condition and objective, the mean of its runs and the differences of two kinds.
 
-    `table` has the rows of `Results.table` of the metric; differences are paired by seed. `together` has the
-    differences of `compare_seeds`. `p_holm` adjusts the p values of all differences of the metric. `over_images` is
-    the interval over images of a single run.
+    `difference` is that to the baseline, paired by seed; `gain` that to the checkpoint before training. Intervals are
+    over runs and images (`estimate_over_runs`); where the answers of a run are not known, over seeds alone.
+
+    Args:
+        table: the rows of `Results.table` of the metric.
+        metric: its name.
+        baseline: an objective.
+        runs: the evaluated runs by their folders, and the checkpoints before training by their names.
+
+    Raises InputError if a run and that of the baseline do not answer the same questions.
     """
     rows: list[dict[str, Any]] = []
     for condition, objective, group in group_runs(table, baseline):
         base = table[(table["condition"] == condition) & (table["objective"] == baseline)]
-        values, base_values = (dict(zip(part["seed"], part["value"], strict=True)) for part in (group, base))
-        edges = group[["low", "high"]].to_numpy()[0].tolist() if len(group) == 1 and "low" in group else [np.nan] * 2
+        pairs = group.merge(base, on="seed", suffixes=("", "_base")).sort_values("seed")
+        compared = objective != baseline and len(pairs)
         rows.append(
             {
                 "metric": metric,
@@ -35,18 +62,68 @@ def summarize_metric(
                 "noise_kind": condition.noise_kind,
                 "noise_ratio": condition.noise_ratio,
                 "objective": objective,
-                "seeds": list(values),
-                "values": list(values.values()),
-                "mean": mean_over_seeds(list(values.values())),
-                "over_images": None if np.isnan(edges).any() else edges,
-                "difference": None if objective == baseline else difference_over_seeds(values, base_values),
-                "over_seeds_and_questions": (together or {}).get((condition, objective), {}).get(metric),
+                "seeds": group["seed"].tolist(),
+                "values": group["value"].tolist(),
+                "mean": estimate_mean(group, metric, runs or {}),
+                "difference": estimate_difference(pairs, metric, runs or {}) if compared else None,
+                "gain": estimate_gain(group, metric, runs or {}),
             }
         )
-    compared = [row["difference"] for row in rows if row["difference"]]
-    for difference, p in zip(compared, adjust_for_family([one["p"] for one in compared]), strict=True):
-        difference["p_holm"] = p
     return rows
+
+
+def find_starts(group: pd.DataFrame) -> list[Any] | None:
+    """Return the checkpoint that each run started from; None if one is not known."""
+    return group["start"].tolist() if "start" in group and group["start"].notna().all() else None
+
+
+def estimate_mean(group: pd.DataFrame, metric: str, runs: Mapping[Any, EvaluatedRun]) -> dict[str, Any]:
+    """Estimate the mean of a metric over runs; a single one has the interval of its `results.json`."""
+    found = stack_scores([runs.get(run) for run in group.get("run", group.index)], metric)
+    mean = estimate_over_runs(group[["value"]].to_numpy() if found is None else found, find_starts(group))
+    if len(group) == 1 and "low" in group:
+        low, high = group[["low", "high"]].to_numpy()[0].tolist()
+        mean["ci95"] = None if np.isnan(low) else [low, high]
+    return {key: mean[key] for key in ("value", "ci95", "n")}
+
+
+def estimate_difference(pairs: pd.DataFrame, metric: str, runs: Mapping[Any, EvaluatedRun]) -> dict[str, Any]:
+    """Estimate the mean difference of runs to those of the baseline.
+
+    Args:
+        pairs: a row for each seed, with `run`, `value` and `start`, and `run_base` and `value_base` of the baseline.
+        metric, runs: as in `summarize_metric`.
+
+    Returns:
+        As `estimate_over_runs`, and `spread`, the standard deviation over seeds (None for one), `wins` of `count_wins`,
+        and `detectable`, the true difference that as many runs and images would show with a probability of 80 %.
+    """
+    sides = [[runs.get(run) for run in pairs.get(name, pairs.index)] for name in ("run", "run_base")]
+    for run, base in zip(*sides, strict=True):
+        if run and base and run.questions and base.questions and run.questions != base.questions:
+            raise InputError(
+                f"{base.folder} and {run.folder} do not answer the same questions: evaluate both with the same "
+                "benchmark, prompt, data and limit"
+            )
+    scores = stack_scores([*sides[0], *sides[1]], metric)
+    by_seed = (pairs["value"] - pairs["value_base"]).tolist()
+    compared = np.array(by_seed)[:, None] if scores is None else scores[: len(pairs)] - scores[len(pairs) :]
+    found = estimate_over_runs(compared, find_starts(pairs))
+    half = found["ci95"][1] - found["value"] if found["ci95"] else None
+    return found | {
+        "spread": float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None,
+        "wins": count_wins(by_seed),
+        "detectable": half + POWER * found["error"] if half else None,
+    }
+
+
+def estimate_gain(group: pd.DataFrame, metric: str, runs: Mapping[Any, EvaluatedRun]) -> dict[str, Any] | None:
+    """Estimate the mean difference of runs to the checkpoints that they started from; None without their answers."""
+    starts = find_starts(group)
+    if starts is None or "run" not in group:
+        return None
+    scores = stack_scores([*(runs.get(run) for run in group["run"]), *(runs.get(start) for start in starts)], metric)
+    return None if scores is None else estimate_over_runs(scores[: len(group)] - scores[len(group) :], starts)
 
 
 def name_metric(metric: str) -> str:
@@ -62,14 +139,14 @@ def name_condition(rows: Sequence[dict]) -> str:
 def make_headline_table(rows: Sequence[dict], before_training: Mapping[str, Any], title: str) -> Table:
     """Make one table of all metrics: a row for each condition and objective, below the checkpoint before training.
 
-    A cell is a mean and half of the width of its 95 % interval: over seeds, or over images for a single run.
+    A cell is a mean and half of the width of its 95 % interval.
     """
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     several = any(len(row["seeds"]) > 1 for row in rows)
     names = [name_condition(rows), "objective", *(["seeds"] if several else []), *map(name_metric, metrics)]
     table = make_table(*names, title=title, whole=names[:2])
 
-    digits = 3 if any(row["mean"]["ci95"] for row in rows) else 2
+    digits = 3 if several else 2
 
     def write(value: float, interval: Sequence[float] | None) -> str:
         half = f" ±{max(interval[1] - value, value - interval[0]):.{digits}f}" if interval else ""
@@ -84,7 +161,7 @@ def make_headline_table(rows: Sequence[dict], before_training: Mapping[str, Any]
         by_place.setdefault((row["condition"], row["objective"]), {})[row["metric"]] = row
     for (condition, objective), of_metric in by_place.items():
         first = next(iter(of_metric.values()))
-        cells = [write(row["mean"]["value"], row["mean"]["ci95"] or row["over_images"]) for row in of_metric.values()]
+        cells = [write(row["mean"]["value"], row["mean"]["ci95"]) for row in of_metric.values()]
         table.add_row(condition, objective, *([str(len(first["seeds"]))] if several else []), *cells)
     return table
 
@@ -109,8 +186,8 @@ def describe_headline(rows: Sequence[dict], before_training: Mapping[str, Any], 
     shown = "{:.0%}" if metric == "scene_accuracy" else "{:.3f}"
     sentence += shown.format(same[baseline]["mean"]["value"])
     sentence += f", the checkpoint before training {shown.format(start['value'])}" if start else ""
-    difference = best["over_seeds_and_questions"] or best["difference"]
-    return f"{sentence}. {best['objective']} minus {baseline}: {format_interval(difference, signed=True)}."
+    difference = format_interval(best["difference"], signed=True)
+    return f"{sentence}. {best['objective']} minus {baseline}: {difference}."
 
 
 def make_mean_tables(rows: Sequence[dict], baseline: str) -> dict[str, Table]:
@@ -118,58 +195,34 @@ def make_mean_tables(rows: Sequence[dict], baseline: str) -> dict[str, Table]:
     tables = {}
     for metric, of_metric in groupby(rows, key=lambda row: row["metric"]):
         found = list(of_metric)
-        tested = [row["difference"] or {} for row in found]
-        tests = ["p", "p, Holm"] if any(one.get("n", 1) > 1 for one in tested) else []
-        tests += ["detectable"] if any(one.get("detectable") for one in tested) else []
-        minus = [f"minus {baseline}"] if any(tested) else []
-        headers = (name_condition(rows), "objective", "seeds", "mean", *minus, *tests)
+        kinds = {f"minus {baseline}": "difference", "minus before training": "gain"}
+        kinds = {header: kind for header, kind in kinds.items() if any(row[kind] for row in found)}
+        tests = ["p", "p, Holm", "detectable"] if any((row["difference"] or {}).get("p") for row in found) else []
+        headers = (name_condition(rows), "objective", "seeds", "mean", *kinds, *tests)
         table = make_table(*headers, title=metric.replace("_", " "), whole=("objective", "seeds", *tests))
         for condition, section in groupby(found, key=lambda row: row["condition"]):
             for row in section:
                 difference, seeds = row["difference"] or {}, str(len(row["seeds"]))
                 if difference and difference["n"] != len(row["seeds"]):  # the difference has only the seeds of both
                     seeds += f" ({difference['n']} paired)"
-                several, detectable = difference.get("n", 1) > 1, difference.get("detectable")
-                cells = {
-                    f"minus {baseline}": format_interval(row["over_seeds_and_questions"] or row["difference"], True),
-                    "p": f"{difference['p']:.2g}" if several else "-",
-                    "p, Holm": f"{difference['p_holm']:.2g}" if several else "-",
-                    "detectable": f"{detectable:.3f}" if detectable else "-",
-                }
-                mean = format_interval(row["mean"])
-                table.add_row(condition, row["objective"], seeds, mean, *(cells[name] for name in (*minus, *tests)))
+                found_values = [difference.get(key) for key in ("p", "p_holm", "detectable")][: len(tests)]
+                cells = [format_interval(row[kind], True) for kind in kinds.values()]
+                cells += ["-" if value is None else f"{value:.2g}" for value in found_values]
+                table.add_row(condition, row["objective"], seeds, format_interval(row["mean"]), *cells)
             table.add_section()
         tables[metric] = table
     return tables
 
 
-def compare_seeds(runs: pd.DataFrame, benchmark: str, baseline: str) -> dict[tuple, dict[str, Any]]:
-    """Compare all seeds of an objective with the baseline's together, by condition and objective.
-
-    `runs` has a row for each run. See `compare_over_runs`; what it cannot compare is left out.
-    """
-    places = {
-        (condition, objective): {
-            seed: run / "eval" / benchmark for seed, run in zip(group["seed"], group["run"], strict=True)
-        }
-        for condition, objective, group in group_runs(runs, baseline)
-    }
-    found: dict[tuple, dict[str, Any]] = {}
-    for (condition, objective), folders in places.items():
-        base = places.get((condition, baseline), {})
-        shared = sorted(folders.keys() & base.keys())
-        if objective != baseline and shared:
-            together = compare_over_runs([base[seed] for seed in shared], [folders[seed] for seed in shared])
-            found |= {} if together is None else {(condition, objective): together}
-    return found
-
-
 def compare_runs(runs: pd.DataFrame, benchmark: str, baseline: str) -> list[dict]:
-    """Compare each run with the baseline's run of the same condition and seed, on the same questions; see `compare`."""
+    """Compare single runs with the baseline's of the same condition and seed, question by question; see `compare`.
+
+    Where there are several seeds, they are compared together: see `estimate_difference`.
+    """
     base = runs[runs["objective"] == baseline].set_index(["condition", "seed"])["run"].to_dict()
     pairs = []
     for condition, objective, group in group_runs(runs[runs["objective"] != baseline], baseline):
-        for seed, run in zip(group["seed"].tolist(), group["run"], strict=True):
+        for seed, run in zip(group["seed"].tolist(), group["run"], strict=True) if len(group) == 1 else ():
             other = base.get((condition, seed))
             found = None if other is None else compare(other / "eval" / benchmark, run / "eval" / benchmark)
             if found is not None and found["differences"] is not None:

@@ -195,6 +195,19 @@ def find_checkpoint(given: str | None, shipped: Mapping[str, Path] | None = None
     return found[0]
 
 
+def find_start(config: Mapping[str, Any]) -> str | None:
+    """Return the checkpoint from which a run started, `tiny` for the shipped one; None if a part of it was new."""
+    model = config.get("model") or {}
+    if any(model.get(key) for key in ("projector", "from_scratch", "new_projector")):
+        return None
+    return model.get("path") or ("tiny" if str(model.get("_target_")).endswith("TinyModel") else None)
+
+
+def name_start(start: str) -> str:
+    """Return the name of a folder for the results of a checkpoint that runs started from."""
+    return "_".join(Path(start).parts[-3:]).replace(":", "_")
+
+
 def get_run_name(checkpoint: Path) -> str:
     """Return the name of a checkpoint in tables: that of its run, if it belongs to one."""
     return checkpoint.parent.name if checkpoint.name == "checkpoint" else checkpoint.name

@@ -41,8 +41,8 @@ def estimate_over_runs(scores: np.ndarray, starts: Sequence[Any] | None = None) 
     readers and cases are: Hillis 2007, Statistics in Medicine 26:596). The error of the mean is the sum of a part due
     to runs, which follows Student's distribution with few degrees of freedom, and one due to images, which is nearly
     normal. The interval is that of the sum (Behrens and Fisher). If runs started from several checkpoints, these are
-    random too, with the runs nested in them: where their means differ by more than runs from one checkpoint do, the part
-    due to runs has the variance of both (by the analysis of variance), and Satterthwaite's degrees of freedom.
+    random too, with the runs nested in them: where their means differ by more than runs from one checkpoint do, the
+    part due to runs has the variance of both (by the analysis of variance), and Satterthwaite's degrees of freedom.
 
     Args:
         scores: float64 [runs, images], such as differences of two objectives, paired by seed and image.
@@ -88,7 +88,7 @@ def estimate_over_runs(scores: np.ndarray, starts: Sequence[Any] | None = None) 
 
 
 def estimate_variance(means: np.ndarray, starts: Sequence[Any] | None) -> tuple[float, float]:
-    """Estimate the variance of the mean of runs, nested in the checkpoints they started from, and its degrees of freedom.
+    """Estimate the variance of the mean of runs, which are nested in checkpoints, and its degrees of freedom.
 
     Args:
         means: float64 [runs], at least two.

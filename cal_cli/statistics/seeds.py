@@ -5,60 +5,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 
+from cal_cli.statistics.runs import estimate_over_runs
+
 LEVEL, POWER = 0.05, 0.8  # of the tests: probability of a false alarm, and of seeing a difference that is there
-EXACT = 2**16  # sign flips that are all tried; of more, as many are drawn
 
 
 def mean_over_seeds(values: Sequence[float]) -> dict[str, Any]:
     """Return mean, n and 95 % t interval of a metric over seeds; None for one seed, or if all values are equal."""
-    value, n = float(np.mean(values)), len(values)
-    if n < 2 or np.ptp(values) == 0:
-        return {"value": value, "ci95": None, "n": n}
-    half = float(stats.t.ppf(0.975, n - 1) * stats.sem(values))
-    return {"value": value, "ci95": [value - half, value + half], "n": n}
-
-
-def difference_over_seeds(values: Mapping[int, float], baseline: Mapping[int, float]) -> dict[str, Any] | None:
-    """Return the mean difference to a baseline over the seeds that both have.
-
-    Args:
-        values: a metric by seed.
-        baseline: the same metric of the baseline, by seed.
-
-    Returns:
-        As `mean_over_seeds`, and `spread`, the standard deviation (None for one seed), `p` of `run_sign_flip_test`,
-        `wins` of `count_wins` and `detectable` of `find_detectable_difference`; None if no seed is shared.
-    """
-    shared = sorted(values.keys() & baseline.keys())
-    if not shared:
-        return None
-    differences = [values[seed] - baseline[seed] for seed in shared]
-    return mean_over_seeds(differences) | {
-        "spread": float(np.std(differences, ddof=1)) if len(differences) > 1 else None,
-        "p": run_sign_flip_test(differences),
-        "wins": count_wins(differences),
-        "detectable": find_detectable_difference(differences),
-    }
-
-
-def run_sign_flip_test(differences: Sequence[float]) -> float:
-    """Compute the two-sided p of paired differences: the fraction of sign flips with a mean as far from 0.
-
-    It is exact for up to 16 seeds, and assumes only that without an effect the two methods could be exchanged in each
-    seed. With n seeds the smallest possible p is 2 / 2^n: 0.25 for 3, 0.0625 for 5, 0.002 for 10. The test is scipy's.
-    """
-    if len(differences) < 2:
-        return 1.0
-    return float(
-        stats.permutation_test(
-            (np.asarray(differences),), np.mean, permutation_type="samples", n_resamples=EXACT, vectorized=True, rng=0
-        ).pvalue
-    )
+    found = estimate_over_runs(np.array(values, dtype=float)[:, None])
+    return {key: found[key] for key in ("value", "ci95", "n")}
 
 
 def count_wins(differences: Sequence[float]) -> dict[str, Any]:
@@ -67,17 +26,6 @@ def count_wins(differences: Sequence[float]) -> dict[str, Any]:
     n = len(differences)
     edges = proportion_confint(won, n, LEVEL, method="wilson")
     return {"won": won, "n": n, "ci95": [float(edge) for edge in np.clip(edges, 0, 1)]}
-
-
-def find_detectable_difference(differences: Sequence[float]) -> float | None:
-    """Return the true difference that as many seeds, with this spread, would show with 80 % probability.
-
-    The power is that of the paired two-sided t test at 5 %; None for fewer than three seeds or no spread.
-    """
-    n, spread = len(differences), float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
-    if n < 3 or not spread > 0:
-        return None
-    return spread * float(TTestPower().solve_power(nobs=n, alpha=LEVEL, power=POWER))
 
 
 def find_needed_seeds(spread: float, difference: float) -> int:

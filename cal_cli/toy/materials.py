@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from cal_cli.runtime.errors import InputError
 
@@ -22,7 +22,7 @@ COLOURS = {
     "purple": (140, 60, 180),
     "black": (30, 30, 30),
 }
-CAMERAS = ("plain", "bgr", "negative")
+CAMERAS = ("plain", "bgr", "dark")
 ROWS = ("top", "upper", "lower", "bottom")
 COLUMNS = ("far left", "left", "right", "far right")
 FONTS = ("DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold")  # matplotlib carries them
@@ -54,14 +54,14 @@ def photograph(
 
     The contrast is drawn from 1 - 0.8 x `grain` to 1, and the standard deviation of the noise from 0 to `grain` x
     `deviation` (of 255 levels); with a `grain` of 0 the image stays as it is. The camera `bgr` exchanges red and
-    blue, as software does that reads one order of the channels as the other; `negative` inverts each channel, as a
-    photographic negative does; None is `plain`.
+    blue, as software does that reads one order of the channels as the other; `dark` has two
+    fifths of the light; None is `plain`.
     """
     if camera == "bgr":
         red, green, blue = photograph(image, grain, deviation, random_state).split()
         return Image.merge("RGB", (blue, green, red))
-    if camera == "negative":
-        return ImageOps.invert(photograph(image, grain, deviation, random_state))
+    if camera == "dark":
+        return photograph(image, grain, deviation, random_state).point(lambda level: level * 2 // 5)
     if grain == 0:
         return image
     generator = np.random.default_rng(random_state.getrandbits(64))

@@ -145,7 +145,7 @@ def test_the_report_holds_every_run_with_its_command(sweep):
     table = [line.split()[:3] for line in printed.splitlines() if line.startswith((" - ", " 0.5 "))]
     assert table == [["-", "before", "training"], ["0.5", "ce", "2"], ["0.5", "posterior", "2"]]
     assert printed.splitlines()[-2].startswith("runs/report/s/report.md: ") and "posterior minus ce: " in printed
-    start = json.loads((folder / "runs/train/s/before_training/eval/scenes/results.json").read_text())
+    start = json.loads((folder / "runs/train/s/before_training/tiny/eval/scenes/results.json").read_text())
     assert start["checkpoint"] == str(BASE) and start["n"] == 6 * 16
     metric = start["metrics"]["scene_accuracy"]
     assert report["before_training"]["scene_accuracy"] == metric and "Before training: " in text
@@ -164,7 +164,7 @@ def test_a_sweep_started_again_runs_only_what_is_missing(sweep):
 def test_one_seed_is_said_to_have_no_interval(sweep, tmp_path):
     run = next((sweep[0] / "runs/train/s").glob("*objective-ce__seed-0"))
     assert "over images, one seed" in cal("report", f"runs={run}", "output=out", folder=tmp_path).stdout
-    assert "One seed has no interval" in (tmp_path / "out/report.md").read_text()
+    assert "One seed: intervals over images alone" in (tmp_path / "out/report.md").read_text()
 
 
 def test_a_run_is_evaluated_with_its_own_camera(tmp_path):
@@ -178,7 +178,7 @@ def test_a_run_is_evaluated_with_its_own_camera(tmp_path):
     results = json.loads(found.read_text())
     assert results["settings"]["benchmark"]["camera"] == "plain" and results["n"] == 12
     wrong = cal("train", "data.camera=phone", folder=tmp_path, check=False)
-    assert wrong.returncode == 2 and "data.camera=phone: allowed are plain, bgr, negative" in wrong.stderr
+    assert wrong.returncode == 2 and "data.camera=phone: allowed are plain, bgr, dark" in wrong.stderr
 
 
 def test_the_last_completed_run_is_what_eval_takes(sweep):

@@ -4,21 +4,19 @@ from cal_cli.reporting import figures as differences
 from cal_cli.reporting.figures import describe_intervals, draw_differences
 
 
-def make_row(metric, condition, objective, value=None, interval=None, together=None):
+def make_row(metric, condition, objective, value=None, interval=None):
     found = None if value is None else {"value": value, "ci95": interval}
-    row = {"metric": metric, "condition": condition, "objective": objective, "settings": {}}
-    return row | {"difference": found, "over_seeds_and_questions": together}
+    return {"metric": metric, "condition": condition, "objective": objective, "settings": {}, "difference": found}
 
 
 def test_each_line_has_its_interval_and_is_filled_if_it_excludes_zero(monkeypatch):
     figures = []
     monkeypatch.setattr(differences, "encode_figure", lambda figure, dpi: figures.append(figure) or b"")
-    together = {"value": 0.3, "ci95": [0.1, 0.5]}
     rows = [
         make_row("reading", "0", "ce"),
         make_row("reading", "0", "cal", -0.2, [-0.3, -0.1]),
         make_row("reading", "0.5", "ce"),
-        make_row("reading", "0.5", "cal", 0.3, [-0.1, 0.7], together),
+        make_row("reading", "0.5", "cal", 0.3, [0.1, 0.5]),
         make_row("reading", "0.5", "ratio", 0.2, [-0.1, 0.5]),
         make_row("charts", "0.5", "ratio", 0.4),
     ]

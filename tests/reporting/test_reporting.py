@@ -59,11 +59,11 @@ def test_rows_pair_by_noise_and_seed(tmp_path):
     assert rows[0.0, "ce"]["mean"]["value"] == pytest.approx(0.55)
     assert rows[0.0, "ce"]["difference"] is None
     assert rows[0.5, "cal"]["difference"]["value"] == pytest.approx((0.1 + 0.2) / 2)
-    assert [row["difference"]["p_holm"] for row in rows.values() if row["difference"]] == [1.0, 1.0]
+    assert [row["difference"]["wins"]["won"] for row in rows.values() if row["difference"]] == [2, 2]
 
 
 @pytest.mark.parametrize(
-    ("counts", "said"), [({1}, "one seed: no"), ({5}, "means of 5 seeds"), ({10, 3, 5}, "means of 3 to 10 seeds")]
+    ("counts", "said"), [({1}, "one seed, 95"), ({5}, "means of 5 seeds"), ({10, 3, 5}, "means of 3 to 10 seeds")]
 )
 def test_the_figure_says_how_many_seeds_its_points_have(counts, said):
     assert describe_seeds(counts).startswith(said)
@@ -80,7 +80,7 @@ def test_kinds_of_noise_are_told_apart_and_share_the_clean_runs(tmp_path):
     names = [(row["condition"], row["objective"]) for row in rows]
     assert names == [(n, o) for n in ("0", "0.5", "attribute 0.5") for o in ("ce", "cal")]
     assert [row["mean"]["value"] for row in rows] == pytest.approx([0.5, 0.6, 0.2, 0.3, 0.4, 0.5])
-    assert draw_noise_figure({"scene_accuracy": table}).startswith(b"\x89PNG")
+    assert draw_noise_figure(rows).startswith(b"\x89PNG")
 
 
 def test_variants_of_an_objective_are_told_apart(tmp_path):
@@ -157,10 +157,10 @@ def test_runs_are_compared_under_the_same_settings_only(tmp_path):
     assert found == [None, pytest.approx(0.02), None, pytest.approx(0.1), None]
     assert rows[0]["settings"] == {"learning_rate": 2.0}
     assert choose_axis(list(table["condition"])) == "learning_rate"
-    assert draw_noise_figure({"scene_accuracy": table}).startswith(b"\x89PNG")
+    assert draw_noise_figure(rows).startswith(b"\x89PNG")
     for axis, scale, ticks in (("learning_rate", "log", ["2", "10", "30"]), ("noise", "linear", None)):
         _, (panel,) = make_panels(1)
-        draw_lines(panel, table, axis, ["swap"])
+        draw_lines(panel, rows, axis, ["swap"], "ce")
         assert panel.get_xscale() == scale
         assert ticks is None or [label.get_text() for label in panel.get_xticklabels()] == ticks
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cal_cli.reporting.results import compare, compare_over_runs
+from cal_cli.reporting.results import compare
 from cal_cli.runtime.errors import InputError
 from tests.cal import cal
 
@@ -32,16 +32,6 @@ def test_the_second_s_answers_are_held_against_the_first_s(tmp_path):
     assert found["test"]["p"] == pytest.approx(2 * (1 + 7) / 2**7)
     low, high = found["differences"]["right"]["ci95"]
     assert found["differences"]["right"]["value"] == pytest.approx(0.25) and low <= 0.05 < 0.4 < high
-
-
-def test_several_runs_are_compared_together(tmp_path):
-    first = [write(tmp_path / f"a{seed}", [1.0] * 10 + [0.0] * 10) for seed in range(3)]
-    second = [write(tmp_path / f"b{seed}", [1.0] * (13 + seed) + [0.0] * (7 - seed)) for seed in range(3)]
-    found = compare_over_runs(first, second)["right"]
-    assert found["value"] == pytest.approx(0.2) and found["n"] == 3
-    assert found["ci95"][0] < 0.1 and found["ci95"][1] > 0.3
-    assert compare_over_runs(first[:1], second[:1])["right"]["ci95"] is None
-    assert compare_over_runs(first, [*second[:2], write(tmp_path / "c", [1.0])]) is None  # other questions
 
 
 def test_what_is_not_the_same_questions_is_refused(tmp_path):

@@ -5,12 +5,7 @@ import pytest
 from scipy import stats
 
 from cal_cli.evaluation.metrics import POPE, Mean
-from cal_cli.statistics.bootstrap import (
-    estimate_differences,
-    estimate_differences_over_runs,
-    estimate_values,
-    run_group_test,
-)
+from cal_cli.statistics.bootstrap import estimate_differences, estimate_values, run_group_test
 from tests.evaluation.test_metrics import asked
 
 MEAN = Mean("exact_match", "m")
@@ -109,29 +104,3 @@ def test_the_group_test_holds_its_level():
         groups = [str(n // 4) for n in range(120)]
         false += run_group_test(one, other, groups)["p"] < 0.05
     assert false / 300 < 0.085  # 0.05 and two standard deviations
-
-
-def test_an_interval_for_runs_and_questions_covers_the_truth():
-    """Runs differ by 0.05 around a true difference of 0.1, questions by more; three and eight runs."""
-    for n in (3, 8):
-        drawn, covered, widths = np.random.default_rng(n), [], []
-        for _ in range(200):
-            effect = 0.1 + 0.05 * drawn.normal(size=(n, 1)) + 0.3 * drawn.normal(size=(1, 60))
-            scores = effect + 0.2 * drawn.normal(size=(n, 60))
-            groups = [f"{k:02d}" for k in range(60)]
-            parts = [make_parts(row) for row in scores], [make_parts(np.zeros(60))] * n
-            low, high = estimate_differences_over_runs(MEAN.compute, *parts, groups)["m"]["ci95"]
-            covered.append(low <= 0.1 <= high)
-            widths.append(high - low)
-        assert np.mean(covered) > 0.9, n
-        exact = 2 * 1.96 * np.sqrt(0.05**2 / n + 0.3**2 / 60 + 0.2**2 / 60 / n)
-        assert exact < 1.1 * np.median(widths) < 2.2 * exact
-
-
-def test_runs_alone_make_student_s_interval():
-    values = np.random.default_rng(4).normal(0.1, 0.05, 8)
-    parts = [make_parts([value] * 40) for value in values], [make_parts([0.0] * 40)] * 8
-    found = estimate_differences_over_runs(MEAN.compute, *parts, [f"{n:02d}" for n in range(40)])["m"]
-    half = stats.t.ppf(0.975, 7) * stats.sem(values)
-    assert found["value"] == pytest.approx(values.mean())
-    assert found["ci95"] == pytest.approx([values.mean() - half, values.mean() + half], abs=0.2 * half)

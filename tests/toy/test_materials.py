@@ -90,11 +90,12 @@ def test_no_word_is_frequent():
     assert sum(lists.values()) > 0.5 * len(words)  # most words are drawn from a list
 
 
-def test_the_bgr_camera_exchanges_red_and_blue_and_nothing_else():
+def test_cameras_change_the_pixels_of_the_plain_one_and_nothing_else():
     painted = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     for grain in (0.0, 1.0):
-        plain, same, exchanged = (
+        plain, same, exchanged, dark = (
             np.asarray(photograph(painted, grain, 40.0, random.Random("x"), camera))
-            for camera in (None, "plain", "bgr")
+            for camera in (None, "plain", "bgr", "dark")
         )
         assert np.array_equal(plain, same) and np.array_equal(plain, exchanged[..., ::-1])
+        assert np.array_equal(dark, np.floor(plain * 0.4 + 1e-9))
