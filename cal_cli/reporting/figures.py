@@ -78,9 +78,9 @@ def draw_lines(panel: Axes, rows: Sequence[Mapping[str, Any]], axis: str, kinds:
 def describe_seeds(counts: set[int]) -> str:
     """Describe the intervals of points that have these numbers of seeds."""
     if counts == {1}:
-        return "one seed, 95 % intervals over images"
+        return "one seed, with 95 % intervals over images"
     several = str(max(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
-    return f"means of {several} seeds, 95 % intervals over seeds and images"
+    return f"means of {several} seeds, with 95 % intervals"
 
 
 def choose_style(objective: int, rest: int) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def test_rows_pair_by_noise_and_seed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("counts", "said"), [({1}, "one seed, 95"), ({5}, "means of 5 seeds"), ({10, 3, 5}, "means of 3 to 10 seeds")]
+    ("counts", "said"), [({1}, "one seed, with 95"), ({5}, "means of 5 seeds"), ({10, 3, 5}, "means of 3 to 10 seeds")]
 )
 def test_the_figure_says_how_many_seeds_its_points_have(counts, said):
     assert describe_seeds(counts).startswith(said)
