@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from cal_cli.commands.hydra_app import get_job
 from cal_cli.data.llava_json import write_llava_json
 from cal_cli.data.noise import NoiseConfig, describe_changes, inject_noise, load_data, make_manifest
+from cal_cli.data.noise_kinds import SIMILAR, SWAP
 from cal_cli.data.sample import get_image_names, rename_images
 from cal_cli.runtime.config import check_types
 from cal_cli.runtime.console import make_console
@@ -29,6 +30,7 @@ class NoiseInjectConfig:
     ratio: float
     seed: int
     words: str | None
+    families: list[str] | None
     output: str | None
 
 
@@ -41,7 +43,7 @@ def noise_inject(config: DictConfig) -> None:
         raise InputError(f"output={output}: its data.json is the source itself; give another folder")
     console = make_console()
     clean = load_data(config, console)
-    noise = NoiseConfig(settings.ratio, settings.seed, settings.kind, settings.words)
+    noise = NoiseConfig(settings.ratio, settings.seed, settings.kind, settings.words, settings.families)
     data, changed = inject_noise(clean, noise)
     entries = list(data.entries)
     if clean.image_folder is None:
@@ -63,7 +65,7 @@ def noise_inject(config: DictConfig) -> None:
         console.print(shortfall)
     console.print(
         f"{output / 'data.json'}: {len(entries)} samples, {manifest['n']} with an image, "
-        f"{len(changed)} conversations {'swapped' if settings.kind == 'swap' else 'changed'}"
+        f"{len(changed)} conversations {'swapped' if settings.kind in (SWAP, SIMILAR) else 'changed'}"
     )
     words = ["cal", "train", "data=llava_json", f"data.path={output / 'data.json'}", f"data.image_folder={folder}"]
     console.print(f"train on it: {shlex.join(words)}", markup=False)

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 
-from cal_cli.data.noise_kinds import KINDS, SWAP, Edit, WordLists, edit_answers, load_words
+from cal_cli.data.noise_kinds import KINDS, SIMILAR, SWAP, Edit, WordLists, edit_answers, load_words
 from cal_cli.data.sample import CORRELATED, FAMILY, LOSS_WEIGHTS, REGIONS, Conversations, Entry, get_image_names
 from cal_cli.data.validate import move_marks
 from cal_cli.runtime.config import build
@@ -30,6 +30,7 @@ class NoiseConfig:
     seed: int
     kind: str = SWAP
     words: str | None = None
+    families: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,26 +89,53 @@ class Edited(ChangedEntries):
 
 
 def inject_noise(data: Conversations, noise: NoiseConfig) -> tuple[Conversations, list[dict]]:
-    """Inject noise of a kind into a dataset: `swap`, see `swap_conversations`, or another, see `edit_conversations`.
+    """Inject noise of a kind into a dataset: swaps, see `swap_conversations`, or errors, see `edit_conversations`.
 
     Returns:
         The dataset, and what was changed.
 
     Raises:
-        InputError: an unknown kind, word lists that cannot be read, or whatever the kind raises.
+        InputError: an unknown kind or family, word lists that cannot be read, or whatever the kind raises.
     """
-    if noise.kind != SWAP and noise.kind not in KINDS:
-        raise InputError(f"noise.kind={noise.kind}: allowed are {', '.join([SWAP, *KINDS])}")
-    if noise.kind == SWAP:
-        entries, changed = swap_conversations(data.entries, noise.ratio, noise.seed, data.identify_image)
+    swaps = (SWAP, SIMILAR)
+    if noise.kind not in (*swaps, *KINDS):
+        raise InputError(f"noise.kind={noise.kind}: allowed are {', '.join([*swaps, *KINDS])}")
+    shown = None if noise.families is None else find_shown(data.entries, noise)
+    if noise.kind in swaps:
+        similar = noise.kind == SIMILAR
+        entries, changed = swap_conversations(
+            data.entries, noise.ratio, noise.seed, data.identify_image, shown, similar=similar
+        )
     else:
         words = load_words(noise.words or str(WORDS))
-        entries, changed = edit_conversations(data.entries, noise.ratio, noise.seed, noise.kind, words)
+        entries, changed = edit_conversations(data.entries, noise.ratio, noise.seed, noise.kind, words, shown)
     return data.replace(entries=entries), changed
 
 
+def find_shown(entries: Sequence[Entry], noise: NoiseConfig) -> list[int]:
+    """Return the places of the samples that the ratio refers to: those with an image, of the chosen families.
+
+    Raises InputError if no sample is of a chosen family.
+    """
+    shown = [index for index, entry in enumerate(entries) if "image" in entry]
+    if noise.families is None:
+        return shown
+    known = sorted({str(entries[index][FAMILY]) for index in shown if FAMILY in entries[index]})
+    if unknown := [name for name in noise.families if name not in known]:
+        raise InputError(
+            f"noise.families={list(noise.families)}: no sample with an image is of the family {unknown[0]!r}; there "
+            f"are {', '.join(known) or 'none'}"
+        )
+    return [index for index in shown if entries[index].get(FAMILY) in noise.families]
+
+
 def swap_conversations(
-    entries: Sequence[Entry], ratio: float, seed: int, identify_image: Callable[[str], str] = str
+    entries: Sequence[Entry],
+    ratio: float,
+    seed: int,
+    identify_image: Callable[[str], str] = str,
+    shown: Sequence[int] | None = None,
+    similar: bool = False,
 ) -> tuple[Sequence[Entry], list[dict]]:
     """Exchange the whole conversations of round(ratio x n) of the n image samples with one another.
 
@@ -117,7 +145,8 @@ def swap_conversations(
     different families, if entries have a `family`. If the data do not allow as many exchanges, there are fewer: see
     `describe_changes`. Samples without an image are not changed.
 
-    `identify_image` returns, from the name of an image, the same text for the same image.
+    `identify_image` returns, from the name of an image, the same text for the same image. `shown` are the places of the
+    image samples, by default all. With `similar` donors have texts with many of the same words, see `order_by_words`.
 
     Returns:
         The entries in their order, and the changes in that order: `id` and `index` of a sample, `donor_id` of the one
@@ -128,9 +157,9 @@ def swap_conversations(
     """
     check_ratio(ratio)
     groups: dict[tuple[int, str], list[int]] = {}
-    for index, entry in enumerate(entries):
-        if names := get_image_names(entry):
-            groups.setdefault((len(names), str(entry.get(FAMILY))), []).append(index)
+    for index in range(len(entries)) if shown is None else shown:
+        if names := get_image_names(entries[index]):
+            groups.setdefault((len(names), str(entries[index].get(FAMILY))), []).append(index)
     total = sum(map(len, groups.values()))
     count = round(ratio * total)
     if ratio > 0 and (total < 2 or count == 1):
@@ -154,7 +183,14 @@ def swap_conversations(
     def are_same(one: int, other: int) -> bool:
         return hash_texts(one)[0] == hash_texts(other)[0] or not find_images(one).isdisjoint(find_images(other))
 
-    donors = exchange(groups.values(), count, (have_same_answers, are_same), random.Random(f"swap-{seed}"))
+    def arrange(members: Sequence[int]) -> list[int]:
+        turns = {member: entries[member]["conversations"] for member in members}
+        answers = {member: " ".join(t["value"] for t in turn if t["from"] == "gpt") for member, turn in turns.items()}
+        return order_by_words({member: frozenset(text.lower().split()) for member, text in answers.items()})
+
+    generator = random.Random(f"swap-{seed}")
+    conflicts = (have_same_answers, are_same)
+    donors = exchange(groups.values(), count, conflicts, generator, arrange if similar else list)
     if count and not donors:
         raise InputError(
             f"noise ratio {ratio}: no conversations can be swapped, because all image samples show the same image, "
@@ -169,9 +205,11 @@ def swap_conversations(
 
 
 def edit_conversations(
-    entries: Sequence[Entry], ratio: float, seed: int, kind: str, words: WordLists
+    entries: Sequence[Entry], ratio: float, seed: int, kind: str, words: WordLists, shown: Sequence[int] | None = None
 ) -> tuple[Sequence[Entry], list[dict]]:
     """Put an error into one answer of round(ratio x n) of the n image samples, see `noise_kinds`.
+
+    `shown` are their places, by default all.
 
     Replacements are words that the answers of the data use. A sample without an answer that can be changed is passed
     over; if too few can be, fewer are changed: see `describe_changes`. Samples without an image are not changed.
@@ -184,9 +222,9 @@ def edit_conversations(
         InputError: the ratio is outside [0, 1].
     """
     check_ratio(ratio)
-    shown = [index for index, entry in enumerate(entries) if "image" in entry]
+    shown = [index for index, entry in enumerate(entries) if "image" in entry] if shown is None else shown
     count = round(ratio * len(shown))
-    if count and kind in ("attribute", "sentence"):
+    if count and kind in ("attribute", "habit", "sentence"):
         answers = (turn["value"] for entry in entries for turn in entry["conversations"] if turn["from"] == "gpt")
         words = words.keep_used(answers)
     edits: dict[int, tuple[int, Edit]] = {}
@@ -207,10 +245,10 @@ def edit_conversations(
 
 def describe_changes(entries: Sequence[Entry], noise: NoiseConfig, changed: list[dict]) -> str | None:
     """Describe how many conversations were changed if they are fewer than the ratio asks for; None otherwise."""
-    total = sum("image" in entry for entry in entries)
+    total = len(find_shown(entries, noise))
     if len(changed) == round(noise.ratio * total):
         return None
-    if noise.kind != SWAP:
+    if noise.kind not in (SWAP, SIMILAR):
         return (
             f"{len(changed)} of {total} conversations are changed, fewer than noise ratio {noise.ratio} asks for: the "
             f"others have no answer that noise.kind={noise.kind} can change"
@@ -233,7 +271,8 @@ def make_manifest(noise: NoiseConfig, entries: Sequence[Entry], changed: list[di
         "ratio": noise.ratio,
         "kind": noise.kind,
         "seed": noise.seed,
-        "n": sum("image" in entry for entry in entries),
+        **({} if noise.families is None else {"families": list(noise.families)}),
+        "n": len(find_shown(entries, noise)),
         "changed": changed,
         "source": source,
         "sha256": sha256,
@@ -247,8 +286,30 @@ POOL = 2000  # members among which a search looks
 CHECKS = 20_000  # pairs that it looks at: all of them for up to 140 members
 
 
+CANDIDATES = 50  # members among which the most similar one is found
+
+
+def order_by_words(words: dict[int, frozenset[str]]) -> list[int]:
+    """Order members so that each is followed by one with many of the same words.
+
+    That is the one with the largest share of common words (Jaccard) among the next `CANDIDATES` members that are left.
+    """
+    left = list(words)
+    ordered = left[:1]
+    left = left[1:]
+    while left:
+        last = words[ordered[-1]]
+        shares = [len(last & words[one]) / max(len(last | words[one]), 1) for one in left[:CANDIDATES]]
+        ordered.append(left.pop(shares.index(max(shares))))
+    return ordered
+
+
 def exchange(
-    groups: Iterable[Sequence[int]], count: int, conflicts: Sequence[Conflict], generator: random.Random
+    groups: Iterable[Sequence[int]],
+    count: int,
+    conflicts: Sequence[Conflict],
+    generator: random.Random,
+    arrange: Callable[[Sequence[int]], Sequence[int]] = list,
 ) -> dict[int, int]:
     """Let up to `count` members of groups exchange what they have, each with members of its own group.
 
@@ -263,6 +324,7 @@ def exchange(
         conflicts: whether a member may not receive what another has. A member is in conflict with itself. The first
             is the strictest; the next ones are used in turn if too few members can take part.
         generator: of the random choices.
+        arrange: orders the chosen members of a group, which each receive what the next one has.
 
     Returns:
         For each member that takes part the one whose possession it receives: a permutation of fewer than `count` only
@@ -274,7 +336,7 @@ def exchange(
     chosen = generator.sample(members, count)
     donors: dict[int, int] = {}
     for group in groups:
-        cycle = make_cycle([member for member in chosen if group_of[member] is group], conflicts[0])
+        cycle = make_cycle(arrange([member for member in chosen if group_of[member] is group]), conflicts[0])
         donors |= dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
     in_order = [*chosen, *generator.sample(members, len(members))]
     for conflict in conflicts:

@@ -16,7 +16,7 @@ import yaml
 
 from cal_cli.runtime.errors import InputError
 
-SWAP = "swap"  # the kind that exchanges whole conversations, see `noise`
+SWAP, SIMILAR = "swap", "swap_similar"  # the kinds that exchange whole conversations, see `noise`
 VOWELS = "aeiou"
 DIGITS = re.compile(r"[0-9]+")
 
@@ -105,11 +105,33 @@ def replace_word(text: str, words: WordLists, drawn: random.Random) -> Edit | No
         alternatives = [word for word in words.lists[words.list_of[old]] if word != old]
         new = drawn.choice([word for word in alternatives if word not in present] or alternatives)
         new = copy_case(match.group(), new)
+    return put_word(text, match, new)
+
+
+def put_word(text: str, match: re.Match, new: str) -> Edit:
+    """Put a word in the place of a match, and "an" or "a" before it as it needs."""
     before, begin = text[: match.start()], match.start()
     if article := re.search(r"\b(an?)(\s+)$", before, re.IGNORECASE):
         begin = article.start() + len(copy_case(article.group(1), choose_article(new))) + len(article.group(2))
         before = before[: article.start()] + copy_case(article.group(1), choose_article(new)) + article.group(2)
     return Edit(before + new + text[match.end() :], [(begin, begin + len(new))])
+
+
+def replace_habitually(text: str, words: WordLists, drawn: random.Random) -> Edit | None:
+    """Replace every word by the next one of its list, as a captioner does that always takes one for the other.
+
+    The last word of a list stays, and so does case. Returns None if no word of the text has a next one.
+    """
+    follow: dict[str, str] = {}
+    for names in reversed(words.lists.values()):
+        follow |= dict(itertools.pairwise(names))
+    spans: list[tuple[int, int]] = []
+    for match in reversed([*words.pattern.finditer(text)]):
+        if match.group().lower() in follow:
+            edit = put_word(text, match, copy_case(match.group(), follow[match.group().lower()]))
+            longer = len(edit.text) - len(text)
+            text, spans = edit.text, edit.spans + [(begin + longer, end + longer) for begin, end in spans]
+    return Edit(text, spans) if spans else None
 
 
 def draw_number(old: str, present: set[str], drawn: random.Random) -> str:
@@ -180,6 +202,7 @@ def copy_case(model: str, word: str) -> str:
 
 KINDS: dict[str, Callable[[str, WordLists, random.Random], Edit | None]] = {
     "attribute": replace_word,
+    "habit": replace_habitually,
     "sentence": add_sentence,
     "truncate": cut_text,
     "shuffle": shuffle_words,

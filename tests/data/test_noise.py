@@ -8,8 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cal_cli.data.noise import NoiseConfig, describe_changes, exchange, swap_conversations
+from cal_cli.data.noise import (
+    NoiseConfig,
+    describe_changes,
+    exchange,
+    inject_noise,
+    make_manifest,
+    order_by_words,
+    swap_conversations,
+)
 from cal_cli.runtime.errors import InputError
+from cal_cli.toy.world import make_scenes
 from tests.cal import cal
 
 
@@ -192,3 +201,44 @@ def test_the_images_of_a_mixture_stay_as_they_are(tmp_path):
     assert "data.image_folder=/" in " ".join(told.split())
     words = ["data=llava_json", "data.path=out/data.json", "data.image_folder=/", "batch_size=8"]
     assert "completed" in cal("train", *words, folder=tmp_path).stdout
+
+
+def test_only_the_chosen_families_are_changed_and_the_ratio_is_theirs():
+    world = make_scenes(n=200, seed=0)
+    noise = NoiseConfig(0.5, 0, families=["captions", "charts"])
+    _, changed = inject_noise(world, noise)
+    chosen = [n for n, e in enumerate(world.entries) if e["family"] in noise.families and "image" in e]
+    assert {change["index"] for change in changed} <= set(chosen) and len(changed) == round(0.5 * len(chosen))
+    assert describe_changes(world.entries, noise, changed) is None
+    manifest = make_manifest(noise, world.entries, changed, "source", "sha")
+    assert manifest["n"] == len(chosen) and manifest["families"] == ["captions", "charts"]
+    _, changes = inject_noise(world, NoiseConfig(1.0, 0, "attribute", families=["reading"]))
+    assert {world.entries[change["index"]]["family"] for change in changes} == {"reading"}
+    with pytest.raises(InputError, match="no sample with an image is of the family 'photos'; there are captions"):
+        inject_noise(world, NoiseConfig(0.5, 0, families=["photos"]))
+
+
+def test_similar_donors_share_more_words_and_never_the_text():
+    world = make_scenes(n=600, seed=1, families=["captions"], irrelevant=0.0)
+
+    def measure(kind):
+        noisy, changed = inject_noise(world, NoiseConfig(0.5, 0, kind))
+        shares = []
+        for change in changed:
+            one, other = (
+                set(entries[change["index"]]["conversations"][1]["value"].split())
+                for entries in (world.entries, noisy.entries)
+            )
+            assert one != other
+            shares.append(len(one & other) / len(one | other))
+        assert len(changed) == round(0.5 * sum("image" in entry for entry in world.entries))
+        assert len({change["donor_id"] for change in changed}) == len(changed)  # still a permutation
+        return sum(shares) / len(shares)
+
+    assert measure("swap_similar") > measure("swap") + 0.15
+
+
+def test_words_are_ordered_by_what_they_share():
+    words = {0: "a b c", 1: "x y z", 2: "a b d", 3: "x y w"}
+    assert order_by_words({key: frozenset(text.split()) for key, text in words.items()}) == [0, 2, 1, 3]
+    assert order_by_words({}) == []

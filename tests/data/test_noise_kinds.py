@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from cal_cli.data.noise import WORDS as WORDS_FILE
 from cal_cli.data.noise import NoiseConfig, describe_changes, edit_conversations, inject_noise
-from cal_cli.data.noise_kinds import KINDS, WordLists, add_sentence, cut_text, load_words, replace_word, shuffle_words
+from cal_cli.data.noise_kinds import (
+    KINDS,
+    WordLists,
+    add_sentence,
+    cut_text,
+    load_words,
+    replace_habitually,
+    replace_word,
+    shuffle_words,
+)
 from cal_cli.runtime.errors import InputError
 from cal_cli.toy.world import make_scenes
 from tests.cal import cal
@@ -86,7 +95,7 @@ def test_cuts_and_orders(text, seed):
         assert sorted(mixed.text.split()) == sorted(words) and mixed.text.split() != words
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "habit"])  # which cannot change every answer
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
 def test_the_share_of_the_default_world_is_exact_and_the_same_seed_is_the_same(kind, ratio):
     # an answer of one word cannot be cut, nor put into another order
@@ -115,6 +124,32 @@ def test_the_share_of_the_default_world_is_exact_and_the_same_seed_is_the_same(k
     assert ratio == 0 or list(inject_noise(world, NoiseConfig(ratio, 4, kind))[0].entries) != list(data.entries)
 
 
+@pytest.mark.parametrize(
+    ("text", "habit"),
+    [
+        ("A red dog and a blue one.", ("A blue elephant and an orange one.", ["blue", "elephant", "orange"])),
+        ("RED, Red: two", ("BLUE, Blue: three", ["BLUE", "Blue", "three"])),
+        ("an orange elephant", None),  # the last of their lists
+    ],
+)
+def test_a_habit_takes_every_word_for_the_next_of_its_list(text, habit):
+    edit = replace_habitually(text, WORDS, drawn())
+    found = None if edit is None else (edit.text, [edit.text[begin:end] for begin, end in edit.spans])
+    assert found == habit
+
+
+def test_a_habit_is_the_same_in_every_text_of_a_data_set(tmp_path):
+    """One colour is always called another, in half of the texts: what else is changed follows from it."""
+    (tmp_path / "habit.yaml").write_text("lists: {colour: [red, purple]}\nsentences: []\n")
+    world = make_scenes(n=200, seed=0, families=["captions"])
+    noise = NoiseConfig(0.2, 0, "habit", str(tmp_path / "habit.yaml"))
+    data, changed = inject_noise(world, noise)
+    assert len(changed) == round(0.2 * sum("image" in entry for entry in world.entries))
+    for change in changed:
+        before, after = (e.entries[change["index"]]["conversations"][1]["value"] for e in (world, data))
+        assert re.search(r"\bred\b", before) and re.sub(r"\bred\b", "purple", before) == after
+
+
 def test_what_cannot_be_changed_is_counted_and_weights_of_tokens_stay():
     def entry(number, answer, **more):
         turns = [{"from": "human", "value": "<image>what?"}, {"from": "gpt", "value": answer}]
@@ -131,7 +166,7 @@ def test_what_cannot_be_changed_is_counted_and_weights_of_tokens_stay():
 
 def test_wrong_values_are_named(tmp_path):
     world = make_scenes(n=4, seed=0)
-    with pytest.raises(InputError, match="allowed are swap, attribute, sentence, truncate, shuffle"):
+    with pytest.raises(InputError, match="allowed are swap, swap_similar, attribute, habit, sentence"):
         inject_noise(world, NoiseConfig(0.5, 0, "typo"))
     with pytest.raises(InputError, match="from 0 to 1"):
         inject_noise(world, NoiseConfig(1.5, 0, "shuffle"))
