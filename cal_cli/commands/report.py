@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
@@ -33,7 +32,7 @@ from cal_cli.runtime.console import make_console, make_table, render_markdown
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_json, write_whole
 from cal_cli.runtime.runs import find_unfinished_runs
-from cal_cli.statistics.seeds import find_needed_seeds, format_interval
+from cal_cli.statistics.seeds import format_interval
 
 
 @dataclass
@@ -148,12 +147,6 @@ def write_notes(
         )
         if alone:
             notes.append(f"Over seeds alone, as the scores of their answers are missing: {', '.join(alone)}.")
-        spreads = [row["difference"]["spread"] for row in rows if row["difference"] and row["difference"]["spread"]]
-        if spreads:
-            needed = ", ".join(f"{size} {find_needed_seeds(median(spreads), size)}" for size in (0.05, 0.02, 0.01))
-            notes.append(
-                f"Seeds that true differences on these images need, with the median spread of all rows: {needed}."
-            )
     if unevaluated:
         notes.append(f"Left out, completed but not evaluated: {', '.join(unevaluated)}.")
     if paired:

@@ -1,17 +1,15 @@
-"""What several seeds say: means, paired differences, tests, and how large a difference they could have shown."""
+"""What several seeds say: means, wins, and tests of a family of differences."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 
 from cal_cli.statistics.runs import estimate_over_runs
 
-LEVEL, POWER = 0.05, 0.8  # of the tests: probability of a false alarm, and of seeing a difference that is there
+LEVEL = 0.05  # of the tests: the probability of a false alarm
 
 
 def mean_over_seeds(values: Sequence[float]) -> dict[str, Any]:
@@ -26,19 +24,6 @@ def count_wins(differences: Sequence[float]) -> dict[str, Any]:
     n = len(differences)
     edges = proportion_confint(won, n, LEVEL, method="wilson")
     return {"won": won, "n": n, "ci95": [float(edge) for edge in np.clip(edges, 0, 1)]}
-
-
-def find_needed_seeds(spread: float, difference: float) -> int:
-    """Return the number of seeds, at least 3, that would show a true difference with 80 % probability; see above.
-
-    Args:
-        spread: standard deviation of the paired differences over seeds, above 0.
-        difference: the true difference, not 0.
-    """
-    effect, test = abs(difference) / spread, TTestPower()
-    if effect >= test.solve_power(nobs=3, alpha=LEVEL, power=POWER):  # above it, the power itself can be NaN
-        return 3
-    return math.ceil(test.solve_power(effect, alpha=LEVEL, power=POWER))
 
 
 def adjust_for_family(values: Sequence[float]) -> list[float]:
