@@ -289,6 +289,39 @@ class POPE(Metric):
         }
 
 
+class Words(Metric):
+    """Exactness, recall and precision of lists of words or phrases, separated by commas, in any order and case.
+
+    Args:
+        by: the tag with a question's kind, whose name precedes those of its values.
+    """
+
+    top = 1.0
+
+    def __init__(self, by: str) -> None:
+        self.by = by
+
+    def score_one(self, question: Question, prediction: str) -> Parts:
+        kind, right = question.tags[self.by], {answer.strip(" .").lower() for answer in question.answers}
+        said = {part.strip(" .\n").lower() for part in prediction.split(",")} - {""}
+        parts = {
+            "exact": float(said == right),
+            "both": len(said & right),
+            "said": len(said),
+            "right": len(right),
+            "n": 1,
+        }
+        return {"score": parts["exact"]} | {f"{name}/{kind}": float(value) for name, value in parts.items()}
+
+    def compute(self, sums: Sums) -> dict[str, Any]:
+        values = {}
+        for kind in find_kinds(sums, "n"):
+            exact, both, said, right, n = (sums[f"{name}/{kind}"] for name in ("exact", "both", "said", "right", "n"))
+            values |= {f"{kind}_exact": divide(exact, n), f"{kind}_recall": divide(both, right)}
+            values[f"{kind}_precision"] = np.nan_to_num(divide(both, said))
+        return values
+
+
 class Boxes(Metric):
     """The fraction of boxes that overlap the right one by at least half, and the mean overlap (RefCOCOg).
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from cal_cli.evaluation.metrics import MME, POPE, Boxes, Captions, Mean, MMStar, OCRBench, Question
+from cal_cli.evaluation.metrics import MME, POPE, Boxes, Captions, Mean, MMStar, OCRBench, Question, Words
 from cal_cli.runtime.errors import InputError
 from cal_cli.statistics.bootstrap import estimate_values
 
@@ -128,3 +128,12 @@ def test_cider_without_java_says_what_to_do(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(InputError, match=r"needs Java.*apt install"):
         Captions("c").check_requirements()
+
+
+def test_lists_of_words_are_compared_as_sets_by_kind():
+    questions = asked([["cat"], ["red", "Dog"], ["sun"]], kind=["name", "words", "words"])
+    found = values(Words(by="kind"), questions, ["Cat.", "dog, red, red, blue.", ""])
+    assert found == pytest.approx(
+        {"name_exact": 1.0, "name_recall": 1.0, "name_precision": 1.0}
+        | {"words_exact": 0.0, "words_recall": 2 / 3, "words_precision": 2 / 3}
+    )
