@@ -314,7 +314,7 @@ class Words(Metric):
         return {"score": parts["exact"]} | {f"{name}/{kind}": float(value) for name, value in parts.items()}
 
     def compute(self, sums: Sums) -> dict[str, Any]:
-        values = {}
+        values: dict[str, Any] = {}
         for kind in find_kinds(sums, "n"):
             exact, both, said, right, n = (sums[f"{name}/{kind}"] for name in ("exact", "both", "said", "right", "n"))
             values |= {f"{kind}_exact": divide(exact, n), f"{kind}_recall": divide(both, right)}

@@ -3,15 +3,14 @@
     pip install . resvg-py
     python docs/studies/drawings/make_data.py     # writes data/drawings/*.parquet in five minutes
 
-It needs npm, and for the stamps Debian's apt-get and dpkg-deb. Nothing of it is copied into this repository:
+It needs npm. Nothing of it is copied into this repository:
 
 - Noto Emoji (npm @iconify-json/noto, Apache-2.0) and OpenMoji (npm openmoji, CC BY-SA 4.0), for training;
 - Fluent Emoji (npm @iconify-json/fluent-emoji-flat, MIT), for tests alone: no image of this vendor is trained on;
-- the names and tags of emoji in 28 languages (npm emojibase-data, MIT);
-- Tux Paint's stamps (Debian tuxpaint-stamps-default, GPL-2), each with a sentence.
+- the names and tags of emoji in English and German (npm emojibase-data, MIT).
 
-A concept is an emoji with an English name of one word that all three vendors draw. An image has one drawing, or three, of
-random size, place, angle and background, some mirrored.
+A concept is an emoji with an English name of one word that all three vendors draw. An image has one drawing, or three,
+of random size, place, angle and background, some mirrored.
 """
 
 import argparse
@@ -31,13 +30,11 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 NPM = ("@iconify-json/noto@1.2.9", "@iconify-json/fluent-emoji-flat@1.2.6", "openmoji@17.0.0", "emojibase-data@17.0.0")
-STAMPS = "tuxpaint-stamps-default"
 GROUPS = (3, 4, 5, 6, 7)  # of emojibase: animals and nature, food and drink, travel, activities, objects
 SIZE = 64  # pixels of an image
 DRAWN = 96  # pixels of a drawing before it is placed
 OTHER = "de"  # the wrong language
 PROMPTS = {"name": "name the drawing.", "words": "which words fit?", "several": "name every drawing."}
-DESCRIBE = "describe the picture."
 
 
 @dataclass(frozen=True)
