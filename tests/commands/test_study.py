@@ -166,7 +166,7 @@ SHIPPED = {
     "camera": 18,
     "demo": 4,
     "figure3": 150,
-    "rivals": 78,
+    "rivals": 84,
     "noise_kinds": 75,
     "table3": 20,
     "table4": 18,

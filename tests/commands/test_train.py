@@ -289,7 +289,9 @@ ESTIMATED = {
 CONTRASTED = ("ratio", "posterior", "excess")
 
 
-@pytest.mark.parametrize("objective", ["dft", "gce", "ratio", "posterior", "vig", "excess", "truncate", "gmm"])
+@pytest.mark.parametrize(
+    "objective", ["dft", "gce", "negative", "ratio", "posterior", "vig", "excess", "truncate", "gmm"]
+)
 def test_every_rule_trains(objective, tmp_path):
     words = ["train", f"objective={objective}", "data.n=32", "batch_size=8", "logging_steps=1", "name=t"]
     cal(*words, folder=tmp_path)

@@ -138,6 +138,27 @@ class ClampedDifference(WeightRule):
 
 
 @dataclass(frozen=True)
+class NegativeDifference(ClampedDifference):
+    """w = clamp(-delta, alpha, beta): tokens that the image makes less probable count more, the contrary of CAL.
+
+    Source: the claim of Shen, Wu and Rajan, "Reducing Object Hallucination in LVLMs via Emphasizing Image-negative
+    Tokens", arXiv 2605.21300, as its abstract states it; the weight itself, CAL's with the opposite sign, is ours.
+
+    Example:
+        >>> NegativeDifference()(TokenScores(torch.tensor([2.0, 0.0, -1.0]), torch.tensor([0.0, 9.0, 2.0])))
+        tensor([1., 5., 3.])
+    """
+
+    score: str = "logprob"  # type: ignore[misc]
+
+    def __call__(self, scores: TokenScores) -> Tensor:
+        return clamp_delta(-scores.delta, self.alpha, self.beta)
+
+    def describe(self, delta: Tensor) -> dict[str, Tensor]:
+        return super().describe(-delta)
+
+
+@dataclass(frozen=True)
 class ProbabilityRatio(WeightRule):
     """w = min(p(t | image) / p(t), upper): 1 for a token that the image does not change, 0 for one it rules out.
 

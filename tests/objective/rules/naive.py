@@ -8,6 +8,7 @@ from cal_cli.objective.rules import (
     LossMixture,
     LossTruncation,
     MismatchPosterior,
+    NegativeDifference,
     ProbabilityPower,
     ProbabilityRatio,
     TextImprobability,
@@ -28,6 +29,8 @@ def naive_weights(rule, p, q, given, rows):
         return [min(one / other, rule.upper) for one, other in zip(p, q, strict=True)]
     if isinstance(rule, TextImprobability):
         return [1 - other for other in q]
+    if isinstance(rule, NegativeDifference):
+        p, q = q, p
     if isinstance(rule, ClampedDifference):
         return [min(max(math.log(one / other), rule.alpha), rule.beta) for one, other in zip(p, q, strict=True)]
     if isinstance(rule, TopExcess):

@@ -13,6 +13,7 @@ from cal_cli.objective.rules import (
     LossMixture,
     LossTruncation,
     MismatchPosterior,
+    NegativeDifference,
     ProbabilityPower,
     ProbabilityRatio,
     TextImprobability,
@@ -31,6 +32,7 @@ def learned(rule):
 
 RULES = [
     ClampedDifference("logprob", 0.0, 2.0),
+    NegativeDifference(alpha=0.5, beta=2.0),
     GivenWeights(),
     ProbabilityPower(q=1.0),
     ProbabilityPower(q=0.7),
@@ -80,7 +82,7 @@ def test_weights_are_finite_and_within_their_bounds(rule, tokens):
     with_image, without_image = (torch.tensor([one[n] for one in tokens]) for n in (0, 1))
     index = torch.tensor([one[2] for one in tokens])
     weights = rule(TokenScores(with_image, without_image, index, given=torch.ones(len(tokens))))
-    top = {ProbabilityRatio: 5.0, ClampedDifference: 2.0}.get(type(rule), 1.0)
+    top = {ProbabilityRatio: 5.0, ClampedDifference: 2.0, NegativeDifference: 2.0}.get(type(rule), 1.0)
     assert torch.isfinite(weights).all() and (weights >= 0).all() and (weights <= top + 1e-4).all()
 
 
