@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
-from cal_cli.reporting.answers import store_runs
+from cal_cli.reporting.answers import RUNS, store_runs
 from cal_cli.reporting.figures import (
     draw_curves,
     draw_differences,
@@ -98,7 +98,8 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
     drawn = {name: figure for name, figure in figures.items() if figure is not None}
     for name, figure in drawn.items():
         write_whole(output / f"{name}.png", figure)
-    store_runs(output, results.runs, results.starts)
+    if not all((Path(folder) / RUNS).is_file() for folder in folders):  # else they have been stored
+        store_runs(output, results.runs, results.starts)
     summaries = [run.summary for run in results.runs]
     commands = sorted(summary["command"] for summary in summaries)
     origin = describe_origins(summaries)
