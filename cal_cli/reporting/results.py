@@ -183,8 +183,10 @@ def select_own(config: Mapping[str, Any], before: Mapping[str, Any] | None = Non
     kept = {key: value for key, value in config.items() if key not in VARIED}
     if kept["data"].get("seed") == config["seed"]:  # the default: the seed of the data is that of the run
         kept["data"] = {**kept["data"], "seed": AS_THE_RUN}
-    noise_seed = config["noise"].get("seed", config["seed"])
-    kept["noise"] = {"seed": AS_THE_RUN if noise_seed == config["seed"] else noise_seed}
+    noise = config["noise"]
+    seed = noise.get("seed", config["seed"])
+    kept["noise"] = {key: noise.get(key) for key in ("words", "families")}
+    kept["noise"]["seed"] = AS_THE_RUN if seed == config["seed"] else seed
     if before:  # the projector's run, whatever its folder
         kept["model"] = {**kept["model"], "projector": select_own(before)}
     return kept

@@ -221,6 +221,14 @@ def test_seeds_of_data_and_noise_are_settings_if_they_are_not_the_run_s(tmp_path
     }
 
 
+def test_noise_in_some_families_or_of_other_words_makes_a_condition(tmp_path):
+    write_run(tmp_path / "a", "ce", 0.5, 0, 0.5, noise={"seed": 0})
+    write_run(tmp_path / "b", "ce", 0.5, 0, 0.5, noise={"seed": 0, "families": ["captions"], "words": None})
+    results = collect_results([str(tmp_path)], "scenes")
+    names = {condition.name for condition in results.table["condition"]}
+    assert names == {"noise.families=None, noise 0.5", "noise.families=['captions'], noise 0.5"}
+
+
 def test_learning_curves_by_hand(tmp_path):
     scores = {("ce", 0): [0.2, 0.6, 0.9], ("ce", 1): [0.4, 0.4, 0.7], ("cal", 0): [0.5, 0.95, 0.9]}
     for (objective, seed), values in scores.items():
