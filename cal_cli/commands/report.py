@@ -152,7 +152,7 @@ def write_notes(
         notes.append(f"Left out, completed but not evaluated: {', '.join(unevaluated)}.")
     if paired:
         notes.append(
-            "The same questions: 95 % intervals by a paired bootstrap over their images; p: permutation test over "
+            "The same questions: 95 % intervals over their images, paired; p: permutation test over "
             "images, of all scores together; right alone, where answers are right or wrong: the number of questions "
             f"that only the run, and that only {baseline}, has right."
         )
@@ -175,10 +175,7 @@ def report_pair(given: list[str], output: Path, console: Console) -> None:
     for metric, difference in found["differences"].items():
         table.add_row(metric.replace("_", " "), format_interval(difference, signed=True))
     console.print(table)
-    console.print(
-        f"{found['n']} questions; 95 % intervals by a paired bootstrap over their images. "
-        f"{describe_test(found['test'])}"
-    )
+    console.print(f"{found['n']} questions; 95 % intervals over their images, paired. {describe_test(found['test'])}")
     write_json(output / "compare.json", {"first": given[0], "second": given[1], **found})
     console.print(f"{output}: compare.json")
 

@@ -9,12 +9,10 @@ import numpy as np
 import pandas as pd
 
 from cal_cli.data.noise_kinds import SWAP
-from cal_cli.evaluation.metrics import Metric
-from cal_cli.reporting.answers import EvaluatedRun, build_metric, load_predictions, load_runs, stack_scores
+from cal_cli.reporting.answers import EvaluatedRun, build_metric, load_predictions, load_run, load_runs, stack_scores
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import read_json
 from cal_cli.runtime.runs import OPERATIONAL, find_start, flatten
-from cal_cli.statistics.bootstrap import estimate_differences, run_group_test, sum_by_group
+from cal_cli.statistics.bootstrap import run_group_test
 from cal_cli.statistics.runs import estimate_over_runs
 
 # keys that are no part of a run's condition
@@ -214,62 +212,37 @@ def group_runs(table: pd.DataFrame, baseline: str) -> list[tuple[Condition, str,
 
 
 def compare(first: Path, second: Path) -> dict[str, Any] | None:
-    """Compare the results in `second` with those in `first`.
+    """Compare the results in `second` with those in `first`, question by question.
 
     Args:
         first, second: folders with `results.json` and `predictions.jsonl` of one benchmark.
 
     Returns:
-        `differences`: each value of `second` minus that of `first` with its 95 % interval by a bootstrap over images,
-        which are drawn for both together (None for a single image); `test`: that of `run_group_test` over
-        images; `n`: the number of questions. None if one folder has no predictions, as from another engine.
+        `differences`: each value of `second` minus that of `first`, paired by image, by `estimate_over_runs` (None for
+        a single image); `test`: that of `run_group_test` over images; `n`: the number of questions. None if one folder
+        has no predictions, as from another engine.
 
-    Raises InputError if they do not answer the same questions.
+    Raises InputError if they do not answer the same questions, or the metric needs other parts than theirs.
     """
-    found = load_answers([first, second])
-    if found is None:
-        return None
-    parts, scores, images, metric = found
-    differences = None
-    if len(set(images)) > 1:
-        differences = estimate_differences(metric.compute, parts[1], parts[0], images)
-    return {"differences": differences, "test": run_group_test(scores[0], scores[1], images), "n": len(images)}
-
-
-def load_answers(folders: Sequence[Path]) -> tuple[list, list, list[str], Metric] | None:
-    """Load the answers in folders with results to the same questions.
-
-    Returns:
-        For each folder the parts, and the scores, of its answers; the image of each question; the metric. None if a
-        folder has no predictions.
-
-    Raises InputError if the folders do not answer the same questions, or the metric needs other parts than theirs.
-    """
-    results, answers = [read_json(folder / "results.json") for folder in folders], []
-    for folder in folders:
-        lines = load_predictions(folder)
+    answers = [load_predictions(folder) for folder in (first, second)]
+    for folder, lines in zip((first, second), answers, strict=True):
         if lines == []:
             raise InputError(f"{folder}: a split without answers is not scored, so it cannot be compared")
-        if lines is None:
-            return None
-        answers.append(lines)
-    asked = [[(line["id"], line["question"], line["answers"]) for line in lines] for lines in answers]
-    for folder, result, questions in zip(folders, results, asked, strict=True):
-        if result["benchmark"] != results[0]["benchmark"] or questions != asked[0]:
-            raise InputError(
-                f"{folders[0]} and {folder} do not answer the same questions: give results of one benchmark with the "
-                "same prompt, data and limit"
-            )
-    parts = [[line["parts"] for line in lines] for lines in answers]
-    scores = [[line["score"] for line in lines] for lines in answers]
-    images = [line["picture"] for line in answers[0]]
-    metric = build_metric(folders[-1], results[-1])
-    for folder, found in zip(folders, parts, strict=True):
-        try:
-            metric.compute({name: column.sum() for name, column in sum_by_group(found, images).items()})
-        except KeyError as error:
-            raise InputError(f"{folder}: was scored by another version of cal_cli; run cal eval again") from error
-    return parts, scores, images, metric
+    one, other = answers
+    if one is None or other is None:
+        return None
+    runs = [load_run(folder, "", folder) for folder in (first, second)]
+    if len({(run.results["benchmark"], run.questions) for run in runs}) > 1:
+        raise InputError(
+            f"{first} and {second} do not answer the same questions: give results of one benchmark with the same "
+            "prompt, data and limit"
+        )
+    build_metric(second, runs[1].results)  # raises if it is not known
+    images = [line["picture"] for line in one]
+    names = runs[1].scores if len(set(images)) > 1 else ()
+    differences = {name: estimate_over_runs((runs[1].scores[name] - runs[0].scores[name])[None]) for name in names}
+    test = run_group_test([line["score"] for line in one], [line["score"] for line in other], images)
+    return {"differences": differences or None, "test": test, "n": len(images)}
 
 
 def describe_test(test: dict) -> str:

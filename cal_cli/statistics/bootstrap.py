@@ -49,29 +49,12 @@ def estimate_values(
     count = len(next(iter(table.values())))
     found: dict[str, dict[str, Any]] = {name: {"value": float(value), "ci95": None} for name, value in whole.items()}
     if count > 1:
-        for (name, value), drawn in zip(whole.items(), _resample(values, [table])[0], strict=True):
+        for (name, value), drawn in zip(whole.items(), _resample(values, table), strict=True):
             found[name]["ci95"] = _take_middle(drawn)
             if found[name]["ci95"] is None and top is not None and value in (0, top):
                 wilson = stats.binomtest(count if value else 0, count).proportion_ci(0.95, method="wilson")
                 found[name]["ci95"] = [top * float(wilson.low), top * float(wilson.high)]
     return found
-
-
-def estimate_differences(
-    values: Values, one: Sequence[Parts], other: Sequence[Parts], groups: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """Compute each value of `one` minus that of `other`, for answers to the same questions, with 95 % intervals.
-
-    The same groups are drawn for both, which removes how hard a question is from the difference. If all draws agree,
-    for example because no answer differs, there is no interval.
-    """
-    tables = [sum_by_group(parts, groups) for parts in (one, other)]
-    whole = [values({name: column.sum() for name, column in table.items()}) for table in tables]
-    drawn = _resample(values, tables)
-    return {
-        name: {"value": float(whole[0][name] - whole[1][name]), "ci95": _take_middle(drawn[0][place] - drawn[1][place])}
-        for place, name in enumerate(whole[0])
-    }
 
 
 def _take_middle(drawn: np.ndarray) -> list[float] | None:
@@ -80,15 +63,14 @@ def _take_middle(drawn: np.ndarray) -> list[float] | None:
     return [float(low), float(high)] if low < high else None
 
 
-def _resample(values: Values, tables: list[dict[str, np.ndarray]]) -> np.ndarray:
-    """Compute every value of each table for resampled groups: float64 [tables, values, resamples]."""
+def _resample(values: Values, table: dict[str, np.ndarray]) -> np.ndarray:
+    """Compute every value of a table for resampled groups: float64 [values, resamples]."""
 
     def statistic(drawn: np.ndarray, axis: int) -> np.ndarray:
         groups = drawn.astype(np.int64)
-        sums = [{name: column[groups].sum(axis=axis) for name, column in table.items()} for table in tables]
-        return np.array([list(values(one).values()) for one in sums])
+        return np.array(list(values({name: column[groups].sum(axis=axis) for name, column in table.items()}).values()))
 
-    groups = np.arange(len(next(iter(tables[0].values()))))
+    groups = np.arange(len(next(iter(table.values()))))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # about scipy's own interval, which is not used
         return stats.bootstrap(

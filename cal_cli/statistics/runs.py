@@ -65,8 +65,8 @@ def estimate_over_runs(scores: np.ndarray, starts: Sequence[Any] | None = None) 
         return found
     by_run, by_image = scores.mean(axis=1), scores.mean(axis=0)
     of_image = by_image.var(ddof=1) / images if images > 1 else 0.0
-    if runs == 1:
-        of_run, freedom = 0.0, 1.0
+    if runs == 1:  # all error is due to the images, and follows Student's distribution
+        of_run, of_image, freedom = of_image, 0.0, images - 1.0
     else:
         rest = scores - by_run[:, None] - by_image + value
         if images > 1:
