@@ -59,19 +59,23 @@ def draw_lines(panel: Axes, rows: Sequence[Mapping[str, Any]], axis: str, kinds:
             points.setdefault((row["objective"], rest), {})[x] = row["mean"]
     objectives = list(dict.fromkeys(objective for objective, _ in points))
     rests = list(dict.fromkeys(rest for _, rest in points))
-    for (objective, rest), means in points.items():
+    shown = sorted({x for means in points.values() for x in means})
+    log = 0 < 10 * shown[0] <= shown[-1]  # such as learning rates
+    for line, ((objective, rest), means) in enumerate(points.items()):
         places = sorted(means)
+        aside = (
+            0 if log else 0.012 * (line - (len(points) - 1) / 2) * (shown[-1] - shown[0])
+        )  # so that bars can be seen
         values = [means[x]["value"] for x in places]
         edges = [means[x]["ci95"] or [means[x]["value"]] * 2 for x in places]
         bars = [[value - low, high - value] for value, (low, high) in zip(values, edges, strict=True)]
         style = choose_style(objectives.index(objective), rests.index(rest))
         label = f"{objective}, {rest}" if rest else objective
         drawn = list(zip(*bars, strict=True)) if any(map(any, bars)) else None
-        panel.errorbar(places, values, drawn, capsize=3, marker="o", label=label, **style)
-    places = sorted({x for means in points.values() for x in means})
-    if 0 < 10 * places[0] <= places[-1]:  # such as learning rates
+        panel.errorbar([x + aside for x in places], values, drawn, capsize=2, marker=".", label=label, **style)
+    if log:
         panel.set_xscale("log")
-        panel.set_xticks(places, [f"{x:g}" for x in places])
+        panel.set_xticks(shown, [f"{x:g}" for x in shown])
         panel.minorticks_off()
 
 
