@@ -64,7 +64,8 @@ def noise_inject(config: DictConfig) -> None:
     if shortfall := describe_changes(entries, noise, changed):
         console.print(shortfall)
     console.print(
-        f"{output / 'data.json'}: {len(entries)} samples, {manifest['n']} with an image, "
+        f"{output / 'data.json'}: {len(entries)} samples, {manifest['n']} with an image"
+        f"{' of these families' if settings.families else ''}, "
         f"{len(changed)} conversations {'swapped' if settings.kind in (SWAP, SIMILAR) else 'changed'}"
     )
     words = ["cal", "train", "data=llava_json", f"data.path={output / 'data.json'}", f"data.image_folder={folder}"]
