@@ -1,0 +1,57 @@
+"""The headline of the README and its reports are recomputed from the committed scores of all answers."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cal_cli.reporting.results import collect_results
+from cal_cli.reporting.tables import summarize_results
+from cal_cli.statistics.seeds import format_interval
+
+ROOT = Path(__file__).parent.parent.parent
+FOLDER = ROOT / "runs/reference/camera"
+
+
+@pytest.fixture(scope="module")
+def results():
+    return collect_results([str(FOLDER)], "scenes")
+
+
+@pytest.mark.parametrize("name", ["report.json", "objects/report.json"])
+def test_every_interval_of_the_report_is_that_of_the_answers(results, name):
+    report = json.loads((FOLDER / name).read_text())
+    metrics = list(dict.fromkeys(row["metric"] for row in report["rows"]))
+    rows = summarize_results(results, metrics, report["baseline"])
+    assert len(rows) == len(report["rows"]) > 0
+    for found, stored in zip(rows, report["rows"], strict=True):
+        assert (found["metric"], found["condition"], found["objective"], found["seeds"]) == tuple(
+            stored[key] for key in ("metric", "condition", "objective", "seeds")
+        )
+        assert found["values"] == pytest.approx(stored["values"], abs=1e-12)
+        for kind in ("mean", "difference", "gain"):
+            if stored[kind] is not None:
+                for key in ("value", "ci95", "p", "p_holm"):
+                    if stored[kind].get(key) is not None:
+                        assert found[kind][key] == pytest.approx(stored[kind][key], abs=1e-9), (kind, key)
+
+
+def test_a_mean_over_runs_is_that_of_their_images(results):
+    """By hand, from the parts of the answers: fully described images of those that show a scene."""
+    shares = [run.parts["captions:score"].sum() / run.parts["captions:n"].sum() for run in results.runs]
+    table = results.select("scene_accuracy").set_index("run")["value"]
+    assert [table[run.folder] for run in results.runs] == pytest.approx(shares)
+    assert {run.parts["captions:n"].sum() for run in results.runs} == {2048}
+
+
+def test_the_readme_has_the_numbers_of_the_report(results):
+    text = " ".join((ROOT / "README.md").read_text().split())
+    (ce, posterior) = (
+        row
+        for row in summarize_results(results, ["scene_accuracy"], "ce")
+        if row["noise_ratio"] == 0.5 and row["objective"] in ("ce", "posterior")
+    )
+    for found, signed in ((ce["mean"], False), (posterior["mean"], False), (posterior["difference"], True)):
+        assert format_interval(found, signed) in text
+    assert format_interval(posterior["gain"], True) in text
+    assert format_interval(results.before_training["scene_accuracy"]) in text
