@@ -5,7 +5,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,26 @@ def swap_conversations(
             "give more samples or a larger ratio"
         )
 
+    generator = random.Random(f"swap-{seed}")
+    conflicts = make_conflicts(entries, identify_image)
+    arrange = partial(order_by_words, entries) if similar else list
+    donors = exchange(groups.values(), count, conflicts, generator, arrange)
+    if count and not donors:
+        raise InputError(
+            f"noise ratio {ratio}: no conversations can be swapped, because all image samples show the same image, "
+            "have the same text, show different numbers of images or are of different families: give other data, or "
+            "noise.ratio=0"
+        )
+    changed = [
+        {"id": entries[index]["id"], "donor_id": entries[donors[index]]["id"], "index": index}
+        for index in sorted(donors)
+    ]
+    return Swapped(entries, donors), changed
+
+
+def make_conflicts(entries: Sequence[Entry], identify_image: Callable[[str], str]) -> tuple["Conflict", "Conflict"]:
+    """Make the conflicts of an exchange of conversations: about the same image, or with the same answers or texts."""
+
     @cache
     def find_images(index: int) -> frozenset[str]:
         return frozenset(identify_image(name) for name in get_image_names(entries[index]))
@@ -183,25 +203,7 @@ def swap_conversations(
     def are_same(one: int, other: int) -> bool:
         return hash_texts(one)[0] == hash_texts(other)[0] or not find_images(one).isdisjoint(find_images(other))
 
-    def arrange(members: Sequence[int]) -> list[int]:
-        turns = {member: entries[member]["conversations"] for member in members}
-        answers = {member: " ".join(t["value"] for t in turn if t["from"] == "gpt") for member, turn in turns.items()}
-        return order_by_words({member: frozenset(text.lower().split()) for member, text in answers.items()})
-
-    generator = random.Random(f"swap-{seed}")
-    conflicts = (have_same_answers, are_same)
-    donors = exchange(groups.values(), count, conflicts, generator, arrange if similar else list)
-    if count and not donors:
-        raise InputError(
-            f"noise ratio {ratio}: no conversations can be swapped, because all image samples show the same image, "
-            "have the same text, show different numbers of images or are of different families: give other data, or "
-            "noise.ratio=0"
-        )
-    changed = [
-        {"id": entries[index]["id"], "donor_id": entries[donors[index]]["id"], "index": index}
-        for index in sorted(donors)
-    ]
-    return Swapped(entries, donors), changed
+    return have_same_answers, are_same
 
 
 def edit_conversations(
@@ -289,14 +291,17 @@ CHECKS = 20_000  # pairs that it looks at: all of them for up to 140 members
 CANDIDATES = 50  # members among which the most similar one is found
 
 
-def order_by_words(words: dict[int, frozenset[str]]) -> list[int]:
-    """Order members so that each is followed by one with many of the same words.
+def order_by_words(entries: Sequence[Entry], members: Sequence[int]) -> list[int]:
+    """Order members, places of entries, so that each is followed by one whose answers have many of the same words.
 
     That is the one with the largest share of common words (Jaccard) among the next `CANDIDATES` members that are left.
     """
-    left = list(words)
-    ordered = left[:1]
-    left = left[1:]
+    turns = {member: entries[member]["conversations"] for member in members}
+    words = {
+        member: {word for turn in turns[member] if turn["from"] == "gpt" for word in turn["value"].lower().split()}
+        for member in members
+    }
+    ordered, left = list(members[:1]), list(members[1:])
     while left:
         last = words[ordered[-1]]
         shares = [len(last & words[one]) / max(len(last | words[one]), 1) for one in left[:CANDIDATES]]

@@ -286,7 +286,7 @@ ESTIMATED = {
     "truncate": ["loss_threshold"],
     "gmm": ["low_loss_share", "low_loss_mean", "high_loss_mean"],
 }
-CONTRASTED = ("ratio", "posterior", "excess")
+CONTRASTED = ("negative", "ratio", "posterior", "excess")
 
 
 @pytest.mark.parametrize(

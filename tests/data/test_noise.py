@@ -239,6 +239,7 @@ def test_similar_donors_share_more_words_and_never_the_text():
 
 
 def test_words_are_ordered_by_what_they_share():
-    words = {0: "a b c", 1: "x y z", 2: "a b d", 3: "x y w"}
-    assert order_by_words({key: frozenset(text.split()) for key, text in words.items()}) == [0, 2, 1, 3]
-    assert order_by_words({}) == []
+    texts = ["a b c", "x y z", "a b d", "x y w"]
+    entries = [{"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": text}]} for text in texts]
+    assert order_by_words(entries, [0, 1, 2, 3]) == [0, 2, 1, 3]
+    assert order_by_words(entries, []) == []
