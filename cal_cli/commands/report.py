@@ -139,8 +139,8 @@ def write_notes(
     if any(row["mean"]["n"] > 1 for row in rows):
         compared = [row["difference"] for row in rows if row["difference"]]
         notes.append(
-            f"Intervals: 95 %, over seeds and images together (a model with random runs and images). Differences to "
-            f"{baseline} are paired by seed and image."
+            "Intervals: 95 %, over seeds and images together, and the checkpoints that seeds started from if these "
+            f"differ. Differences to {baseline} are paired by seed and image."
         )
         notes.append(
             f"p: two-sided, of the same model. Holm: adjusted for all {len(compared)} differences of this report. "

@@ -23,11 +23,10 @@ from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import read_json, read_lines, write_parquet
 from cal_cli.runtime.runs import BEFORE_TRAINING, find_completed_runs, find_start, name_start, read_config, read_summary
 from cal_cli.statistics.bootstrap import sum_by_group
-from cal_cli.statistics.runs import score_groups
+from cal_cli.statistics.seeds import score_groups
 
 RUNS, SCORES = "runs.parquet", "scores.parquet"
-# of a run's results.json; its questions are those of its answers
-KEPT = ("benchmark", "metrics", "metric", "checkpoint", "n", "pictures")
+KEPT = ("benchmark", "metrics", "metric")  # of a run's results.json
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from cal_cli.reporting.answers import EvaluatedRun, build_metric, load_predictio
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.runs import OPERATIONAL, find_start, flatten
 from cal_cli.statistics.bootstrap import run_group_test
-from cal_cli.statistics.runs import estimate_over_runs
+from cal_cli.statistics.seeds import estimate_over_runs
 
 # keys that are no part of a run's condition
 VARIED = ("name", "seed", "noise", "objective", *OPERATIONAL)
@@ -136,7 +136,7 @@ def describe_runs(runs: Sequence[EvaluatedRun]) -> pd.DataFrame:
 
     Raises InputError if two are of the same condition, objective and seed.
     """
-    settings = [flatten(select_settings(run)) for run in runs]
+    settings = [flatten(select_settings(run.config, run.projector.get("config"))) for run in runs]
     starts = {(run.summary["seed"], own.get(START)) for run, own in zip(runs, settings, strict=True)}
     if len(starts) == len({seed for seed, _ in starts}):
         settings = [{key: value for key, value in own.items() if key != START} for own in settings]
@@ -172,12 +172,11 @@ def get_options(run: EvaluatedRun) -> dict[str, Any]:
     return flatten(run.config["objective"]) | ({"stage_1": run.projector["summary"]["objective"]} if differs else {})
 
 
-def select_settings(run: EvaluatedRun) -> dict:
-    """Return the part of a run's config that makes its condition, without what is as in every run by default."""
-    return select_own(run.config, run.projector.get("config"))
+def select_settings(config: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> dict:
+    """Return the part of a run's config that makes its condition, without what is as in every run by default.
 
-
-def select_own(config: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> dict:
+    `before` is the config of the run whose projector it started from, whatever its folder.
+    """
     kept = {key: value for key, value in config.items() if key not in VARIED}
     if kept["data"].get("seed") == config["seed"]:  # the default: the seed of the data is that of the run
         kept["data"] = {**kept["data"], "seed": AS_THE_RUN}
@@ -185,8 +184,8 @@ def select_own(config: Mapping[str, Any], before: Mapping[str, Any] | None = Non
     seed = noise.get("seed", config["seed"])
     kept["noise"] = {key: noise.get(key) for key in ("words", "families")}
     kept["noise"]["seed"] = AS_THE_RUN if seed == config["seed"] else seed
-    if before:  # the projector's run, whatever its folder
-        kept["model"] = {**kept["model"], "projector": select_own(before)}
+    if before:
+        kept["model"] = {**kept["model"], "projector": select_settings(before)}
     return kept
 
 
@@ -232,12 +231,13 @@ def compare(first: Path, second: Path) -> dict[str, Any] | None:
     if one is None or other is None:
         return None
     runs = [load_run(folder, "", folder) for folder in (first, second)]
+    for run in runs:
+        build_metric(run.folder, run.results)  # raises if it is not known
     if len({(run.results["benchmark"], run.questions) for run in runs}) > 1:
         raise InputError(
             f"{first} and {second} do not answer the same questions: give results of one benchmark with the same "
             "prompt, data and limit"
         )
-    build_metric(second, runs[1].results)  # raises if it is not known
     images = [line["picture"] for line in one]
     names = runs[1].scores if len(set(images)) > 1 else ()
     differences = {name: estimate_over_runs((runs[1].scores[name] - runs[0].scores[name])[None]) for name in names}

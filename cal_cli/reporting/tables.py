@@ -12,8 +12,7 @@ from cal_cli.reporting.answers import EvaluatedRun, stack_scores
 from cal_cli.reporting.results import Results, compare, group_runs
 from cal_cli.runtime.console import make_table
 from cal_cli.runtime.errors import InputError
-from cal_cli.statistics.runs import estimate_over_runs
-from cal_cli.statistics.seeds import adjust_for_family, count_wins, format_interval
+from cal_cli.statistics.seeds import adjust_for_family, count_wins, estimate_over_runs, format_interval
 
 POWER = 0.8416  # standard errors beyond the critical value at which a test has a power of 80 %
 
@@ -50,6 +49,7 @@ def summarize_metric(
     Raises InputError if a run and that of the baseline do not answer the same questions.
     """
     rows: list[dict[str, Any]] = []
+    known = runs or {}
     for condition, objective, group in group_runs(table, baseline):
         base = table[(table["condition"] == condition) & (table["objective"] == baseline)]
         pairs = group.merge(base, on="seed", suffixes=("", "_base")).sort_values("seed")
@@ -64,9 +64,9 @@ def summarize_metric(
                 "objective": objective,
                 "seeds": group["seed"].tolist(),
                 "values": group["value"].tolist(),
-                "mean": estimate_mean(group, metric, runs or {}),
-                "difference": estimate_difference(pairs, metric, runs or {}) if compared else None,
-                "gain": estimate_gain(group, metric, runs or {}),
+                "mean": estimate_mean(group, metric, known),
+                "difference": estimate_difference(pairs, metric, known) if compared else None,
+                "gain": estimate_gain(group, metric, known),
             }
         )
     return rows
@@ -74,14 +74,14 @@ def summarize_metric(
 
 def find_starts(group: pd.DataFrame) -> list[Any] | None:
     """Return the checkpoint that each run started from; None if one is not known."""
-    return group["start"].tolist() if "start" in group and group["start"].notna().all() else None
+    return group["start"].tolist() if group["start"].notna().all() else None
 
 
 def estimate_mean(group: pd.DataFrame, metric: str, runs: Mapping[Any, EvaluatedRun]) -> dict[str, Any]:
     """Estimate the mean of a metric over runs; a single one has the interval of its `results.json`."""
-    found = stack_scores([runs.get(run) for run in group.get("run", group.index)], metric)
+    found = stack_scores([runs.get(run) for run in group["run"]], metric)
     mean = estimate_over_runs(group[["value"]].to_numpy() if found is None else found, find_starts(group))
-    if len(group) == 1 and "low" in group:
+    if len(group) == 1:
         low, high = group[["low", "high"]].to_numpy()[0].tolist()
         mean["ci95"] = None if np.isnan(low) else [low, high]
     return {key: mean[key] for key in ("value", "ci95", "n")}
@@ -98,7 +98,7 @@ def estimate_difference(pairs: pd.DataFrame, metric: str, runs: Mapping[Any, Eva
         As `estimate_over_runs`, and `spread`, the standard deviation over seeds (None for one), `wins` of `count_wins`,
         and `detectable`, the true difference that as many runs and images would show with a probability of 80 %.
     """
-    sides = [[runs.get(run) for run in pairs.get(name, pairs.index)] for name in ("run", "run_base")]
+    sides = [[runs.get(run) for run in pairs[name]] for name in ("run", "run_base")]
     for run, base in zip(*sides, strict=True):
         if run and base and run.questions and base.questions and run.questions != base.questions:
             raise InputError(
@@ -120,7 +120,7 @@ def estimate_difference(pairs: pd.DataFrame, metric: str, runs: Mapping[Any, Eva
 def estimate_gain(group: pd.DataFrame, metric: str, runs: Mapping[Any, EvaluatedRun]) -> dict[str, Any] | None:
     """Estimate the mean difference of runs to the checkpoints that they started from; None without their answers."""
     starts = find_starts(group)
-    if starts is None or "run" not in group:
+    if starts is None:
         return None
     scores = stack_scores([*(runs.get(run) for run in group["run"]), *(runs.get(start) for start in starts)], metric)
     return None if scores is None else estimate_over_runs(scores[: len(group)] - scores[len(group) :], starts)

@@ -54,8 +54,8 @@ def photograph(
 
     The contrast is drawn from 1 - 0.8 x `grain` to 1, and the standard deviation of the noise from 0 to `grain` x
     `deviation` (of 255 levels); with a `grain` of 0 the image stays as it is. The camera `bgr` exchanges red and
-    blue, as software does that reads one order of the channels as the other; `dark` has two
-    fifths of the light; None is `plain`.
+    blue, as software does that reads one order of the channels as the other; `dark` has
+    two fifths of the light; None is `plain`.
     """
     if camera == "bgr":
         red, green, blue = photograph(image, grain, deviation, random_state).split()

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cal_cli.data.exchange import exchange
 from cal_cli.data.noise import (
     NoiseConfig,
     describe_changes,
-    exchange,
     inject_noise,
     make_manifest,
     order_by_words,

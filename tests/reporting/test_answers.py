@@ -10,7 +10,7 @@ from cal_cli.reporting.answers import RUNS, SCORES
 from cal_cli.reporting.results import collect_results
 from cal_cli.reporting.tables import summarize_results
 from cal_cli.runtime.errors import InputError
-from cal_cli.statistics.runs import estimate_over_runs
+from cal_cli.statistics.seeds import estimate_over_runs
 from tests.cal import cal
 from tests.reporting.test_results import write
 

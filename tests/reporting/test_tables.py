@@ -43,10 +43,16 @@ def test_differences_fit_on_a_terminal(metrics, alone):
     assert text.count("41 : 3") == (2 if alone else 0)
 
 
+def make_table(rows):
+    """Rows of a metric as `collect_results` makes them, of runs whose answers and first checkpoints are not known."""
+    table = pd.DataFrame(rows, columns=["condition", "objective", "seed", "value", "low", "high"])
+    return table.assign(run=[f"run-{n}" for n in range(len(table))], start=None)
+
+
 def test_a_difference_over_fewer_seeds_than_its_row_says_so():
     clean = Condition((), "swap", 0.0)
     runs = [("ce", 0), ("ce", 1), ("cal", 0), ("cal", 1), ("cal", 2), ("posterior", 1), ("posterior", 0)]
-    table = pd.DataFrame([(clean, *run, 0.5) for run in runs], columns=["condition", "objective", "seed", "value"])
+    table = make_table([(clean, *run, 0.5, 0.4, 0.6) for run in runs])
     seeds = make_mean_tables(summarize_metric(table, "m", "ce"), "ce")["m"].columns[2]
     assert list(seeds.cells) == ["2", "3 (2 paired)", "2"]
 
@@ -54,7 +60,7 @@ def test_a_difference_over_fewer_seeds_than_its_row_says_so():
 def make_rows(*runs):
     """Summaries of two metrics of runs, each (noise, objective, seed, value), with an interval of ±0.1 over images."""
     rows = [(Condition((), "swap", n), o, s, v, v - 0.1, v + 0.1) for n, o, s, v in runs]
-    table = pd.DataFrame(rows, columns=["condition", "objective", "seed", "value", "low", "high"])
+    table = make_table(rows)
     return [row for metric in ("fully_correct", "reading") for row in summarize_metric(table, metric, "ce")]
 
 
