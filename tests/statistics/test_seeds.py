@@ -119,6 +119,12 @@ def test_the_scores_of_a_mean_are_the_images_own():
     assert scores["m"] == pytest.approx([1.0, 0.0, 0.5, 1.0])
 
 
+def test_the_scores_of_a_sum_vary_as_the_sum_does():
+    """As OCRBench's, which counts right answers: each image is one of n, so its score is n times its own part."""
+    scores = score_groups(lambda sums: {"right": sums["score"]}, {"score": np.array([1.0, 0.0, 2.0, 1.0])})["right"]
+    assert scores == pytest.approx([4.0, 0.0, 8.0, 4.0]) and scores.mean() == pytest.approx(4.0)
+
+
 def test_the_scores_of_a_ratio_have_its_value_and_its_error():
     """F1 of POPE: the standard error of the scores is that of the bootstrap."""
     drawn = np.random.default_rng(5)
