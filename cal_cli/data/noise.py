@@ -117,16 +117,16 @@ def find_shown(entries: Sequence[Entry], noise: NoiseConfig) -> list[int]:
 
     Raises InputError if no sample is of a chosen family.
     """
-    shown = [index for index, entry in enumerate(entries) if "image" in entry]
+    family_of = {index: entry.get(FAMILY) for index, entry in enumerate(entries) if "image" in entry}
     if noise.families is None:
-        return shown
-    known = sorted({str(entries[index][FAMILY]) for index in shown if FAMILY in entries[index]})
+        return list(family_of)
+    known = sorted({str(family) for family in family_of.values() if family is not None})
     if unknown := [name for name in noise.families if name not in known]:
         raise InputError(
             f"noise.families={list(noise.families)}: no sample with an image is of the family {unknown[0]!r}; there "
             f"are {', '.join(known) or 'none'}"
         )
-    return [index for index in shown if entries[index].get(FAMILY) in noise.families]
+    return [index for index, family in family_of.items() if family in noise.families]
 
 
 def swap_conversations(
@@ -157,9 +157,10 @@ def swap_conversations(
     """
     check_ratio(ratio)
     groups: dict[tuple[int, str], list[int]] = {}
-    for index in range(len(entries)) if shown is None else shown:
-        if names := get_image_names(entries[index]):
-            groups.setdefault((len(names), str(entries[index].get(FAMILY))), []).append(index)
+    chosen = None if shown is None else set(shown)
+    for index, entry in enumerate(entries):
+        if (chosen is None or index in chosen) and (names := get_image_names(entry)):
+            groups.setdefault((len(names), str(entry.get(FAMILY))), []).append(index)
     total = sum(map(len, groups.values()))
     count = round(ratio * total)
     if ratio > 0 and (total < 2 or count == 1):

@@ -37,17 +37,18 @@ def draw_noise_figure(
     figure, panels = make_panels(len(metrics))
     for panel, metric in zip(panels, metrics, strict=True):
         draw_lines(panel, [row for row in rows if row["metric"] == metric], axis, kinds, baseline)
-        if start := (before_training or {}).get(metric):
+        start = (before_training or {}).get(metric)
+        if start:
             panel.axhline(start["value"], color="black", linestyle=":", label="before training")
-        panel.set(ylabel=metric.replace("_", " "), ylim=(0, choose_top(rows, metric)))
+        panel.set(ylabel=metric.replace("_", " "), ylim=(0, choose_top(rows, metric, start)))
         panel.set_xlabel(f"fraction of {noise}" if axis == NOISE else axis)
     return save(figure, describe_seeds({len(row["seeds"]) for row in rows}))
 
 
-def choose_top(rows: Sequence[Mapping[str, Any]], metric: str) -> float:
-    """Choose the top of a panel: above all means, and above their intervals unless these are far wider."""
+def choose_top(rows: Sequence[Mapping[str, Any]], metric: str, start: Mapping[str, Any] | None = None) -> float:
+    """Choose the top of a panel: above the start, all means, and their intervals unless these are far wider."""
     means = [row["mean"] for row in rows if row["metric"] == metric]
-    highest = max(mean["value"] for mean in means)
+    highest = max(mean["value"] for mean in (*means, *([start] if start else [])))
     edges = [mean["ci95"][1] for mean in means if mean["ci95"]]
     return min(1.08 * max([highest, *edges]), 1.6 * highest) or 1.0
 

@@ -7,6 +7,7 @@ import yaml
 
 from cal_cli.reporting.figures import (
     choose_axis,
+    choose_top,
     describe_seeds,
     draw_curves,
     draw_lines,
@@ -163,6 +164,16 @@ def test_runs_are_compared_under_the_same_settings_only(tmp_path):
         draw_lines(panel, rows, axis, ["swap"], "ce")
         assert panel.get_xscale() == scale
         assert ticks is None or [label.get_text() for label in panel.get_xticklabels()] == ticks
+
+
+def test_the_top_of_a_panel_is_above_what_it_shows():
+    def make_row(value, edge):
+        return {"metric": "m", "mean": {"value": value, "ci95": [0.0, edge]}}
+
+    assert choose_top([make_row(0.5, 0.6), make_row(0.4, 0.45)], "m") == pytest.approx(1.08 * 0.6)
+    assert choose_top([make_row(0.5, 9.0)], "m") == pytest.approx(1.6 * 0.5)  # an interval that says nothing
+    assert choose_top([make_row(0.5, 0.6)], "m", {"value": 0.8}) > 0.8  # the checkpoint before training
+    assert choose_top([make_row(0.0, 0.0)], "m") == 1.0
 
 
 def test_the_axis_is_what_has_most_values():
