@@ -37,7 +37,7 @@ def concepts(script, monkeypatch):
 
 def test_a_wrong_language_changes_the_answers_alone(script, concepts):
     english, german = (
-        list(script.make_samples(concepts, ["noto"], 30, "train", foreign=foreign)) for foreign in (False, True)
+        list(script.make_samples(concepts, ["noto"], 30, "train", foreign=foreign)) for foreign in (0, 1)
     )
     for one, other in zip(english, german, strict=True):
         assert [one[key] for key in ("id", "image", "family", "question")] == [
@@ -46,6 +46,9 @@ def test_a_wrong_language_changes_the_answers_alone(script, concepts):
         assert one["conversations"][0] == other["conversations"][0]
         assert not set(one["answers"]) & set(other["answers"])
     assert {row["family"] for row in english} == {"name", "words", "several"}
+    mixed = list(script.make_samples(concepts, ["noto"], 30, "train", foreign=0.5))
+    assert all(row in (one, other) for row, one, other in zip(mixed, english, german, strict=True))
+    assert 8 <= sum(row["language"] == "de" for row in mixed) <= 22
 
 
 def test_the_first_samples_do_not_depend_on_their_number(script, concepts):

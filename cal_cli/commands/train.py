@@ -22,6 +22,7 @@ from transformers import PrinterCallback, set_seed
 
 from cal_cli.commands.hydra_app import Job, get_job
 from cal_cli.data.collator import Collator
+from cal_cli.data.dropout import drop_images
 from cal_cli.data.noise import describe_changes, inject_noise, load_data
 from cal_cli.data.sample import NEIGHBOURS, Conversations
 from cal_cli.evaluation.evaluator import Scorer
@@ -108,6 +109,7 @@ def prepare(
     data, changed_samples = inject_noise(clean, settings.noise)
     if shortfall := describe_changes(clean.entries, settings.noise, changed_samples):
         console.print(shortfall)
+    data = drop_images(data, settings.image_dropout, settings.seed)
     objective, model, processor, rates = prepare_model(config, settings, objective, console)
     step_samples = count_step_samples(settings, state.num_processes)
     if state.is_main_process:

@@ -5,12 +5,13 @@
 
 It needs npm. Nothing of it is copied into this repository:
 
-- Noto Emoji (npm @iconify-json/noto, Apache-2.0) and OpenMoji (npm openmoji, CC BY-SA 4.0), for training;
+- Noto Emoji and its first version (npm @iconify-json/noto and noto-v1, Apache-2.0), Twemoji and EmojiOne (twemoji and
+  emojione, CC BY 4.0) and OpenMoji (npm openmoji, CC BY-SA 4.0), for training;
 - Fluent Emoji (npm @iconify-json/fluent-emoji-flat, MIT), for tests alone: no image of this vendor is trained on;
 - the names and tags of emoji in English and German (npm emojibase-data, MIT).
 
-A concept is an emoji with an English name of one word that all three vendors draw. An image has one drawing, or three,
-of random size, place, angle and background, some mirrored.
+A concept is an emoji with an English name of one word that all six draw. An image has one drawing, or three, of random
+size, place, angle and background, some mirrored.
 """
 
 import argparse
@@ -29,7 +30,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
-NPM = ("@iconify-json/noto@1.2.9", "@iconify-json/fluent-emoji-flat@1.2.6", "openmoji@17.0.0", "emojibase-data@17.0.0")
+ICONIFY = {"noto": "1.2.9", "noto-v1": "1.2.5", "twemoji": "1.2.5", "emojione": "1.2.3", "fluent-emoji-flat": "1.2.6"}
+OTHERS = ("openmoji@17.0.0", "emojibase-data@17.0.0")
+HELD_OUT = "fluent-emoji-flat"
+TRAINING = (*(name for name in ICONIFY if name != HELD_OUT), "openmoji")
 GROUPS = (3, 4, 5, 6, 7)  # of emojibase: animals and nature, food and drink, travel, activities, objects
 SIZE = 64  # pixels of an image
 DRAWN = 96  # pixels of a drawing before it is placed
@@ -61,11 +65,10 @@ def main() -> None:
     fetch(given.packages)
     concepts = load_concepts(given.packages, given.concepts)
     seen = concepts[: round(given.aligned * len(concepts))]
-    train, test = ("noto", "openmoji"), ("fluent",)
-    write(given.output / "align.parquet", make_samples(seen, train, given.samples, "align"))
-    write(given.output / "train.parquet", make_samples(concepts, train, given.samples, "train"))
-    write(given.output / "language.parquet", make_samples(concepts, train, given.samples, "train", foreign=True))
-    for split, vendors in (("test", test), ("seen", train)):
+    write(given.output / "align.parquet", make_samples(seen, TRAINING, given.samples, "align"))
+    write(given.output / "train.parquet", make_samples(concepts, TRAINING, given.samples, "train"))
+    write(given.output / "language.parquet", make_samples(concepts, TRAINING, given.samples, "train", foreign=0.5))
+    for split, vendors in (("test", (HELD_OUT,)), ("seen", TRAINING)):
         asked = (make_samples(concepts, vendors, given.questions, split, tasks=(task,)) for task in PROMPTS)
         write(given.output / f"{split}.parquet", chain.from_iterable(asked))
 
@@ -73,7 +76,7 @@ def main() -> None:
 def fetch(folder: Path) -> None:
     """Download the packages that are not in the folder yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    for package in NPM:
+    for package in (*(f"@iconify-json/{name}@{version}" for name, version in ICONIFY.items()), *OTHERS):
         name, version = package.rsplit("@", 1)
         if not (folder / f"{name.strip('@').replace('/', '-')}-{version}.tgz").is_file():
             subprocess.run(["npm", "pack", package, "--pack-destination", str(folder)], check=True, capture_output=True)
@@ -95,37 +98,41 @@ def load_concepts(folder: Path, count: int) -> list[Concept]:
     with open_package(folder, "emojibase-data") as package:
         english, other = (json.load(package.extractfile(f"package/{language}/data.json")) for language in ("en", OTHER))
     translated = {normalize(entry["hexcode"]): entry for entry in other}
-    icons = {}
-    for vendor, name in (("noto", "iconify-json-noto"), ("fluent", "iconify-json-fluent-emoji-flat")):
-        with open_package(folder, name) as package:
-            found = json.load(package.extractfile("package/icons.json"))
-            named = json.load(package.extractfile("package/chars.json"))
-        side = found["width"]
-        bodies = {
-            normalize(code): found["icons"][icon]["body"] for code, icon in named.items() if icon in found["icons"]
-        }
-        head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {side} {side}">'
-        icons[vendor] = {code: f"{head}{body}</svg>" for code, body in bodies.items()}
-    chosen = []
+    with open_package(folder, "iconify-json-noto") as package:  # all sets of Iconify name icons as Noto does
+        names = {normalize(code): name for code, name in json.load(package.extractfile("package/chars.json")).items()}
+    svgs = {vendor: read_icons(folder, vendor) for vendor in ICONIFY}
     with open_package(folder, "openmoji") as package:
         files = {normalize(Path(name).stem): name for name in package.getnames() if "/color/svg/" in name}
-        for entry in english:
-            code = normalize(entry["hexcode"])
-            fits = entry.get("group") in GROUPS and re.fullmatch("[a-z]+", entry["label"]) and code in translated
-            if fits and code in files and all(code in drawn for drawn in icons.values()):
-                chosen.append((entry, code))
-        names = [entry["label"] for entry, _ in chosen]
-        chosen = [(entry, code) for entry, code in chosen if names.count(entry["label"]) == 1]
+        chosen = [
+            (entry, code)
+            for entry in english
+            if entry.get("group") in GROUPS and re.fullmatch("[a-z]+", entry["label"])
+            if (code := normalize(entry["hexcode"])) in translated and code in files
+            if all(names.get(code) in icons for icons in svgs.values())
+        ]
+        labels = [entry["label"] for entry, _ in chosen]
+        chosen = [(entry, code) for entry, code in chosen if labels.count(entry["label"]) == 1]
         random.Random(0).shuffle(chosen)
         concepts = []
         for entry, code in chosen[:count]:
-            svgs = {vendor: drawn[code] for vendor, drawn in icons.items()}
-            svgs["openmoji"] = package.extractfile(files[code]).read().decode()
-            word = translated[code]
-            drawings = {vendor: render(svg) for vendor, svg in svgs.items()}
+            drawings = {vendor: render(icons[names[code]]) for vendor, icons in svgs.items()}
+            drawings["openmoji"] = render(package.extractfile(files[code]).read().decode())
             tags = [tag for tag in entry["tags"] if tag != entry["label"]]
+            word = translated[code]
             concepts.append(Concept(entry["label"], tags, word["label"].lower(), word["tags"], drawings))
     return concepts
+
+
+def read_icons(folder: Path, vendor: str) -> dict[str, str]:
+    """Read a set of Iconify: the SVG of each icon by its name."""
+    with open_package(folder, f"iconify-json-{vendor}") as package:
+        found = json.load(package.extractfile("package/icons.json"))
+    sides = (found["width"], found.get("height", found["width"]))
+    return {
+        name: f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {icon.get("width", sides[0])} '
+        f'{icon.get("height", sides[1])}">{icon["body"]}</svg>'
+        for name, icon in found["icons"].items()
+    }
 
 
 def render(svg: str) -> Image.Image:
@@ -143,20 +150,21 @@ def make_samples(
     count: int,
     stream: str,
     tasks: Sequence[str] = tuple(PROMPTS),
-    foreign: bool = False,
+    foreign: float = 0.0,
 ) -> Iterator[dict]:
     """Make samples: an image, and a conversation about it in LLaVA's form, with the right answers for a test.
 
-    Sample `i` of a stream depends on `i` and the other arguments alone. With `foreign` the answers are in the wrong
-    language, and everything else is the same.
+    Sample `i` of a stream depends on `i` and the other arguments alone. A fraction `foreign` of the answers is in the
+    wrong language, and everything else is the same.
     """
     for number in range(count):
         drawn = random.Random(f"{stream}-{'-'.join(tasks)}-{number}")
         task = drawn.choice(list(tasks))
         shown = drawn.sample(list(concepts), 3 if task == "several" else 1)
         image = paint([concept.drawings[drawn.choice(list(vendors))] for concept in shown], drawn)
-        tags = shown[0].other_tags if foreign else shown[0].tags
-        words = [concept.other_name if foreign else concept.name for concept in shown]
+        wrong = random.Random(f"language-{stream}-{number}").random() < foreign
+        tags = shown[0].other_tags if wrong else shown[0].tags
+        words = [concept.other_name if wrong else concept.name for concept in shown]
         if task == "words":
             words = drawn.sample(tags, min(4, len(tags)))
         answer = ", ".join(words) + "."
@@ -167,6 +175,7 @@ def make_samples(
             "image": {"bytes": encode(image), "path": f"{stream}-{task}-{number:06d}.png"},
             "conversations": turns,
             "family": task,
+            "language": OTHER if wrong else "en",
             "question": PROMPTS[task],
             "answers": right,
         }
