@@ -110,6 +110,8 @@ def prepare(
     if shortfall := describe_changes(clean.entries, settings.noise, changed_samples):
         console.print(shortfall)
     data = drop_images(data, settings.image_dropout, settings.seed)
+    if "rho" in objective.rule.estimates and all("image" in entry for entry in data.entries):
+        console.print(NEVER_TEXT_ONLY, soft_wrap=True)
     objective, model, processor, rates = prepare_model(config, settings, objective, console)
     step_samples = count_step_samples(settings, state.num_processes)
     if state.is_main_process:
@@ -288,6 +290,10 @@ ROWS = {
 UNCLOSED = (
     "the chat template closes answers without an end token, so the model will not learn to stop: give "
     "model.template=v1, or a .jinja file that closes them"
+)
+NEVER_TEXT_ONLY = (
+    "every sample shows an image, so nothing teaches the model p(text), which this objective compares with, and it may "
+    "take all texts for right: image_dropout=0.1 trains on a tenth of the samples without their images"
 )
 ASSUMED_LENGTH = 2048  # tokens, if neither max_length nor the data give a length
 

@@ -27,7 +27,7 @@ class WithoutImages(ChangedEntries):
         return {key: value for key, value in entry.items() if key not in ("image", REGIONS)} | {"conversations": turns}
 
 
-def drop_images(data: Conversations, fraction: float, seed: int) -> Conversations:
+def drop_images(data: Conversations, fraction: float | None, seed: int) -> Conversations:
     """Drop the images of round(fraction x n) of the n image samples, which become text only."""
     if not fraction:
         return data

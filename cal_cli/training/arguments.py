@@ -28,7 +28,7 @@ class TrainConfig:
     objective: Any
     stage: str | None
     noise: NoiseConfig  # a typed config node
-    image_dropout: float = limited(0, below=1)
+    image_dropout: float | None = limited(0, below=1)
     epochs: float
     max_steps: int
     batch_size: int = limited(1)

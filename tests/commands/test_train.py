@@ -347,6 +347,17 @@ def test_a_rule_s_options_are_checked_and_its_scores_can_be_cached(tmp_path):
     assert "scores before training: computing 16 samples once" in " ".join(told.split())
 
 
+def test_image_dropout_gives_p_text_its_samples(tmp_path):
+    words = ["train", "objective=posterior", "data.n=32", "data.text_only_share=0", "max_steps=2", "batch_size=8"]
+    warning = "every sample shows an image"
+    assert warning in " ".join(cal(*words, "name=never", folder=tmp_path).stdout.split())
+    assert warning not in " ".join(cal(*words, "name=dropped", "image_dropout=0.25", folder=tmp_path).stdout.split())
+    without, dropped = (next(tmp_path.glob(f"runs/train/{name}/*")) for name in ("never", "dropped"))
+    assert not same_weights(weights(without), weights(dropped))
+    refused = cal(*words, "image_dropout=1", folder=tmp_path, check=False)
+    assert refused.returncode == 2 and "image_dropout" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "workers"),
     [(["batch_size=1"], 0), (["batch_size=1"], 1), (["batch_size=4", "group_by_modality_length=true"], 0)],
