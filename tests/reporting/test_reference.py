@@ -18,9 +18,18 @@ def results():
     return collect_results([str(FOLDER)], "scenes")
 
 
-@pytest.mark.parametrize("name", ["report.json", "objects/report.json"])
-def test_every_interval_of_the_report_is_that_of_the_answers(results, name):
-    report = json.loads((FOLDER / name).read_text())
+@pytest.mark.parametrize(
+    ("scores", "name", "benchmark"),
+    [
+        ("camera", "report.json", "scenes"),
+        ("camera", "objects/report.json", "scenes"),
+        ("drawings", "report.json", "drawings"),
+        ("drawings/never_text_only", "report.json", "drawings"),
+    ],
+)
+def test_every_interval_of_a_report_is_that_of_the_answers(scores, name, benchmark):
+    folder = ROOT / "runs/reference" / scores
+    results, report = collect_results([str(folder)], benchmark), json.loads((folder / name).read_text())
     metrics = list(dict.fromkeys(row["metric"] for row in report["rows"]))
     rows = summarize_results(results, metrics, report["baseline"])
     assert len(rows) == len(report["rows"]) > 0
