@@ -21,7 +21,7 @@ class WithoutImages(ChangedEntries):
         if index not in self.dropped:
             return entry
         turns = [
-            {**turn, "value": turn["value"].replace("<image>", "").lstrip("\n")} if turn["from"] == "human" else turn
+            {**turn, "value": turn["value"].replace("<image>", "").strip("\n")} if turn["from"] == "human" else turn
             for turn in entry["conversations"]
         ]
         return {key: value for key, value in entry.items() if key not in ("image", REGIONS)} | {"conversations": turns}

@@ -41,11 +41,14 @@ def test_without_dropout_the_data_are_the_same(scenes):
 
 
 def test_marks_of_several_images_are_removed_and_the_words_kept(scenes):
-    turns = [{"from": "human", "value": "is <image> left of <image> ?"}, {"from": "gpt", "value": "no <image> here."}]
+    turns = [
+        {"from": "human", "value": "is it left of the other?\n<image>\n<image>"},
+        {"from": "gpt", "value": "no <image> here."},
+    ]
     entry = {"id": "a", "image": ["x.png", "y.png"], "conversations": turns, "regions": [[1, 0, 2, 0, 0, 9, 9]]}
     data = scenes.replace(entries=[entry] * 3)
     only = drop_images(data, 0.9, seed=0).entries
     (changed, *_) = [one for one in only if "image" not in one]
-    assert "regions" not in changed and "<image>" not in changed["conversations"][0]["value"]
+    assert "regions" not in changed and changed["conversations"][0]["value"] == "is it left of the other?"
     assert changed["conversations"][1] == turns[1]
     assert entry["image"] == ["x.png", "y.png"] and turns[0]["value"].count("<image>") == 2
