@@ -95,11 +95,13 @@ def carry_out(config: DictConfig, settings: TrainConfig, processes: int, job: Jo
     finish(trainer, summary, problem, job.folder, state, console)
 
 
-def prepare(
-    config: DictConfig, settings: TrainConfig, objective: RuleLoss, job: Job, state: PartialState, console: Console
-) -> tuple[RunTrainer, Path | None]:
-    """Build data, model, objective and trainer; also return the checkpoint to continue from."""
-    set_seed(settings.seed)  # for whatever is drawn while the model is built, such as adapters
+def prepare_data(
+    config: DictConfig, settings: TrainConfig, objective: RuleLoss, console: Console
+) -> tuple[Conversations, Conversations]:
+    """Load the data; return them as they are, and with noise and image dropout.
+
+    Raises InputError if the objective contrasts and no sample shows an image, or whatever loading and noise raise.
+    """
     clean = load_data(config, console)
     if objective.rule.contrasts and not any("image" in entry for entry in clean.entries):
         raise InputError(
@@ -112,6 +114,15 @@ def prepare(
     data = drop_images(data, settings.image_dropout, settings.seed)
     if "rho" in objective.rule.estimates and all("image" in entry for entry in data.entries):
         console.print(NEVER_TEXT_ONLY, soft_wrap=True)
+    return clean, data
+
+
+def prepare(
+    config: DictConfig, settings: TrainConfig, objective: RuleLoss, job: Job, state: PartialState, console: Console
+) -> tuple[RunTrainer, Path | None]:
+    """Build data, model, objective and trainer; also return the checkpoint to continue from."""
+    set_seed(settings.seed)  # for whatever is drawn while the model is built, such as adapters
+    clean, data = prepare_data(config, settings, objective, console)
     objective, model, processor, rates = prepare_model(config, settings, objective, console)
     step_samples = count_step_samples(settings, state.num_processes)
     if state.is_main_process:
