@@ -103,16 +103,17 @@ def prepare_data(
     Raises InputError if the objective contrasts and no sample shows an image, or whatever loading and noise raise.
     """
     clean = load_data(config, console)
-    if objective.rule.contrasts and not any("image" in entry for entry in clean.entries):
-        raise InputError(
-            f"none of the {len(clean)} samples shows an image, so this objective has nothing to contrast: give data "
-            "with images, or objective=ce"
-        )
-    data, changed_samples = inject_noise(clean, settings.noise)
+    noisy, changed_samples = inject_noise(clean, settings.noise)
     if shortfall := describe_changes(clean.entries, settings.noise, changed_samples):
         console.print(shortfall)
-    data = drop_images(data, settings.image_dropout, settings.seed)
-    if "rho" in objective.rule.estimates and all("image" in entry for entry in data.entries):
+    data = drop_images(noisy, settings.image_dropout, settings.seed)
+    shown = sum("image" in entry for entry in data.entries)
+    if objective.rule.contrasts and not shown:
+        raise InputError(
+            f"none of the {len(data)} samples shows an image, so this objective has nothing to contrast: give data "
+            "with images, or objective=ce"
+        )
+    if "rho" in objective.rule.estimates and shown == len(data):
         console.print(NEVER_TEXT_ONLY, soft_wrap=True)
     return clean, data
 

@@ -354,8 +354,9 @@ def test_image_dropout_gives_p_text_its_samples(tmp_path):
     assert warning not in " ".join(cal(*words, "name=dropped", "image_dropout=0.25", folder=tmp_path).stdout.split())
     without, dropped = (next(tmp_path.glob(f"runs/train/{name}/*")) for name in ("never", "dropped"))
     assert not same_weights(weights(without), weights(dropped))
-    refused = cal(*words, "image_dropout=1", folder=tmp_path, check=False)
-    assert refused.returncode == 2 and "image_dropout" in refused.stderr
+    for value, said in ((1, "image_dropout=1.0: allowed is"), (0.99, "none of the 32 samples shows an image")):
+        refused = cal(*words, "name=refused", f"image_dropout={value}", folder=tmp_path, check=False)
+        assert refused.returncode == 2 and said in " ".join(refused.stderr.split()), refused.stderr
 
 
 @pytest.mark.parametrize(
