@@ -14,6 +14,7 @@ from rich.console import Console
 from cal_cli.data.exchange import Conflict, exchange
 from cal_cli.data.noise_kinds import KINDS, SIMILAR, SWAP, Edit, WordLists, edit_answers, load_words
 from cal_cli.data.sample import CORRELATED, FAMILY, LOSS_WEIGHTS, REGIONS, Conversations, Entry, get_image_names
+from cal_cli.data.tables import Rows
 from cal_cli.data.validate import move_marks
 from cal_cli.runtime.config import build
 from cal_cli.runtime.errors import InputError
@@ -54,6 +55,14 @@ class ChangedEntries(Sequence[Entry]):
     def change(self, index: int, entry: Entry) -> Entry:
         """Return an entry as it is after the change."""
         raise NotImplementedError
+
+
+def find_rows(data: Conversations) -> Rows | None:
+    """Return the rows behind a data set, None if it has none."""
+    entries = data.entries
+    while isinstance(entries, ChangedEntries):
+        entries = entries.entries
+    return entries if isinstance(entries, Rows) else None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +20,7 @@ from PIL import Image
 
 from cal_cli.data.formats import IMAGE_SUFFIX, TALKS, get_folder, load_table
 from cal_cli.data.images import MAX_PIXELS, check_background, decode_inline, open_content
-from cal_cli.data.sample import ANNOTATIONS, Bad, Conversations, Entry
+from cal_cli.data.sample import ANNOTATIONS, LOSS_WEIGHTS, Bad, Conversations, Entry
 from cal_cli.data.validate import find_problem, get_id, make_bad_fraction_error, mark_images, normalize, parse_line
 from cal_cli.runtime.errors import InputError
 
@@ -34,6 +35,7 @@ def load_conversations(
     split: str = "train",
     image_folder: str | None = None,
     rows: str | None = None,
+    weights: str | None = None,
     max_bad_fraction: float = 0.001,
     background: str | None = "white",
     icc: bool | None = None,
@@ -46,6 +48,7 @@ def load_conversations(
         split: of a hub data set, such as `train` or `train[:1000]`.
         image_folder: folder of the images, if their column holds file names; None means that of `path`.
         rows: a `rows.json` of `cal data-check`, with the numbers of the rows to use; None means all.
+        weights: a `weights.parquet` of `cal data-audit clean=weigh`, with `loss_weights` for each row; None means none.
         max_bad_fraction: largest share of bad rows, which are left out.
         background, icc: see `open_image`.
 
@@ -61,7 +64,8 @@ def load_conversations(
     if not 0 <= max_bad_fraction < 1:
         raise InputError(f"data.max_bad_fraction={max_bad_fraction}: allowed is a share from 0 to below 1")
     check_background(background, "data.background")
-    read = Rows(load_table(path, name, split), path, image_folder, background, icc)
+    source = load_table(path, name, split)
+    read = Rows(source if weights is None else add_weights(source, weights), path, image_folder, background, icc)
     if rows is not None:
         read = read.select(read_row_numbers(rows, len(read)))
     good: list[int] = []
@@ -231,6 +235,17 @@ class Rows(Sequence[Entry]):
         if image["bytes"] is not None:
             return image["bytes"]
         return image["path"] if Path(self.path).exists() else Path(image["path"])
+
+
+def add_weights(source: Any, file: str) -> Any:
+    """Return a data set with the `loss_weights` of a file for its rows. Raises InputError if they are not for these."""
+    if not Path(file).is_file():
+        raise InputError(f"data.weights={file}: there is no such file; cal data-audit clean=weigh writes one")
+    weights = load_table(file, None, "train")
+    if weights.column_names != [LOSS_WEIGHTS] or len(weights) != len(source):
+        raise InputError(f"data.weights={file}: must have {LOSS_WEIGHTS} for {len(source)} rows; is it of other data?")
+    known = [name for name in source.column_names if name != LOSS_WEIGHTS]
+    return datasets.concatenate_datasets([source.select_columns(known), weights], axis=1)
 
 
 def read_row_numbers(file: str, rows: int) -> list[int]:

@@ -4,7 +4,9 @@ Each part of the data has a file, written when the part is done, so that an audi
 last part, and memory does not grow with the data.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, pairwise
@@ -28,6 +30,7 @@ from cal_cli.objective.passes import run_with_image
 from cal_cli.objective.rules import MismatchPosterior, TokenScores
 from cal_cli.runtime.files import write_parquet
 from cal_cli.statistics.mixture import compute_posterior, estimate_share
+from cal_cli.statistics.seeds import format_interval
 
 PART = 256  # samples of a part
 ENDS = (".", "!", "?", "。", "！", "？", "\n")  # of sentences
@@ -43,6 +46,7 @@ TOKENS = pa.schema(
         ("sentence", pa.int32()),  # number of the sentence in the sample
         ("logprob_with_image", pa.float32()),
         ("logprob_without_image", pa.float32()),
+        ("image", pa.dictionary(pa.int32(), pa.string())),  # a hash of the pixels: equal for equal images
     ]
 )
 
@@ -85,13 +89,14 @@ class Auditor:
             Subset(data.replace(replaces_bad=False), by_length),
             self.batch_size,
             num_workers=self.workers,
-            collate_fn=partial(collate_good, self.collate),
+            collate_fn=partial(collate_with_hashes, self.collate),
         )
         rows: list[tuple] = []
-        for batch in loader:
+        for batch, hashes in loader:
             if batch is not None:
                 batch.pop("bad", None)
-                rows += self._contrast(batch.to(self.model.device), batch["place"], batch["id"])
+                found = self._contrast(batch.to(self.model.device), batch["place"], batch["id"])
+                rows += [(*row, hashes[row[0]]) for row in found]
         rows.sort(key=lambda row: (row[0], row[2]))
         columns = zip(*rows, strict=True) if rows else ([] for _ in TOKENS)
         table = pa.table([pa.array(column, field.type) for column, field in zip(columns, TOKENS, strict=True)], TOKENS)
@@ -99,7 +104,7 @@ class Auditor:
 
     @torch.no_grad()
     def _contrast(self, batch: Any, places: Sequence[int], ids: Sequence[str]) -> list[tuple]:
-        """Return a row of `TOKENS` for each supervised token of a batch."""
+        """Return a row of `TOKENS`, without the image, for each supervised token of a batch."""
         contrast = contrast_tokens(run_with_image(self.model, batch), score="logprob")
         spelled = [spell_tokens(*one) for one in zip(batch["text"], batch["offsets"], strict=True)]
         answers = batch["answer"].tolist()
@@ -124,7 +129,19 @@ class Auditor:
         return rows
 
 
-RANKS = ("contradiction", "evidence")  # what samples are ranked by
+def collate_with_hashes(collate: Collator, samples: list[dict]) -> tuple[Any, dict[int, str]]:
+    """Collate samples without the bad ones, and hash the images of each good one, by its place."""
+    hashes = {}
+    for sample in samples:
+        if "bad" not in sample:
+            images = sample["image"] if isinstance(sample["image"], list) else [sample["image"]]
+            digest = hashlib.blake2b(digest_size=8)
+            for image in images:
+                digest.update(f"{image.size}".encode() + image.tobytes())
+            hashes[sample["place"]] = digest.hexdigest()
+    return collate_good(collate, samples), hashes
+
+
 LONGEST = 200  # characters of a stretch of text in a table
 
 
@@ -136,17 +153,23 @@ class AuditSummary:
         samples: a row for each sample, in the order of the data: `index`, `sample_id`, `tokens`, `evidence`
             (log p(text | image, prompt) - log p(text | prompt), in nats), `contradiction` (minus the smallest such sum
             over a stretch of consecutive tokens, at least 0), `begin` and `end` (the stretch, in tokens of the sample),
-            `stretch` (its text), `loss` (mean cross-entropy with the image), `mean_delta` (evidence for each token) and
-            `p_mismatch` (the probability that the text was not written for its image).
+            `stretch` (its text), `loss` (mean cross-entropy with the image), `mean_delta` (evidence for each token),
+            `image` (a hash) and `p_mismatch` (the probability that the text was not written for its image).
         shares: for `samples` and `sentences` the estimated share that is mismatched, see `estimate_share`.
     """
 
     samples: pd.DataFrame
     shares: dict[str, dict[str, Any]]
 
-    def rank(self, by: str) -> pd.DataFrame:
-        """Return the samples, the worst first, by one of `RANKS`; ties are in the order of the data."""
-        return self.samples.sort_values(by, ascending=by == "evidence", kind="stable")
+    def describe(self, samples: int, shown: int) -> list[str]:
+        """Describe the audit in sentences; `shown` of the data's `samples` have an image."""
+        audited = len(self.samples)
+        facts = [f"{samples:,} samples, of which {shown:,} show an image and {audited:,} were audited."]
+        if audited < shown:
+            facts.append(f"{shown - audited:,} cannot be used; cal data-check says why.")
+        for name, share in self.shares.items():
+            facts.append(f"Estimated share of mismatched {name}: {format_interval(share)} of {share['n']:,}.")
+        return facts
 
 
 def summarize_audit(parts: Iterable[pa.Table]) -> AuditSummary:
@@ -186,7 +209,7 @@ def summarize_samples(tokens: pd.DataFrame) -> pd.DataFrame:
 
     The tokens of a sample are consecutive rows.
     """
-    index, ids = tokens["index"].to_numpy(), tokens["sample_id"].to_numpy()
+    index, ids, images = (tokens[name].to_numpy() for name in ("index", "sample_id", "image"))
     texts = tokens["token"].where(~tokens["special"], "").to_numpy()
     deltas, logprobs = (tokens[name].to_numpy(np.float64) for name in ("delta", "logprob_with_image"))
     rows = []
@@ -205,6 +228,7 @@ def summarize_samples(tokens: pd.DataFrame) -> pd.DataFrame:
                 "stretch": "".join(texts[first + begin : first + end]).strip()[:LONGEST],
                 "loss": -logprobs[first:last].mean(),
                 "mean_delta": delta.mean(),
+                "image": images[first],
             }
         )
     return pd.DataFrame(rows)
@@ -242,26 +266,44 @@ def find_stretch(delta: np.ndarray) -> tuple[float, int, int]:
     return float(sums[end] - sums[begin]), begin, end
 
 
-def list_detectors(samples: pd.DataFrame) -> dict[str, np.ndarray]:
-    """List what may detect samples with a wrong text: numbers that are high for them, float [samples], by name."""
-    return {
-        "contradiction": samples["contradiction"].to_numpy(),
-        "evidence against the image": -samples["evidence"].to_numpy(),
-        "loss with the image": samples["loss"].to_numpy(),
-        "mean difference": -samples["mean_delta"].to_numpy(),
-    }
+def write_sentences(path: Path, parts: Iterable[pa.Table], share: float) -> None:
+    """Write the table of all sentences, part by part, with the probability that each is mismatched, given the share."""
+    temporary, writer = path.with_name(f".{path.name}"), None
+    for part in parts:
+        if not len(part):
+            continue
+        sentences = summarize_sentences(add_delta(part))
+        posterior = compute_posterior(sentences["evidence"].to_numpy(), share)
+        rows = pa.Table.from_pandas(sentences.assign(p_mismatch=posterior), preserve_index=False)
+        writer = writer or pq.ParquetWriter(temporary, rows.schema)
+        writer.write_table(rows)
+    if writer is not None:
+        writer.close()
+        os.replace(temporary, path)
 
 
-def weigh_tokens(parts: Iterable[pa.Table], share: float) -> dict[int, list[list[float]]]:
-    """Compute the weights of the tokens of each answer, by the place of the sample: see `MismatchPosterior`."""
-    rule = MismatchPosterior(rho=min(share, 0.999), estimated=False)
+def weigh_tokens(
+    parts: Iterable[pa.Table], share: float, p_wrong: Mapping[int, float] | None = None
+) -> dict[int, list[list[float]]]:
+    """Compute the weights of the tokens of each answer, by the place of the sample: see `MismatchPosterior`.
+
+    Args:
+        parts: of the audit.
+        share: the fraction of mismatched samples.
+        p_wrong: the probability that each sample is wrong, by its place, where it is known better than from the
+            evidence: 1 minus it then is the weight of the text, which multiplies those of its tokens.
+    """
+    rule = MismatchPosterior(rho=min(share, 0.999) if p_wrong is None else 0.0, estimated=False)
     weights: dict[int, list[list[float]]] = {}
     for part in parts:
         with_image, without_image, index = (
             torch.from_numpy(part[name].to_numpy().copy())
             for name in ("logprob_with_image", "logprob_without_image", "index")
         )
-        values = rule(TokenScores(with_image, without_image, index)).double().numpy().round(4)
+        values = rule(TokenScores(with_image, without_image, index)).double().numpy()
+        if p_wrong is not None:
+            values = values * np.array([1 - p_wrong[place] for place in index.tolist()])
+        values = values.round(4)
         turns = part.to_pandas()[["index", "turn"]].assign(weight=values)
         for (place, _), answer in turns.groupby(["index", "turn"], sort=False)["weight"]:
             weights.setdefault(place, []).append(answer.tolist())

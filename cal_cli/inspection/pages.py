@@ -2,11 +2,12 @@
 
 import base64
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -212,16 +213,14 @@ class Run(NamedTuple):
 
 @dataclass
 class AuditedSample:
-    """A sample of the page: what is asked and answered in turn, and its numbers."""
+    """A sample of the page: its images, what is asked and answered in turn, and its row of the audit's table.
 
-    id: str
+    The row also has the `turn` in which it is to be judged (-1 for not), and the `verdict` on it, None for none yet.
+    """
+
     images: list[Image.Image]
     turns: list[tuple[str, list[Run]]]
-    evidence: float
-    contradiction: float
-    p_mismatch: float
-    loss: float
-    is_noise: bool | None
+    row: Any
 
 
 def make_turns(entry: Entry, tokens: pd.DataFrame, begin: int, end: int) -> list[tuple[str, list[Run]]]:
@@ -246,47 +245,48 @@ def make_turns(entry: Entry, tokens: pd.DataFrame, begin: int, end: int) -> list
 
 
 def find_audited_samples(
-    data: Conversations, ranked: pd.DataFrame, parts: Iterable[pa.Table], changed: Collection[int] | None
+    data: Conversations, table: pd.DataFrame, parts: Iterable[pa.Table]
 ) -> Iterator[AuditedSample]:
-    """Yield the samples of the page, in the order of `ranked`, rows of `AuditSummary.samples`.
+    """Yield the samples of the page, those to judge first, then by their rank.
 
-    `parts` are the tokens of the audit, and `changed` the places of samples known to be wrong; None if that is unknown.
+    Args:
+        data: that were audited.
+        table: the rows of the audit's table to show, with `turn` and `verdict`, see `AuditedSample`.
+        parts: the tokens of the audit.
     """
-    wanted = set(ranked["index"].tolist())
+    wanted = set(table["index"].tolist())
     found: dict[int, pd.DataFrame] = {}
     for part in parts:
         for index, rows in add_delta(part).groupby("index", sort=False):
             if index in wanted:
                 found[index] = rows
-    for row in ranked.rename(columns={"index": "place"}).itertuples():
+    ordered = table.assign(later=table["turn"] < 0).sort_values(["later", "rank"])
+    for row in ordered.rename(columns={"index": "place"}).itertuples():
         entry = data.entries[row.place]
-        yield AuditedSample(
-            id=row.sample_id,
-            images=[data.open_image(name) for name in get_image_names(entry)],
-            turns=make_turns(entry, found[row.place], row.begin, row.end),
-            evidence=row.evidence,
-            contradiction=row.contradiction,
-            p_mismatch=row.p_mismatch,
-            loss=row.loss,
-            is_noise=None if changed is None else row.place in changed,
-        )
+        images = [data.open_image(name) for name in get_image_names(entry)]
+        yield AuditedSample(images, make_turns(entry, found[row.place], row.begin, row.end), row)
 
 
-def render_audit(samples: Iterable[AuditedSample], title: str, facts: Sequence[str]) -> str:
+def render_audit(
+    samples: Iterable[AuditedSample], title: str, facts: Sequence[str], design: Mapping[str, Any] | None = None
+) -> str:
     """Render the page as HTML that needs no network, of about `PAGE_LENGTH` at most; text from the data is escaped.
 
     Args:
-        samples: the worst first; those that exceed the size are not read.
+        samples: those to judge, then the others, the worst first; others that exceed the size are not read.
         title: of the page.
         facts: sentences to begin with.
+        design: how the samples to judge were chosen, for `verdicts.json`; None if there are none.
     """
     environment = Environment(loader=PackageLoader("cal_cli", "inspection"), autoescape=True)
     environment.globals.update(data_uri=partial(encode_image, side=THUMBNAIL, kind="jpeg", quality=85))
     article = environment.get_template("audit_sample.html.jinja")
     articles, size = [], 0
-    for number, sample in enumerate(samples, start=1):
-        articles.append(Markup(article.render(sample=sample, number=number)))
-        size += len(articles[-1])
-        if size > PAGE_LENGTH:
+    for sample in samples:
+        articles.append((sample.row.rank, Markup(article.render(sample=sample, row=sample.row))))
+        size += len(articles[-1][1])
+        if size > PAGE_LENGTH and sample.row.turn < 0:
             break
-    return environment.get_template("audit.html.jinja").render(articles=articles, title=title, facts=facts)
+    articles.sort(key=itemgetter(0))
+    page = environment.get_template("audit.html.jinja")
+    return page.render(articles=[text for _, text in articles], title=title, facts=facts, design=design)

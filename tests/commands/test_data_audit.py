@@ -132,8 +132,15 @@ def test_rows_of_a_table_are_left_out_by_number(noisy, tmp_path):
     kept = json.loads((output / "rows.json").read_text())
     assert kept == table["index"][~table["dropped"]].tolist() and len(kept) == len(rows) - round(0.5 * len(rows))
     assert "data.rows=" in told
-    refused = cal("data-audit", "data=table", "data.path=d", "clean=weigh", folder=tmp_path, check=False)
-    assert refused.returncode == 2 and "give data=llava_json, or clean=drop" in refused.stderr
+    told = cal("data-audit", "data=table", "data.path=d", "clean=weigh", "level=message", folder=tmp_path).stdout
+    weights = pd.read_parquet(output / "weights.parquet")["loss_weights"]
+    assert len(weights) == len(rows) and weights.notna().all()
+    given = [word for word in told.split() if word.startswith("data.weights=")]
+    train = ["train", "data=table", "data.path=d", "objective=column", "max_steps=1", "batch_size=4", "name=t"]
+    cal(*train, *given, folder=tmp_path)
+    datasets.Dataset.from_dict({"loss_weights": [[[1.0]]]}).to_parquet(str(tmp_path / "one.parquet"))
+    refused = cal(*train, "data.weights=one.parquet", folder=tmp_path, check=False)
+    assert refused.returncode == 2 and "is it of other data?" in refused.stderr
 
 
 def test_an_unreadable_image_is_left_out(noisy, tmp_path):
@@ -160,4 +167,4 @@ def test_an_unreadable_image_is_left_out(noisy, tmp_path):
 
 def test_generated_images_have_no_clean_data(tmp_path):
     told = cal("data-audit", "data.n=20", "page_samples=0", folder=tmp_path).stdout
-    assert "write the data with cal noise-inject ratio=0" in told and not list(tmp_path.rglob("clean.json"))
+    assert "give export=llava" in told and not list(tmp_path.rglob("clean.json"))

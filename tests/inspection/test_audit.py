@@ -1,6 +1,7 @@
 """The audit's numbers against those of single samples, brute force and definitions; its page read back."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from cal_cli.inspection.audit import (
     summarize_sentences,
 )
 from cal_cli.inspection.detection import compute_auc, compute_average_precision, draw_detectors, trace_detector
+from cal_cli.inspection.detectors import rank_samples
 from cal_cli.inspection.pages import PAGE_LENGTH, AuditedSample, Run, make_turns, render_audit
 from cal_cli.objective import contrast_logits
 
@@ -74,9 +76,9 @@ def test_an_audit_estimates_shares_and_ranks(tokens):
     summary = summarize_audit([pa.Table.from_pandas(tokens.drop(columns="delta"), preserve_index=False)])
     assert 0 <= summary.shares["samples"]["value"] <= 1
     assert summary.shares["sentences"]["n"] == len(summarize_sentences(tokens))
-    assert summary.rank("contradiction")["contradiction"].is_monotonic_decreasing
-    assert summary.rank("evidence")["evidence"].is_monotonic_increasing
-    assert summary.rank("evidence")["p_mismatch"].is_monotonic_decreasing
+    assert rank_samples(summary.samples, "contradiction")["contradiction"].is_monotonic_decreasing
+    ranked = rank_samples(summary.samples, "evidence")
+    assert ranked["evidence"].is_monotonic_increasing and ranked["p_mismatch"].is_monotonic_decreasing
 
 
 def test_an_audit_of_nothing_is_refused(tokens):
@@ -134,7 +136,10 @@ def test_the_page_has_the_whole_text_and_marks_what_is_contradicted(tokens, worl
 
 def make_sample(text, images=1):
     turns = [(text, [Run(text, 0, False), Run(text, 3, True)])]
-    return AuditedSample(text, [Image.new("RGBA", (999, 20))] * images, turns, -1.0, 5.0, 0.7, 2.0, True)
+    numbers = {"rank": 1, "evidence": -1.0, "contradiction": 5.0, "p_mismatch": 0.7, "loss": 2.0, "is_noise": True}
+    judged = {"place": 3, "turn": -1, "stratum": 0, "probability": 0.5, "verdict": None, "listed": True}
+    row = SimpleNamespace(sample_id=text, text_repeats=1, image_texts=1, **numbers, **judged)
+    return AuditedSample([Image.new("RGBA", (999, 20))] * images, turns, row)
 
 
 def test_the_page_escapes_text_and_needs_no_network():

@@ -1,0 +1,185 @@
+"""What may detect a wrong text: the audit's own numbers, a dual encoder such as CLIP, and numbers of the data."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Subset
+from transformers import AutoModel
+
+from cal_cli.data.noise import find_rows
+from cal_cli.data.sample import Conversations, Entry
+from cal_cli.models.hub import load_model
+from cal_cli.models.load import load_processor
+from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.files import write_parquet
+
+# each column of a number of samples, what it is called, and 1 if high numbers mark wrong texts, -1 if low ones do
+DETECTORS = {
+    "contradiction": ("contradiction", 1),
+    "evidence": ("evidence against the image", -1),
+    "loss": ("loss with the image", 1),
+    "mean_delta": ("mean difference", -1),
+    "clip": ("similarity of image and text", -1),
+    "neighbours": ("other texts of similar images", 1),
+    "score": ("score of the data", -1),
+}
+NEIGHBOURS = 10  # nearest images whose texts are compared
+
+
+def list_detectors(samples: pd.DataFrame) -> dict[str, np.ndarray]:
+    """List the numbers of samples that may detect a wrong text, by their column: float [samples], high for wrong.
+
+    A sample without a number has the lowest one.
+    """
+    found = {}
+    for column in DETECTORS:
+        if column in samples:
+            values = DETECTORS[column][1] * samples[column].to_numpy(np.float64)
+            found[column] = np.where(np.isnan(values), np.nanmin(values, initial=0.0) - 1, values)
+    return found
+
+
+def rank_samples(samples: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Return samples, the worst first, by a column of `DETECTORS`; ties are in the order of the data.
+
+    Raises InputError if they do not have this column.
+    """
+    detectors = list_detectors(samples)
+    if by not in detectors:
+        needed = {"score": "score_column=<column>"}.get(by, "clip=<model>")
+        raise InputError(f"rank={by}: these numbers need {needed}")
+    return samples.iloc[np.argsort(-detectors[by], kind="stable")]
+
+
+def read_scores(data: Conversations, column: str) -> np.ndarray:
+    """Read a column of numbers, such as a judge's ratings, float64 [samples of the data]; nan where there is none.
+
+    Low numbers mark bad texts; with `-` before the name of the column, high ones do.
+
+    Raises InputError if no sample has such a number, or one has something else.
+    """
+    name = column.removeprefix("-")
+    rows = find_rows(data)
+    if rows is not None and name in rows.source.column_names:
+        values = rows.source.data.column(name).take(pa.array(rows.kept)).to_pylist()
+    else:
+        values = [entry.get(name) for entry in data.entries] if rows is None else [None] * len(data)
+    wrong = next((value for value in values if value is not None and type(value) not in (int, float)), None)
+    if wrong is not None or all(value is None for value in values):
+        problem = "no sample has it" if wrong is None else f"holds {wrong!r:.80}, not a number"
+        raise InputError(f"score_column={column}: {problem}: give a column of numbers, one for each sample")
+    numbers = np.array(values, dtype=np.float64)
+    return -numbers if column.startswith("-") else numbers
+
+
+class Embedder:
+    """Compares images with texts by a dual encoder of `transformers`, such as CLIP or SigLIP.
+
+    Args:
+        name: a hub id or a folder.
+        device: of the model.
+        batch_size, workers: as in `Auditor`.
+
+    Raises:
+        InputError: it cannot be loaded, or is no dual encoder.
+    """
+
+    def __init__(self, name: str, device: torch.device, batch_size: int, workers: int) -> None:
+        self.model: Any = load_model(AutoModel, name, "clip", torch.float32).to(device).eval()
+        if not hasattr(self.model, "get_text_features"):
+            raise InputError(f"clip={name}: a {type(self.model).__name__} compares no images with texts: give a CLIP")
+        self.processor = load_processor(name, "clip")
+        self.batch_size, self.workers = batch_size, workers
+
+    @torch.no_grad()
+    def write_part(self, data: Conversations, places: Sequence[int], path: Path) -> None:
+        """Write a table with a row for each good sample: `index`, `clip`, and the embeddings `image` and `text`.
+
+        `clip` is the cosine of both embeddings, which have length 1. Of several images it is the mean of theirs.
+        """
+        loader = DataLoader(
+            Subset(data.replace(replaces_bad=False), places),
+            self.batch_size,
+            num_workers=self.workers,
+            collate_fn=partial(collate_pairs, self.processor),
+        )
+        found: list[tuple[int, float, np.ndarray, np.ndarray]] = []
+        for kept, owner, images, texts in loader:
+            if not kept:
+                continue
+            seen = self._embed(self.model.get_image_features, images)
+            owner = owner.to(seen.device)
+            image = F.normalize(seen.new_zeros(len(kept), seen.shape[1]).index_add(0, owner, seen), dim=1)
+            text = self._embed(self.model.get_text_features, texts)
+            cosine = (image * text).sum(dim=1)
+            found += zip(kept, cosine.tolist(), image.half().cpu().numpy(), text.half().cpu().numpy(), strict=True)
+        columns = [list(column) for column in zip(*found, strict=True)] or [[], [], [], []]
+        vector = pa.list_(pa.float16())
+        types = (pa.int64(), pa.float64(), vector, vector)
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)]
+        write_parquet(path, pa.table(dict(zip(("index", "clip", "image", "text"), arrays, strict=True))))
+
+    def _embed(self, encode: Any, inputs: Any) -> torch.Tensor:
+        out = encode(**inputs.to(self.model.device))
+        return F.normalize(getattr(out, "pooler_output", out).float(), dim=1)
+
+
+def collate_pairs(processor: Any, samples: list[dict]) -> tuple[list[int], torch.Tensor, Any, Any]:
+    """Return the places of good samples, of which of them each image is, and the inputs of images and of texts."""
+    good = [sample for sample in samples if "bad" not in sample]
+    images = [sample["image"] if isinstance(sample["image"], list) else [sample["image"]] for sample in good]
+    owner = torch.tensor([number for number, several in enumerate(images) for _ in several])
+    if not good:
+        return [], owner, None, None
+    pixels = processor.image_processor([image for several in images for image in several], return_tensors="pt")
+    # padded to the whole length, with which SigLIP was trained
+    length = min(processor.tokenizer.model_max_length, 512)
+    texts = processor.tokenizer(
+        [join_answers(sample) for sample in good],
+        padding="max_length",
+        truncation=True,
+        max_length=length,
+        return_tensors="pt",
+    )
+    texts.pop("token_type_ids", None)
+    return [sample["place"] for sample in good], owner, pixels, texts
+
+
+def join_answers(entry: Entry) -> str:
+    """Return the answers of a sample as one text."""
+    return " ".join(turn["value"] for turn in entry["conversations"] if turn["from"] == "gpt")
+
+
+def compare_neighbours(image: torch.Tensor, text: torch.Tensor, block: int = 1024) -> np.ndarray:
+    """Compute how far each text is from the texts of the images nearest to its own, float64 [samples].
+
+    It is 1 minus the mean cosine with the texts of the `NEIGHBOURS` nearest other images: LEMoN's term of the
+    neighbours in the image space (Zhang et al., 2407.18941, section 3), each with the same weight.
+
+    Args:
+        image, text: embeddings of length 1, float [samples, width].
+        block: samples that are compared with all others at a time.
+    """
+    far = []
+    for start in range(0, len(image), block):
+        cosine = image[start : start + block] @ image.T
+        own = torch.arange(len(cosine))
+        cosine[own, start + own] = -torch.inf
+        nearest = cosine.topk(min(NEIGHBOURS, max(len(image) - 1, 1)), dim=1).indices
+        far.append(1 - (text[nearest] * text[start : start + block, None]).sum(dim=2).mean(dim=1))
+    return torch.cat(far).double().numpy() if far else np.zeros(0)
+
+
+def add_similarity(samples: pd.DataFrame, parts: Sequence[pa.Table]) -> pd.DataFrame:
+    """Return samples with the columns `clip` and `neighbours`, from the tables of `Embedder.write_part`."""
+    table = pa.concat_tables(parts)
+    image, text = (torch.from_numpy(np.stack(table[name].to_numpy())).float() for name in ("image", "text"))
+    found = pd.DataFrame({"index": table["index"].to_numpy(), "clip": table["clip"].to_numpy()})
+    return samples.merge(found.assign(neighbours=compare_neighbours(image, text)), how="left", on="index")
