@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,18 +20,16 @@ from cal_cli.runtime.files import write_json, write_whole
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 AT_ONCE = 1000  # rows that are written together
-MESSAGE = {
-    "role": datasets.Value("string"),
-    "content": [{"type": datasets.Value("string"), "text": datasets.Value("string")}],
-}
-TRL = datasets.Features(
-    {
-        "id": datasets.Value("string"),
-        "messages": [MESSAGE],
-        "images": datasets.Sequence(datasets.Image()),
-        "weights": datasets.Sequence(datasets.Value("float32")),
-    }
-)
+
+
+def make_trl_schema() -> pa.Schema:
+    """Make the schema of `make_trl`: `datasets` reads its images as images."""
+    from datasets import Features, Image, Sequence, Value  # takes seconds, so only where it is needed
+
+    part = {"type": Value("string"), "text": Value("string")}
+    message = {"role": Value("string"), "content": [part]}
+    columns = {"id": Value("string"), "messages": [message], "images": Sequence(Image())}
+    return Features(columns | {"weights": Sequence(Value("float32"))}).arrow_schema
 
 
 def split_text(text: str, images: Iterator[str], text_key: str, image_part: Callable[[str], dict]) -> list[dict]:
@@ -182,16 +179,16 @@ def write_samples(path: Path, form: Format, data: Conversations, entries: Iterab
     path.parent.mkdir(parents=True, exist_ok=True)
     made = (form.make(name_images(entry, place)) for entry in entries)
     if form.suffix == ".parquet":
-        schema = TRL.arrow_schema
+        schema = make_trl_schema()
         with pq.ParquetWriter(temporary, schema) as writer:
             while rows := list(islice(made, AT_ONCE)):
                 writer.write_table(pa.Table.from_pylist(rows, schema))
     else:
-        begin, between, end = ("[\n", ",\n", "\n]\n") if form.suffix == ".json" else ("", "\n", "\n")
+        begin, between, end = ("[\n", ",\n", "\n]\n") if form.suffix == ".json" else ("", "", "")
         with temporary.open("w", encoding="utf-8") as file:
             file.write(begin)
             for number, row in enumerate(made):
-                file.write((between if number else "") + json.dumps(row, ensure_ascii=False))
+                file.write((between if number else "") + json.dumps(row, ensure_ascii=False) + ("" if end else "\n"))
             file.write(end)
     os.replace(temporary, path)
     with path.open("rb") as file:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -239,6 +238,8 @@ class Rows(Sequence[Entry]):
 
 def add_weights(source: Any, file: str) -> Any:
     """Return a data set with the `loss_weights` of a file for its rows. Raises InputError if they are not for these."""
+    import datasets  # takes seconds, so only where it is needed
+
     if not Path(file).is_file():
         raise InputError(f"data.weights={file}: there is no such file; cal data-audit clean=weigh writes one")
     weights = load_table(file, None, "train")

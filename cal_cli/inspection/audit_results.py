@@ -188,8 +188,6 @@ def write_clean(
 
 def write_weights(path: Path, rows: int, weights: Mapping[int, list]) -> None:
     """Write `loss_weights` of some rows of a data set, by their numbers, as a table with a row for each of its rows."""
-    given = [
-        [answer if isinstance(answer, list) else [answer] for answer in weights[n]] if n in weights else None
-        for n in range(rows)
-    ]
-    write_parquet(path, pa.table({LOSS_WEIGHTS: pa.array(given, pa.list_(pa.list_(pa.float32())))}))
+    by_token = any(isinstance(answer, list) for answers in weights.values() for answer in answers)
+    kind = pa.list_(pa.list_(pa.float32())) if by_token else pa.list_(pa.float32())
+    write_parquet(path, pa.table({LOSS_WEIGHTS: pa.array([weights.get(n) for n in range(rows)], kind)}))

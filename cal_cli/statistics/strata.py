@@ -48,12 +48,14 @@ class Strata:
 
         The limits of the strata are combined by the method of variance estimates recovery (MOVER; Zou and Donner 2008,
         Statistics in Medicine 27:1693), which keeps their asymmetry: a stratum without a wrong item may have some.
+        Those of strata without a judgement, about which chance says nothing, are added up.
         """
         total, low, high = self.bound_totals()
         value = float(coefficients @ total)
         below = coefficients * (total - np.where(coefficients > 0, low, high))
         above = coefficients * (np.where(coefficients > 0, high, low) - total)
-        return value, value - float(np.linalg.norm(below)), value + float(np.linalg.norm(above))
+        half = [np.linalg.norm(side[self.judged > 0]) + side[self.judged == 0].sum() for side in (below, above)]
+        return value, value - float(half[0]), value + float(half[1])
 
     def estimate_share(self, chosen: np.ndarray) -> dict[str, float | list[float] | None]:
         """Estimate the fraction of all wrong items that is in the `chosen` strata (bool [strata]): `value` and `ci95`.

@@ -1,0 +1,61 @@
+"""Estimates from strata against the exact interval, enumeration, and samples drawn again and again."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from cal_cli.statistics.strata import Strata
+
+
+def make_strata(size, judged, wrong, rate=0.5):
+    return Strata(*map(np.array, (size, judged, wrong)), np.full(len(size), rate))
+
+
+def test_one_large_stratum_has_the_exact_interval():
+    value, low, high = make_strata([10**9], [40], [7]).estimate_sum(np.ones(1))
+    exact = stats.binomtest(7, 40).proportion_ci(0.95, method="exact")
+    assert np.allclose(np.array([value, low, high]) / 10**9, [7 / 40, exact.low, exact.high], atol=1e-6)
+
+
+def test_what_was_judged_entirely_is_known():
+    assert make_strata([20, 30], [20, 30], [3, 0]).estimate_sum(np.ones(2)) == (3, 3, 3)
+    assert make_strata([20, 30], [20, 30], [3, 1]).estimate_share(np.array([True, False])) == {
+        "value": pytest.approx(0.75),
+        "ci95": pytest.approx([0.75, 0.75]),
+    }
+
+
+def test_of_a_stratum_without_a_judgement_nothing_is_known():
+    value, low, high = make_strata([10, 50], [10, 0], [4, 0], rate=0.2).estimate_sum(np.ones(2))
+    assert (value, low, high) == (14, 4, 54)
+    value, low, high = make_strata([5, 5, 5], [0, 0, 0], [0, 0, 0]).estimate_sum(np.ones(3))
+    assert (low, high) == (0, 15)
+
+
+STRATA = st.lists(st.tuples(st.integers(1, 50), st.integers(0, 50), st.integers(0, 50)), min_size=1, max_size=5)
+
+
+@given(STRATA, st.lists(st.floats(-2, 2), min_size=5, max_size=5))
+def test_limits_enclose_the_estimate_and_what_was_seen(rows, coefficients):
+    size = [size for size, _, _ in rows]
+    judged = [min(judged, size) for size, judged, _ in rows]
+    wrong = [min(wrong, n) for (_, _, wrong), n in zip(rows, judged, strict=True)]
+    strata = make_strata(size, judged, wrong)
+    total, low, high = strata.bound_totals()
+    assert (low >= wrong).all() and (high <= np.array(size) - judged + wrong).all()
+    assert (low <= total + 1e-9).all() and (total <= high + 1e-9).all()
+    value, least, most = strata.estimate_sum(np.array(coefficients[: len(size)]))
+    assert least <= value <= most
+    assert value == pytest.approx(float(np.dot(coefficients[: len(size)], total)))
+
+
+def test_a_share_s_limits_are_those_of_a_search_over_shares():
+    strata, chosen = make_strata([30, 400], [30, 25], [21, 2]), np.array([True, False])
+    grid = np.linspace(0, 1, 20_001)
+    sums = np.array([strata.estimate_sum(chosen - share) for share in grid])
+    possible = grid[(sums[:, 1] <= 0) & (sums[:, 2] >= 0)]
+    found = strata.estimate_share(chosen)
+    assert found["ci95"] == pytest.approx([possible[0], possible[-1]], abs=1e-4)
+    assert found["value"] == pytest.approx(21 / (21 + 32))
