@@ -4,13 +4,13 @@ import json
 import os
 import shlex
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from cal_cli.commands.hydra_app import get_job
+from cal_cli.data.export import save_image
 from cal_cli.data.llava_json import write_llava_json
 from cal_cli.data.noise import NoiseConfig, describe_changes, inject_noise, load_data, make_manifest
 from cal_cli.data.noise_kinds import SIMILAR, SWAP
@@ -18,7 +18,7 @@ from cal_cli.data.sample import get_image_names, rename_images
 from cal_cli.runtime.config import check_types
 from cal_cli.runtime.console import make_console
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import write_json, write_whole
+from cal_cli.runtime.files import write_json
 
 
 @dataclass
@@ -50,9 +50,7 @@ def noise_inject(config: DictConfig) -> None:
         folder = output / "images"
         for entry in entries:
             for name in get_image_names(entry):
-                buffer = BytesIO()
-                data.open_image(name).save(buffer, "PNG")
-                write_whole(folder / name, buffer.getvalue())
+                save_image(data, name, folder)
     elif "sources" in config.data:  # images in several folders
         entries, folder = [rename_images(entry, os.path.abspath) for entry in entries], Path("/")
     else:

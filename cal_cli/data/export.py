@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from cal_cli.data.images import decode_inline
 from cal_cli.data.sample import LOSS_WEIGHTS, Conversations, Entry, get_image_names
-from cal_cli.runtime.files import write_json, write_whole
+from cal_cli.runtime.files import replace_folder, write_json, write_whole
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 AT_ONCE = 1000  # rows that are written together
@@ -148,17 +148,14 @@ DATASET_INFO = {
 }
 
 
-def place_image(data: Conversations, folder: Path, name: str) -> str:
-    """Return the full path of an image by its name in an entry; write it to a folder, as PNG, if it is not a file."""
-    if data.image_folder is not None and decode_inline(name) is None:
-        return os.path.join(data.image_folder.resolve(), name)
+def save_image(data: Conversations, name: str, folder: Path) -> Path:
+    """Write an image of an entry as PNG to a folder; one that is within the data gets a name of its contents."""
     inline = decode_inline(name) is not None
     path = folder / (hashlib.sha256(name.encode()).hexdigest()[:16] + ".png" if inline else name)
-    if not path.is_file():
-        buffer = BytesIO()
-        data.open_image(name).save(buffer, "PNG")
-        write_whole(path, buffer.getvalue())
-    return str(path.resolve())
+    buffer = BytesIO()
+    data.open_image(name).save(buffer, "PNG")
+    write_whole(path, buffer.getvalue())
+    return path
 
 
 def name_images(entry: Entry, place: Callable[[str], str]) -> Entry:
@@ -169,28 +166,21 @@ def name_images(entry: Entry, place: Callable[[str], str]) -> Entry:
     return {**entry, "image": names[0] if isinstance(entry["image"], str) else names}
 
 
-def write_samples(path: Path, form: Format, data: Conversations, entries: Iterable[Entry]) -> str:
-    """Write entries of a data set in a format, a few at a time; images that are not files go to `images/` beside it.
-
-    Returns:
-        The SHA-256 of the file.
-    """
-    temporary, place = path.with_name(f".{path.name}"), partial(place_image, data, path.parent / "images")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made = (form.make(name_images(entry, place)) for entry in entries)
+def write_samples(path: Path, form: Format, entries: Iterable[Entry]) -> str:
+    """Write entries, whose images are named by their full paths, in a format; return the SHA-256 of the file."""
+    made = (form.make(entry) for entry in entries)
     if form.suffix == ".parquet":
         schema = make_trl_schema()
-        with pq.ParquetWriter(temporary, schema) as writer:
+        with pq.ParquetWriter(path, schema) as writer:
             while rows := list(islice(made, AT_ONCE)):
                 writer.write_table(pa.Table.from_pylist(rows, schema))
     else:
         begin, between, end = ("[\n", ",\n", "\n]\n") if form.suffix == ".json" else ("", "", "")
-        with temporary.open("w", encoding="utf-8") as file:
+        with path.open("w", encoding="utf-8") as file:
             file.write(begin)
             for number, row in enumerate(made):
                 file.write((between if number else "") + json.dumps(row, ensure_ascii=False) + ("" if end else "\n"))
             file.write(end)
-    os.replace(temporary, path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -218,28 +208,37 @@ def export_samples(
         about: more for the manifest.
     """
     form = FORMATS[name]
+    path = folder / f"data{form.suffix}"
 
-    def read(left_out: bool) -> Iterator[Entry]:
-        for place, entry in enumerate(data.entries):
-            if place not in unusable and (place in reasons) is left_out:
-                yield {**entry, LOSS_WEIGHTS: weights[place]} if place in weights else entry
+    def place(images: Path, image: str) -> str:
+        if data.image_folder is not None and decode_inline(image) is None:
+            return os.path.join(data.image_folder.resolve(), image)
+        return str(folder.resolve() / "images" / save_image(data, image, images).relative_to(images))
+
+    def read(left_out: bool, images: Path) -> Iterator[Entry]:
+        for number, entry in enumerate(data.entries):
+            if number not in unusable and (number in reasons) is left_out:
+                weighed = {LOSS_WEIGHTS: weights[number]} if number in weights else {}
+                yield name_images({**entry, **weighed}, partial(place, images))
 
     def describe() -> Iterator[dict]:
-        for place, entry in enumerate(data.entries):
-            one = {"index": place, "id": entry["id"]}
-            if place in unusable or place in reasons:
-                yield one | {"left_out": reasons.get(place, "cannot be used: cal data-check says why")}
-            elif place in weights:
-                yield one | {"weights": average_weights(weights[place])}
+        for number, entry in enumerate(data.entries):
+            one = {"index": number, "id": entry["id"]}
+            if number in unusable or number in reasons:
+                yield one | {"left_out": reasons.get(number, "cannot be used: cal data-check says why")}
+            elif number in weights:
+                yield one | {"weights": average_weights(weights[number])}
 
-    path = folder / f"data{form.suffix}"
-    digests = [
-        write_samples(file, form, data, read(file != path)) for file in (path, folder / f"left_out{form.suffix}")
-    ]
-    if name == "llama_factory":
-        write_json(folder / "dataset_info.json", DATASET_INFO)
-    write_whole(folder / "changes.jsonl", "".join(json.dumps(one) + "\n" for one in describe()))
-    counts = {"samples": len(data), "left_out": len(reasons), "unusable": len(unusable), "weighted": len(weights)}
-    manifest = {"format": name, "written_for": form.peer, **counts, "sha256": digests[0], **about}
-    write_json(folder / "manifest.json", manifest)
+    def write(temporary: Path) -> None:
+        digest = write_samples(temporary / path.name, form, read(False, temporary / "images"))
+        write_samples(temporary / f"left_out{form.suffix}", form, read(True, temporary / "images"))
+        if name == "llama_factory":
+            write_json(temporary / "dataset_info.json", DATASET_INFO)
+        with (temporary / "changes.jsonl").open("w") as file:
+            file.writelines(json.dumps(one) + "\n" for one in describe())
+        counts = {"samples": len(data), "left_out": len(reasons), "unusable": len(unusable), "weighted": len(weights)}
+        manifest = {"format": name, "written_for": form.peer, **counts, "sha256": digest, **about}
+        write_json(temporary / "manifest.json", manifest)
+
+    replace_folder(folder, write)
     return f"{path}: for {form.peer}: {form.note.format(file=path, folder=folder)}"

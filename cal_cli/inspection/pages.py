@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from PIL import Image
@@ -254,12 +255,10 @@ def find_audited_samples(
         table: the rows of the audit's table to show, with `turn` and `verdict`, see `AuditedSample`.
         parts: the tokens of the audit.
     """
-    wanted = set(table["index"].tolist())
+    wanted = pa.array(table["index"])
     found: dict[int, pd.DataFrame] = {}
     for part in parts:
-        for index, rows in add_delta(part).groupby("index", sort=False):
-            if index in wanted:
-                found[index] = rows
+        found |= dict(iter(add_delta(part.filter(pc.is_in(part["index"], wanted))).groupby("index", sort=False)))
     ordered = table.assign(later=table["turn"] < 0).sort_values(["later", "rank"])
     for row in ordered.rename(columns={"index": "place"}).itertuples():
         entry = data.entries[row.place]
