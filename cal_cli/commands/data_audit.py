@@ -19,7 +19,15 @@ from cal_cli.commands.hydra_app import Job, get_job
 from cal_cli.data.collator import Collator
 from cal_cli.data.noise import NoiseConfig, load_noisy_data
 from cal_cli.data.sample import Conversations
-from cal_cli.inspection.audit import Auditor, find_part, list_parts, read_parts, summarize_audit, write_sentences
+from cal_cli.inspection.audit import (
+    TOKENS,
+    Auditor,
+    find_part,
+    list_parts,
+    read_parts,
+    summarize_audit,
+    write_sentences,
+)
 from cal_cli.inspection.audit_results import Choices, decide, describe_review, write_clean, write_page
 from cal_cli.inspection.detection import describe_detector, draw_detectors
 from cal_cli.inspection.detectors import DETECTORS, Embedder, add_similarity, list_detectors, read_scores
@@ -52,8 +60,6 @@ class DataAuditConfig(Choices):
     data: Any
     noise: NoiseConfig
     manifest: str | None
-    clip: str | None
-    score_column: str | None
     max_length: int | None
     batch_size: int = limited(1)
     workers: int = limited(0)
@@ -83,6 +89,7 @@ def data_audit(config: DictConfig) -> None:
     parts = list_parts(data)
     if not parts:
         raise InputError("no sample shows an image: an audit needs some; give other data")
+    scores = None if settings.score_column is None else read_scores(data, settings.score_column)
     node: Any = OmegaConf.to_container(config)
     workers = min(settings.workers, count_cores())
     identity = {
@@ -99,12 +106,12 @@ def data_audit(config: DictConfig) -> None:
     audit = Passes(data, parts, job.folder, identity, settings.force, state, console)
     with hold(job.folder, console.print) if state.is_main_process else nullcontext():
         about = {"checkpoint": fingerprint(checkpoint), "max_length": settings.max_length, "dtype": settings.dtype}
-        speed = audit.run("tokens", about, make_auditor)
+        speed = audit.run("tokens", {**about, "columns": TOKENS.names}, make_auditor)
         if settings.clip is not None:
             embedder = partial(Embedder, settings.clip, state.device, settings.batch_size, workers)
             audit.run("clip", {"clip": fingerprint(settings.clip)}, embedder)
         if state.is_main_process:
-            write_results(job, checkpoint, data, noisy, len(parts), settings, speed, console)
+            write_results(job, checkpoint, data, noisy, scores, len(parts), settings, speed, console)
     state.wait_for_everyone()  # the end of the first process ends the others
 
 
@@ -135,12 +142,14 @@ class Passes:
             done = len(self.parts) - len(missing)
             self.console.print(f"{self.folder}: continuing after {done} of {len(self.parts)} parts")
         mine = missing[state.process_index :: state.num_processes]
-        writer: Any = make() if mine else None
         began = time.perf_counter()
-        with show_progress(name, sum(len(self.parts[number]) for number in mine), self.console) as advance:
-            for number in mine:
-                writer.write_part(self.data, self.parts[number], find_part(folder, number))
-                advance(len(self.parts[number]))
+        if mine:
+            writer = make()
+            began = time.perf_counter()
+            with show_progress(name, sum(len(self.parts[number]) for number in mine), self.console) as advance:
+                for number in mine:
+                    writer.write_part(self.data, self.parts[number], find_part(folder, number))
+                    advance(len(self.parts[number]))
         state.wait_for_everyone()
         samples = sum(len(self.parts[number]) for number in missing)
         return samples / (time.perf_counter() - began) if missing else None
@@ -151,6 +160,7 @@ def write_results(
     checkpoint: Path,
     data: Conversations,
     noisy: dict[int, dict[str, Any]] | None,
+    scores: np.ndarray | None,
     parts: int,
     settings: DataAuditConfig,
     speed: float | None,
@@ -166,8 +176,8 @@ def write_results(
     table, repeats = find_repeats(data, summary.samples)
     if settings.clip is not None:
         table = add_similarity(table, list(read_parts(folder / "clip", parts)))
-    if settings.score_column is not None:
-        table["score"] = read_scores(data, settings.score_column)[table["index"].to_numpy()]
+    if scores is not None:
+        table["score"] = scores[table["index"].to_numpy()]
     if noisy is not None:
         table["is_noise"] = table["index"].isin(noisy.keys())
     decision = decide(table, summary.shares["samples"]["value"], settings)

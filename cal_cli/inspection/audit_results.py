@@ -27,10 +27,12 @@ from cal_cli.runtime.files import write_json, write_parquet, write_whole
 
 @dataclass(kw_only=True)
 class Choices:
-    """What to make of an audit: the keys of `conf/data_audit.yaml` that its passes do not depend on."""
+    """What to make of an audit: the keys of `conf/data_audit.yaml` that its pass over tokens does not depend on."""
 
     seed: int
     rank: str = limited(choices=tuple(DETECTORS))
+    clip: str | None
+    score_column: str | None
     review: int = limited(0)
     verdicts: str | None
     clean: str = limited(choices=("drop", "weigh"))
@@ -41,7 +43,12 @@ class Choices:
     page_samples: int = limited(0)
 
     def check(self) -> None:
-        """Raise InputError for choices that exclude each other."""
+        """Raise InputError, before hours of work, for choices that exclude each other, or unreadable verdicts."""
+        rank = self.rank if self.verdicts is None else read_verdicts(Path(self.verdicts))[0].rank
+        for by in (self.rank, rank):
+            key = {"score": "score_column", "clip": "clip", "neighbours": "clip"}.get(by)
+            if key and getattr(self, key) is None:
+                raise InputError(f"rank={by}: give {key}= too, from which its numbers come")
         if self.clean == "weigh" and (self.drop is not None or self.precision is not None):
             raise InputError("clean=weigh leaves no sample out: leave drop and precision out")
         if self.precision is not None and (self.verdicts is None or self.drop is not None):
@@ -156,7 +163,7 @@ def write_clean(
     unusable = {n for n, entry in enumerate(data.entries) if "image" in entry and n not in audited}
     left_out = unusable | set(table["index"][table["dropped"]].tolist())
     kept = np.array([place for place in range(len(data)) if place not in left_out])
-    told = []
+    lines = []
     if choices.export is not None:
         label = DETECTORS[choices.rank][0]
         reasons = {
@@ -164,7 +171,7 @@ def write_clean(
             for row in table[table["dropped"]].rename(columns={"index": "place"}).itertuples()
         }
         about = {"ranked_by": label, "audit": str(folder), "level": choices.level if weights else None}
-        told.append(export_samples(folder / "export", choices.export, data, reasons, unusable, weights, about))
+        lines.append(export_samples(folder / "export", choices.export, data, reasons, unusable, weights, about))
     if (rows := find_rows(data)) is not None:
         write_json(folder / "rows.json", rows.kept[kept].tolist(), indent=None)
         words = [f"data.rows={folder}/rows.json"]
@@ -173,9 +180,9 @@ def write_clean(
                 folder / "weights.parquet", len(rows.source), {int(rows.kept[n]): w for n, w in weights.items()}
             )
             words += [f"data.weights={folder}/weights.parquet", "objective=column"]
-        return [*told, f"train on the {len(kept):,} others: the same data with {shlex.join(words)}"]
+        return [*lines, f"train on the {len(kept):,} others: the same data with {shlex.join(words)}"]
     if data.image_folder is None:
-        return told or ["the images are not files: give export=llava to have the others with their images"]
+        return lines or ["the images are not files: give export=llava to have the others with their images"]
     entries = []
     for place in kept.tolist():
         entry = rename_images(data.entries[place], partial(os.path.join, data.image_folder.resolve()))
@@ -183,7 +190,7 @@ def write_clean(
     write_llava_json(entries, folder / "clean.json")
     words = ["cal", "train", "data=llava_json", f"data.path={folder / 'clean.json'}", "data.image_folder=/"]
     words += ["objective=column"] if weights else []
-    return [*told, f"train on the {len(kept):,} {'weighted samples' if weights else 'others'}: {shlex.join(words)}"]
+    return [*lines, f"train on the {len(kept):,} {'weighted samples' if weights else 'others'}: {shlex.join(words)}"]
 
 
 def write_weights(path: Path, rows: int, weights: Mapping[int, list]) -> None:

@@ -118,8 +118,3 @@ def test_scores_of_the_data_rank_and_missing_ones_come_last():
 def test_what_is_no_number_is_refused(scores, message):
     with pytest.raises(InputError, match=f"score_column=rating: {message}"):
         read_scores(make_data(scores), "rating")
-
-
-def test_a_ranking_without_its_numbers_is_refused():
-    with pytest.raises(InputError, match="rank=clip: these numbers need clip=<model>"):
-        rank_samples(pd.DataFrame({"loss": [1.0]}), "clip")
