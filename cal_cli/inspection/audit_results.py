@@ -19,7 +19,7 @@ from cal_cli.data.sample import LOSS_WEIGHTS, Conversations, rename_images
 from cal_cli.inspection.audit import AuditSummary, weigh_tokens
 from cal_cli.inspection.detectors import DETECTORS, rank_samples
 from cal_cli.inspection.pages import find_audited_samples, render_audit
-from cal_cli.inspection.review import Design, Review, find_cut, read_verdicts
+from cal_cli.inspection.review import PRECISIONS, Design, Review, find_cut, read_verdicts
 from cal_cli.runtime.config import limited
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_json, write_parquet, write_whole
@@ -105,7 +105,7 @@ def decide(table: pd.DataFrame, share: float, choices: Choices) -> Decision:
             cut = find_cut(calibrated, choices.precision)
         elif choices.drop is None:
             cut = round(review.estimate_total()["value"])
-        found = review.describe(places, cut)
+        found = review.describe(places, calibrated, cut)
     elif choices.verdicts is not None:
         raise InputError(f"verdicts={choices.verdicts}: no sample is judged yet")
     dropped = review.settle(places, cut) if choices.clean == "drop" else set()
@@ -117,11 +117,12 @@ def decide(table: pd.DataFrame, share: float, choices: Choices) -> Decision:
 
 def describe_review(review: Mapping[str, Any]) -> str:
     """Describe the verdicts and the estimate of the total in a sentence."""
-    total = review["total"]
+    total, worst = review["total"], review["for_precision"][2]["cut"]
     low, high = (f"{edge:,.0f}" for edge in total["ci95"])
     return (
         f"Judged: {review['judged']:,}, of which {review['wrong']:,} wrong ({review['unsure']:,} unsure, not counted). "
-        f"Estimated number of wrong texts: {total['value']:,.0f} [{low}, {high}] of {total['n']:,}."
+        f"Estimated number of wrong texts: {total['value']:,.0f} [{low}, {high}] of {total['n']:,}. "
+        f"Of the worst {worst:,}, an estimated {PRECISIONS[2]:.0%} are wrong."
     )
 
 

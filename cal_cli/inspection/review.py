@@ -21,6 +21,7 @@ VERDICTS = ("right", "wrong", "unsure")
 TOP = 0.2  # fraction of the samples to judge that are the worst of the ranking
 LEAST = 3  # samples of a stratum that are judged
 GROWTH = 4  # each stratum of the ranking ends at so many times the rank at which it begins
+PRECISIONS = (0.5, 0.8, 0.9, 0.95)  # for which the cut is reported
 CUTS = (10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000, 300_000, 1_000_000)  # for which precision is reported
 
 
@@ -169,14 +170,19 @@ class Review:
         right = {place for place, wrong in self.wrong.items() if not wrong}
         return (set(ranked[:cut].tolist()) - right) | (set(self.wrong) - right)
 
-    def describe(self, ranked: np.ndarray, cut: int) -> dict[str, Any]:
-        """Describe what the verdicts say: their numbers, the total, and cuts of the ranking, `cut` among them."""
+    def describe(self, ranked: np.ndarray, calibrated: np.ndarray, cut: int) -> dict[str, Any]:
+        """Describe what the verdicts say: their numbers, the total, and cuts of the ranking, `cut` among them.
+
+        `for_precision` has the cut that each of `PRECISIONS` needs; see `find_cut`.
+        """
+        needed = {precision: find_cut(calibrated, precision) for precision in PRECISIONS}
         return {
             "judged": len(self.wrong),
             "wrong": sum(self.wrong.values()),
             "unsure": self.unsure,
             "total": self.estimate_total(),
-            "cuts": self.list_cuts(ranked, cut),
+            "for_precision": [{"precision": precision, "cut": worst} for precision, worst in needed.items()],
+            "cuts": self.list_cuts(ranked, cut, *needed.values()),
         }
 
     def calibrate(self, ranked: np.ndarray) -> np.ndarray:
