@@ -175,14 +175,13 @@ class Review:
 
         `for_precision` has the cut that each of `PRECISIONS` needs; see `find_cut`.
         """
-        needed = {precision: find_cut(calibrated, precision) for precision in PRECISIONS}
         return {
             "judged": len(self.wrong),
             "wrong": sum(self.wrong.values()),
             "unsure": self.unsure,
             "total": self.estimate_total(),
-            "for_precision": [{"precision": precision, "cut": worst} for precision, worst in needed.items()],
-            "cuts": self.list_cuts(ranked, cut, *needed.values()),
+            "for_precision": [{"precision": wanted, "cut": find_cut(calibrated, wanted)} for wanted in PRECISIONS],
+            "cuts": self.list_cuts(ranked, cut),
         }
 
     def calibrate(self, ranked: np.ndarray) -> np.ndarray:
