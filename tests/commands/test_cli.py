@@ -102,7 +102,7 @@ def test_every_word_reaches_hydra(tmp_path):
         ("inspect checkpoint=[tiny,tiny,tiny]", "a page shows one, or two as checkpoint=[a,b]"),
         ("inspect data.n=6 data.text_only_share=1", "none of the 6 samples shows an image"),
         ("inspect view=objects data.families=[charts] data.n=6", "none of the 6 samples has one image and regions"),
-        ("data-audit rank=x", "rank=x: allowed are contradiction and evidence"),
+        ("data-audit rank=x", "rank=x: allowed are contradiction, evidence, loss"),
         ("data-audit clean=x", "clean=x: allowed are drop and weigh"),
         ("data-audit drop=1", "drop=1.0: allowed is a share from 0 to below 1"),
         ("data-audit clean=weigh drop=0.1", "leave drop and max_length out"),

@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from cal_cli.reporting.results import collect_results
 from cal_cli.reporting.tables import summarize_results
-from cal_cli.statistics.seeds import format_interval
+from cal_cli.statistics.seeds import estimate_over_runs, format_interval
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "runs/reference/camera"
@@ -65,3 +66,17 @@ def test_the_readme_has_the_numbers_of_the_report(results):
         assert format_interval(found, signed) in text
     assert format_interval(posterior["gain"], True) in text
     assert format_interval(results.before_training["scene_accuracy"]) in text
+
+
+def test_training_on_audited_data_is_as_its_answers_say():
+    folder = ROOT / "runs/reference/audit"
+    answers, stored = pd.read_parquet(folder / "half_answers.parquet"), json.loads((folder / "half.json").read_text())
+    answers["image"] = answers["question"].str.extract(r"^(test-0-\w+-\d+)", expand=False)
+    for task in ("captions", "reading"):
+        chosen = answers[answers["question"].str.contains(f"-{task}-")]
+        means = chosen.groupby(["arm", "seed", "image"], observed=True)["score"].mean().unstack("image")
+        for other, base in (("cut", "noisy"), ("weighed", "noisy"), ("posterior", "cut")):
+            found = estimate_over_runs((means.loc[other] - means.loc[base]).to_numpy())
+            assert found["ci95"] == pytest.approx(stored[task][f"{other} minus {base}"]["ci95"], abs=1e-6)
+    page = " ".join((ROOT / "docs/audit.md").read_text().split())
+    assert format_interval(stored["captions"]["cut minus noisy"], signed=True) in page
