@@ -60,7 +60,6 @@ class DataAuditConfig(Choices):
     data: Any
     noise: NoiseConfig
     manifest: str | None
-    max_length: int | None
     batch_size: int = limited(1)
     workers: int = limited(0)
     dtype: str | None
@@ -72,8 +71,6 @@ def data_audit(config: DictConfig) -> None:
     """Contrast every sample that shows an image; write what the images contradict, and the data without it."""
     settings = check_types(config, DataAuditConfig)
     settings.check()
-    if settings.clean == "weigh" and settings.max_length is not None:
-        raise InputError("clean=weigh weighs all tokens of all samples: leave max_length out")
     if settings.launch.shard is not None:
         raise InputError("launch: cal data-audit distributes samples and does not shard models: give single or ddp")
     job, processes = get_job(), count_processes(settings.launch)

@@ -27,7 +27,7 @@ from cal_cli.runtime.files import write_json, write_parquet, write_whole
 
 @dataclass(kw_only=True)
 class Choices:
-    """What to make of an audit: the keys of `conf/data_audit.yaml` that its pass over tokens does not depend on."""
+    """What to make of an audit: keys of `conf/data_audit.yaml`, which documents each."""
 
     seed: int
     rank: str = limited(choices=tuple(DETECTORS))
@@ -41,6 +41,7 @@ class Choices:
     precision: float | None = limited(0)
     export: str | None
     page_samples: int = limited(0)
+    max_length: int | None
 
     def check(self) -> None:
         """Raise InputError, before hours of work, for choices that exclude each other, or unreadable verdicts."""
@@ -49,8 +50,10 @@ class Choices:
             key = {"score": "score_column", "clip": "clip", "neighbours": "clip"}.get(by)
             if key and getattr(self, key) is None:
                 raise InputError(f"rank={by}: give {key}= too, from which its numbers come")
-        if self.clean == "weigh" and (self.drop is not None or self.precision is not None):
-            raise InputError("clean=weigh leaves no sample out: leave drop and precision out")
+        if self.clean == "weigh" and (self.drop, self.max_length, self.precision) != (None, None, None):
+            raise InputError(
+                "clean=weigh weighs all tokens of all samples: leave drop and max_length out, and precision"
+            )
         if self.precision is not None and (self.verdicts is None or self.drop is not None):
             raise InputError("precision: the cut for it follows from verdicts=verdicts.json, and replaces drop=")
         if self.export is not None and self.export not in FORMATS:
