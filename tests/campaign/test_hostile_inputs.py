@@ -10,6 +10,7 @@ import os
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -380,8 +381,11 @@ def render_tokens(first, second, identity, title):
 
 def render_audited(first, second, identity, title):
     turns = [(first, [Run(second, 0, False), Run(first, 2, True)])]
-    sample = AuditedSample(identity, [Image.new("RGB", (4, 4))], turns, -1.0, 1.0, 0.5, 2.0, True)
-    return render_audit([sample], title, [title])
+    numbers = {"rank": 1, "evidence": -1.0, "contradiction": 1.0, "p_mismatch": 0.5, "loss": 2.0, "is_noise": True}
+    judged = {"place": 3, "turn": 0, "stratum": 0, "probability": 1.0, "verdict": "wrong", "listed": True}
+    row = SimpleNamespace(sample_id=identity, text_repeats=2, image_texts=2, **numbers, **judged)
+    design = {"rank": title, "samples": 1, "review": 1, "seed": 0}
+    return render_audit([AuditedSample([Image.new("RGB", (4, 4))], turns, row)], title, [title], design)
 
 
 def render_maps(first, second, identity, title):
