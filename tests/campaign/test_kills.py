@@ -35,7 +35,7 @@ COMMANDS = {
     "data_audit": ["data.n=300", "noise.ratio=0.2", "page_samples=4", "batch_size=8"],
     "token_weight_dump": ["checkpoint=tiny", "data.n=60", "samples=40", "noise.ratio=0.5", "heatmap_samples=4"],
 }
-VARYING = ("wall_seconds", "peak_memory_bytes", "tokens_per_second")
+VARYING = ("wall_seconds", "peak_memory_bytes", "tokens_per_second", "samples_per_second")
 
 
 def words_of(name):
@@ -106,7 +106,7 @@ def find_broken(folder):
 
 def read(path, folder):
     """What a file must have in common with that of another run."""
-    if path.name in ("summary.json", "metrics.jsonl", "results.json"):
+    if path.name in ("summary.json", "metrics.jsonl", "results.json", "audit.json"):
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.suffix == ".jsonl" else None
         values = lines if lines is not None else [json.loads(path.read_text())]
         return [{key: value for key, value in one.items() if key not in VARYING} for one in values]
