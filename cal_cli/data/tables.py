@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from PIL import Image
 
 from cal_cli.data.formats import IMAGE_SUFFIX, TALKS, get_folder, load_table
@@ -63,8 +64,9 @@ def load_conversations(
     if not 0 <= max_bad_fraction < 1:
         raise InputError(f"data.max_bad_fraction={max_bad_fraction}: allowed is a share from 0 to below 1")
     check_background(background, "data.background")
-    source = load_table(path, name, split)
-    read = Rows(source if weights is None else add_weights(source, weights), path, image_folder, background, icc)
+    read = Rows(load_table(path, name, split), path, image_folder, background, icc)
+    if weights is not None:
+        read.weights = read_weights(weights, len(read))
     if rows is not None:
         read = read.select(read_row_numbers(rows, len(read)))
     good: list[int] = []
@@ -97,6 +99,7 @@ class Rows(Sequence[Entry]):
 
     Attributes:
         kept: the numbers of the selected rows, int64; at first all rows.
+        weights: `loss_weights` of each row of the source, instead of its own; None means these.
         unmarked: whether the text of a row that was read has an image but no mark of its place.
         as_written: leave the entries as the data set has them; else they are normalised, see `normalize`.
 
@@ -113,6 +116,7 @@ class Rows(Sequence[Entry]):
         icc: bool | None = None,
     ) -> None:
         self.source, self.path, self.as_written = source, path, False
+        self.weights: pa.ChunkedArray | None = None
         self.background, self.icc = background, icc
         talks = [column for column in TALKS if column in source.column_names]
         if not talks:
@@ -171,6 +175,8 @@ class Rows(Sequence[Entry]):
             value = row.get(name)
             if value is None and isinstance(within, dict):
                 value = within.get(name)
+            if name == LOSS_WEIGHTS and self.weights is not None:
+                value = self.weights[index].as_py()
             if value is not None:
                 entry[name] = value
         if images > 1:
@@ -236,17 +242,15 @@ class Rows(Sequence[Entry]):
         return image["path"] if Path(self.path).exists() else Path(image["path"])
 
 
-def add_weights(source: Any, file: str) -> Any:
-    """Return a data set with the `loss_weights` of a file for its rows. Raises InputError if they are not for these."""
-    import datasets  # takes seconds, so only where it is needed
-
-    if not Path(file).is_file():
-        raise InputError(f"data.weights={file}: there is no such file; cal data-audit clean=weigh writes one")
-    weights = load_table(file, None, "train")
-    if weights.column_names != [LOSS_WEIGHTS] or len(weights) != len(source):
-        raise InputError(f"data.weights={file}: must have {LOSS_WEIGHTS} for {len(source)} rows; is it of other data?")
-    known = [name for name in source.column_names if name != LOSS_WEIGHTS]
-    return datasets.concatenate_datasets([source.select_columns(known), weights], axis=1)
+def read_weights(file: str, rows: int) -> pa.ChunkedArray:
+    """Read the `loss_weights` of each row from a file. Raises InputError if they are not of so many rows."""
+    try:
+        table = pq.read_table(file)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"data.weights={file}: cannot be read; cal data-audit clean=weigh writes one") from error
+    if table.column_names != [LOSS_WEIGHTS] or len(table) != rows:
+        raise InputError(f"data.weights={file}: must have {LOSS_WEIGHTS} for {rows} rows; is it of other data?")
+    return table[LOSS_WEIGHTS]
 
 
 def read_row_numbers(file: str, rows: int) -> list[int]:

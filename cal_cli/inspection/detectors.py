@@ -15,6 +15,7 @@ from transformers import AutoModel
 
 from cal_cli.data.noise import find_rows
 from cal_cli.data.sample import Conversations, Entry
+from cal_cli.data.tables import read_column
 from cal_cli.models.hub import load_model
 from cal_cli.models.load import load_processor
 from cal_cli.runtime.errors import InputError
@@ -61,7 +62,7 @@ def read_scores(data: Conversations, column: str) -> np.ndarray:
     name = column.removeprefix("-")
     rows = find_rows(data)
     if rows is not None and name in rows.source.column_names:
-        values = rows.source.data.column(name).take(pa.array(rows.kept)).to_pylist()
+        values = read_column(rows.source, name).take(pa.array(rows.kept)).to_pylist()
     else:
         values = [entry.get(name) for entry in data.entries] if rows is None else [None] * len(data)
     wrong = next((value for value in values if value is not None and type(value) not in (int, float)), None)

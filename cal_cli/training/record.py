@@ -104,7 +104,7 @@ def identify_inputs(config: DictConfig, data: Conversations) -> dict[str, str]:
 
 def identify_data(node: dict[str, Any], data: Conversations) -> dict[str, str]:
     """Return a fingerprint of each file or folder that a config's `data` names, by its key, and one of the images."""
-    named = {f"data.{key}": value for key, value in node.items() if key in ("path", "rows")}
+    named = {f"data.{key}": value for key, value in node.items() if key in ("path", "rows", "weights")}
     named |= {f"data.sources[{i}].path": source["path"] for i, source in enumerate(node.get("sources", []))}
     return identify_files(named) | {"images": data.fingerprint_images()}
 

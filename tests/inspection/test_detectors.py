@@ -1,7 +1,10 @@
 """Similarity of images and texts against the library's own, neighbours by brute force, and scores of the data."""
 
+import json
+
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -19,6 +22,7 @@ from transformers import (
 )
 
 from cal_cli.data.sample import Conversations
+from cal_cli.data.tables import load_conversations
 from cal_cli.inspection.detectors import (
     NEIGHBOURS,
     Embedder,
@@ -118,3 +122,20 @@ def test_scores_of_the_data_rank_and_missing_ones_come_last():
 def test_what_is_no_number_is_refused(scores, message):
     with pytest.raises(InputError, match=f"score_column=rating: {message}"):
         read_scores(make_data(scores), "rating")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_ratings_and_weights_of_a_table_are_read_from_every_format(suffix, tmp_path):
+    rows = [{"id": str(n), "text": "a red ring", "rating": 2.5 - n} for n in range(4)]
+    if suffix == "jsonl":
+        (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pd.DataFrame(rows).to_parquet(tmp_path / "t.parquet")
+    given = [[[0.5, 1.0]], None, [[0.0, 0.25]], None]
+    pq.write_table(pa.table({"loss_weights": given}), tmp_path / "weights.parquet")
+    (tmp_path / "rows.json").write_text("[3, 0, 2]")
+    path, more = str(tmp_path / f"t.{suffix}"), {"rows": str(tmp_path / "rows.json")}
+    data = load_conversations(path, weights=str(tmp_path / "weights.parquet"), **more)
+    assert read_scores(data, "rating").tolist() == [-0.5, 2.5, 0.5]
+    assert [entry.get("loss_weights") for entry in data.entries] == [None, [[0.5, 1.0]], [[0.0, 0.25]]]
+    assert [data.entries[n].get("loss_weights") for n in range(3)] == [None, [[0.5, 1.0]], [[0.0, 0.25]]]
