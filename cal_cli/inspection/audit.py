@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedModel
 
@@ -131,15 +132,17 @@ class Auditor:
 
 def collate_with_hashes(collate: Collator, samples: list[dict]) -> tuple[Any, dict[int, str]]:
     """Collate samples without the bad ones, and hash the images of each good one, by its place."""
-    hashes = {}
-    for sample in samples:
-        if "bad" not in sample:
-            images = sample["image"] if isinstance(sample["image"], list) else [sample["image"]]
-            digest = hashlib.blake2b(digest_size=8)
-            for image in images:
-                digest.update(f"{image.size}".encode() + image.tobytes())
-            hashes[sample["place"]] = digest.hexdigest()
-    return collate_good(collate, samples), hashes
+    good = [sample for sample in samples if "bad" not in sample]
+    shown = {one["place"]: one["image"] if isinstance(one["image"], list) else [one["image"]] for one in good}
+    return collate_good(collate, samples), {place: hash_images(images) for place, images in shown.items()}
+
+
+def hash_images(images: Sequence[Image.Image]) -> str:
+    """Return 16 hexadecimal digits for the sizes and pixels of images."""
+    digest = hashlib.blake2b(digest_size=8)
+    for image in images:
+        digest.update(f"{image.size}".encode() + image.tobytes())
+    return digest.hexdigest()
 
 
 LONGEST = 200  # characters of a stretch of text in a table

@@ -15,8 +15,10 @@ from cal_cli.data.collator import Collator
 from cal_cli.inspection.audit import (
     Auditor,
     add_delta,
+    collate_with_hashes,
     find_part,
     find_stretch,
+    hash_images,
     list_parts,
     read_parts,
     summarize_audit,
@@ -173,3 +175,14 @@ def test_sentences_end_after_the_last_token_of_their_mark(random_model, world, t
     texts = ["".join(group["token"]).strip() for _, group in rows[~rows["special"]].groupby("sentence")]
     assert texts == ["一只红色的圆环。", "它很大。"]
     assert rows["sentence"].nunique() == 2
+
+
+def test_equal_images_have_equal_hashes_whatever_their_names(processor, world):
+    first, second = [n for n, entry in enumerate(world.entries) if "image" in entry][:2]
+    data = world.replace(replaces_bad=False)
+    copy = {**data[first], "place": 100, "image": data[first]["image"].copy()}
+    several = {**data[first], "place": 101, "image": [data[first]["image"], data[second]["image"]]}
+    _, hashes = collate_with_hashes(Collator(processor), [data[first], data[second], copy])
+    assert hashes[first] == hashes[100] != hashes[second] and len(hashes) == 3
+    wider = {**data[first], "place": 102, "image": data[first]["image"].resize((32, 128))}
+    assert len({hash_images([one["image"]]) for one in (data[first], wider)} | {hash_images(several["image"])}) == 3

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,6 +87,13 @@ def test_the_calibrated_probability_falls_along_the_ranking_and_keeps_verdicts()
     assert calibrated[:cut].mean() >= 0.8 > calibrated[: cut + 1].mean()
     assert wrong[ranked[:cut]].mean() > 0.65
     assert find_cut(np.array([0.4, 0.3]), 0.5) == 0
+
+
+def test_calibration_weighs_a_verdict_by_the_samples_that_it_stands_for():
+    assigned = pd.DataFrame({"index": range(10), "stratum": [0] * 2 + [1] * 8, "turn": [0, 1, 2, *[-1] * 6, 3]})
+    calibrated = Review(assigned, {0: "wrong", 1: "right", 2: "wrong", 9: "right"}).calibrate(np.arange(10))
+    # the verdicts on 1 and 2, which stand for one and four samples, are out of order: both become (0 + 4 x 1) / 5
+    assert calibrated == pytest.approx([1, 0, 1, *(0.8 * (9 - rank) / 7 for rank in range(3, 9)), 0])
 
 
 def test_verdicts_decide_about_their_samples():
