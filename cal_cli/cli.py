@@ -1,7 +1,8 @@
-"""The command line: one function for each subcommand; every word after the subcommand goes to Hydra."""
+"""The command line: the subcommands and where they are; every word after a subcommand goes to Hydra."""
 
 import os
-from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated
 
@@ -10,22 +11,41 @@ from omegaconf import DictConfig
 
 from cal_cli.commands.hydra_app import run
 
-Task = Callable[[DictConfig], None]
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+COMMANDS = {  # each is a function, named in Python's way, of the module of `cal_cli.commands` with its name
+    "train": "Train a vision-language model with CE, CAL or another objective.",
+    "eval": "Score a checkpoint, or every run in a folder, on benchmarks.",
+    "noise-inject": "Write a data set in which the captions of some samples are wrong.",
+    "data-check": "Read a data set once, as training will, and list everything that is wrong with it.",
+    "data-audit": "Rank samples, sentences and tokens by how much their images contradict them.",
+    "token-weight-dump": "Show how much each text token looks at the image.",
+    "inspect": "Show where words look in the image, and what image tokens say.",
+    "report": "Compare finished runs in tables and figures with intervals.",
+    "study": "Train, evaluate and report all runs of an experiment.",
+    "convert": "Write a published MGM checkpoint as a model of this package.",
+    "bench": "Measure the cost of a training step with CE and with CAL.",
+}
 
 
-def command(name: str) -> Callable[[Task], Task]:
-    """Register a function of a composed config as `cal <name>`."""
+def carry_out(name: str, config: DictConfig) -> None:
+    """Carry out a subcommand; it is imported only now, because importing torch takes seconds."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences torch's profiler; read when torch is imported
+    function = {"eval": "evaluate"}.get(name, name.replace("-", "_"))
+    getattr(import_module(f"cal_cli.commands.{function}"), function)(config)
 
-    def register(task: Task) -> Task:
-        def pass_words_to_hydra(context: typer.Context) -> None:
-            run(name, task, context.args)
 
-        settings = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
-        app.command(name, help=task.__doc__, context_settings=settings, add_help_option=False)(pass_words_to_hydra)
-        return task
+def register(name: str, help_text: str) -> None:
+    """Add a subcommand, whose words go to Hydra as they are."""
 
-    return register
+    def pass_words_to_hydra(context: typer.Context) -> None:
+        run(name, partial(carry_out, name), context.args)
+
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+    app.command(name, help=help_text, context_settings=settings, add_help_option=False)(pass_words_to_hydra)
+
+
+for command, description in COMMANDS.items():
+    register(command, description)
 
 
 def print_version(wanted: bool) -> None:
@@ -42,98 +62,6 @@ def cal(
     ] = False,
 ) -> None:
     """Which text tokens look at the image, and what happens when training favours them?"""
-
-
-# each command is imported when it is called: importing torch takes seconds
-
-
-@command("train")
-def train(config: DictConfig) -> None:
-    """Train a vision-language model with CE, CAL or another objective."""
-    from cal_cli.commands.train import train
-
-    train(config)
-
-
-@command("eval")
-def evaluate(config: DictConfig) -> None:
-    """Score a checkpoint, or every run in a folder, on benchmarks."""
-    from cal_cli.commands.evaluate import evaluate
-
-    evaluate(config)
-
-
-@command("noise-inject")
-def noise_inject(config: DictConfig) -> None:
-    """Write a data set in which the captions of some samples are wrong."""
-    from cal_cli.commands.noise_inject import noise_inject
-
-    noise_inject(config)
-
-
-@command("data-check")
-def data_check(config: DictConfig) -> None:
-    """Read a data set once, as training will, and list everything that is wrong with it."""
-    from cal_cli.commands.data_check import data_check
-
-    data_check(config)
-
-
-@command("data-audit")
-def data_audit(config: DictConfig) -> None:
-    """Rank samples, sentences and tokens by how much their images contradict them."""
-    from cal_cli.commands.data_audit import data_audit
-
-    data_audit(config)
-
-
-@command("token-weight-dump")
-def token_weight_dump(config: DictConfig) -> None:
-    """Show how much each text token looks at the image."""
-    from cal_cli.commands.token_weight_dump import token_weight_dump
-
-    token_weight_dump(config)
-
-
-@command("inspect")
-def inspect(config: DictConfig) -> None:
-    """Show where words look in the image, and what image tokens say."""
-    from cal_cli.commands.inspect import inspect
-
-    inspect(config)
-
-
-@command("report")
-def report(config: DictConfig) -> None:
-    """Compare finished runs in tables and figures with intervals."""
-    from cal_cli.commands.report import report
-
-    report(config)
-
-
-@command("study")
-def study(config: DictConfig) -> None:
-    """Train, evaluate and report all runs of an experiment."""
-    from cal_cli.commands.study import study
-
-    study(config)
-
-
-@command("convert")
-def convert(config: DictConfig) -> None:
-    """Write a published MGM checkpoint as a model of this package."""
-    from cal_cli.commands.convert import convert
-
-    convert(config)
-
-
-@command("bench")
-def bench(config: DictConfig) -> None:
-    """Measure the cost of a training step with CE and with CAL."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences torch's profiler; read when torch is imported
-    from cal_cli.commands.bench import bench
-
-    bench(config)
 
 
 def main() -> None:

@@ -37,14 +37,7 @@ from cal_cli.runtime.config import check_types, limited
 from cal_cli.runtime.console import make_console, make_table, show_progress
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import read_json, write_json, write_parquet, write_whole
-from cal_cli.runtime.processes import (
-    LaunchConfig,
-    count_cores,
-    count_processes,
-    get_process_state,
-    is_worker,
-    run_workers,
-)
+from cal_cli.runtime.processes import LaunchConfig, count_cores, count_processes, distribute, get_process_state
 from cal_cli.runtime.provenance import begin_work, fingerprint, get_device_name, get_versions
 from cal_cli.runtime.runs import find_checkpoint, get_run_name, hold
 from cal_cli.statistics.seeds import format_interval
@@ -73,10 +66,8 @@ def data_audit(config: DictConfig) -> None:
     settings.check()
     if settings.launch.shard is not None:
         raise InputError("launch: cal data-audit distributes samples and does not shard models: give single or ddp")
-    job, processes = get_job(), count_processes(settings.launch)
-    if processes * settings.launch.machines > 1 and not is_worker():
-        if code := run_workers([*job.words, f"hydra.run.dir='{job.folder}'"], settings.launch, processes, job.folder):
-            raise SystemExit(code)
+    job = get_job()
+    if distribute(settings.launch, count_processes(settings.launch), job.words, job.folder):
         return
     state = get_process_state()
     console = make_console(quiet=not state.is_main_process)

@@ -20,7 +20,7 @@ from cal_cli.evaluation.results import load_results, read_predictions, score_ans
 from cal_cli.runtime.config import build, check_types, limited, update_target
 from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.processes import LaunchConfig, count_processes, get_process_state, is_worker, run_workers
+from cal_cli.runtime.processes import LaunchConfig, count_processes, distribute, get_process_state
 from cal_cli.runtime.provenance import fingerprint
 from cal_cli.runtime.runs import (
     BEFORE_TRAINING,
@@ -57,9 +57,8 @@ def evaluate(config: DictConfig) -> None:
     if settings.launch.shard is not None:
         raise InputError("launch: cal eval distributes questions and does not shard models: give launch=single or ddp")
     processes = count_processes(settings.launch)
-    several = processes * settings.launch.machines > 1
     if settings.predictions is not None:
-        if settings.checkpoint is not None or several:
+        if settings.checkpoint is not None or processes * settings.launch.machines > 1:
             raise InputError("predictions are scored as they are, by one process: leave checkpoint and launch out")
         if not Path(settings.predictions).is_file():
             raise InputError(f"predictions={settings.predictions}: there is no such file")
@@ -67,9 +66,7 @@ def evaluate(config: DictConfig) -> None:
     else:
         subjects = find_checkpoints(settings.checkpoint, {"tiny": BASE})
     job = get_job()
-    if several and not is_worker():
-        if code := run_workers([*job.words, f"hydra.run.dir='{job.folder}'"], settings.launch, processes, job.folder):
-            raise SystemExit(code)
+    if distribute(settings.launch, processes, job.words, job.folder):
         return
     state = get_process_state()
     console = make_console(quiet=not state.is_main_process)

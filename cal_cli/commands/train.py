@@ -34,7 +34,7 @@ from cal_cli.runtime.config import build, check_types
 from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_json, write_whole
-from cal_cli.runtime.processes import count_processes, is_worker, join, run_workers
+from cal_cli.runtime.processes import count_processes, distribute, is_worker, join
 from cal_cli.runtime.runs import LEARNT, clear, find_last_checkpoint, hold, is_completed, write_summary
 from cal_cli.training.arguments import (
     TrainConfig,
@@ -82,9 +82,7 @@ def carry_out(config: DictConfig, settings: TrainConfig, processes: int, job: Jo
         return
     objective = build(config, "objective")
     check_objective(build(config, "model").load_config(), "model", objective.rule.contrasts)
-    if processes * settings.launch.machines > 1 and not is_worker():
-        if code := run_workers([*job.words, f"hydra.run.dir='{job.folder}'"], settings.launch, processes, job.folder):
-            raise SystemExit(code)
+    if distribute(settings.launch, processes, job.words, job.folder):
         return
     state = join(settings.launch)
     console.quiet = not state.is_main_process

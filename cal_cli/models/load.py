@@ -6,16 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from PIL import Image
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    CLIPVisionConfig,
-    GemmaConfig,
-    LlamaConfig,
-)
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
@@ -258,43 +251,9 @@ NEW_TOKENS = 2  # <image> and <pad>, which assembling adds
 
 
 def get_published_config(name: str) -> Any:
-    """Return the config of a part of the paper's models, as on the hub; None for any other name.
-
-    Sources: config.json of lmsys/vicuna-7b-v1.5, lmsys/vicuna-13b-v1.5, google/gemma-2b-it and
-    openai/clip-vit-large-patch14-336.
-    """
-    if name == "google/gemma-2b-it":
-        return GemmaConfig(
-            vocab_size=256000,
-            hidden_size=2048,
-            intermediate_size=16384,
-            num_hidden_layers=18,
-            num_attention_heads=8,
-            num_key_value_heads=1,
-            head_dim=256,
-            max_position_embeddings=8192,
-        )
-    if name == "openai/clip-vit-large-patch14-336":
-        return CLIPVisionConfig(
-            hidden_size=1024,
-            intermediate_size=4096,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            image_size=336,
-            patch_size=14,
-        )
-    sizes = {"lmsys/vicuna-7b-v1.5": (4096, 11008, 32, 32), "lmsys/vicuna-13b-v1.5": (5120, 13824, 40, 40)}
-    if name not in sizes:
-        return None
-    hidden, inner, layers, heads = sizes[name]
-    return LlamaConfig(
-        vocab_size=32000,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_position_embeddings=4096,
-    )
+    """Return the config of a part of the paper's models, as on the hub; None for any other name."""
+    known = yaml.safe_load(Path(__file__).with_name("published_configs.yaml").read_text()).get(name)
+    return None if known is None else AutoConfig.for_model(**known)
 
 
 def load_part_config(name: str, key: str) -> Any:

@@ -41,23 +41,7 @@ TABLES = {
         "refcocog_test": Column("RefCOCOg test", "refcoco_ACC@0.5"),
     },
 }
-# Xiao et al. 2024 (arXiv 2405.17871), tables 1 and 2, LLaVA-NeXT; single runs
-PUBLISHED = {
-    "table 1": {
-        "LLaVA-NeXT-7B": [542, 75.1, 62.2, 64.2, 68.5, 33.7, 49.5],
-        "LLaVA-NeXT-7B + CAL": [561, 77.3, 64.3, 65.0, 70.1, 35.5, 50.7],
-        "LLaVA-NeXT-13B": [553, 78.4, 63.8, 67.0, 71.8, 37.5, 50.4],
-        "LLaVA-NeXT-13B + CAL": [574, 80.1, 67.2, 67.1, 71.5, 38.1, 52.4],
-    },
-    "table 2": {
-        "LLaVA-NeXT-7B": [112.0, 115.0, 77.6, 77.5],
-        "LLaVA-NeXT-7B + CAL": [114.7, 124.7, 78.4, 78.1],
-        "LLaVA-NeXT-13B": [118.5, 118.2, 79.8, 79.6],
-        "LLaVA-NeXT-13B + CAL": [120.6, 124.4, 80.4, 80.3],
-    },
-}
-
-
+PUBLISHED = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text())
 Published = Mapping[str, Mapping[str, Sequence[float | None]]]  # by table and row, a value for each of its columns
 
 

@@ -13,6 +13,7 @@ import runpy
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,11 +87,20 @@ def count_processes(launch: LaunchConfig, elsewhere: bool = False) -> int:
     return processes
 
 
-def run_workers(words: list[str], launch: LaunchConfig, processes: int, folder: Path) -> int:
-    """Start the processes of a run, each as `python -m cal_cli` with these words, and wait until they end.
+def distribute(launch: LaunchConfig, processes: int, words: Sequence[str], folder: Path) -> bool:
+    """Run a job in several processes, if its launch has several and this is not one of them; return whether it did so.
 
-    Returns the exit code of the first process that failed, 1 if one was killed, else 0.
+    Each is `python -m cal_cli` with the words of the job and its folder. Exits with the code of the first process that
+    failed, with 1 if one was killed.
     """
+    if processes * launch.machines == 1 or is_worker():
+        return False
+    if code := _run_processes(launch, processes, [*words, f"hydra.run.dir='{folder}'"], folder):
+        raise SystemExit(code)
+    return True
+
+
+def _run_processes(launch: LaunchConfig, processes: int, words: list[str], folder: Path) -> int:
     environment = {
         "WORLD_SIZE": str(processes * launch.machines),
         "LOCAL_WORLD_SIZE": str(processes),

@@ -28,25 +28,6 @@ from cal_cli.toy.world import make_scenes
 
 BASE = Path(__file__).parent / "tiny"  # the shipped checkpoint, made by `cal train experiment=tiny_base`
 PATCH = CELL  # pixels
-CHAT_TEMPLATE = """\
-{{- bos_token -}}
-{%- for message in messages -%}
-  {%- set text -%}
-    {%- if message.content is string -%}{{- message.content -}}{%- else -%}
-      {%- for part in message.content -%}
-        {%- if part.type == "image" -%}{{- "<image>" -}}{%- else -%}{{- part.text -}}{%- endif -%}
-      {%- endfor -%}
-    {%- endif -%}
-  {%- endset -%}
-  {%- if message.role == "user" -%}
-    {{- "USER: " + text + " ASSISTANT:" -}}
-  {%- elif message.role == "assistant" -%}
-    {%- generation -%}{{- " " + text + eos_token -}}{%- endgeneration -%}
-  {%- else -%}
-    {{- text + " " -}}
-  {%- endif -%}
-{%- endfor -%}
-"""
 
 
 def make_processor() -> LlavaProcessor:
@@ -89,7 +70,7 @@ def make_processor() -> LlavaProcessor:
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=(BASE / "chat_template.jinja").read_text(),
     )
 
 

@@ -10,17 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cal_cli.toy.families.objects import WORDS_OF
-from cal_cli.toy.materials import (
-    FORMS,
-    IMAGE_SIZE,
-    WORDS,
-    count_words,
-    mark_words,
-    photograph,
-    unmark,
-    write_irrelevant,
-)
+from cal_cli.toy.materials import IMAGE_SIZE, PHRASES, count_words, mark_words, photograph, unmark, write_irrelevant
 from cal_cli.toy.world import make_scenes
+
+WORDS, FORMS = PHRASES["lists"], PHRASES["forms"]
 
 
 @pytest.fixture

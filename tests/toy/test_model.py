@@ -8,7 +8,7 @@ from cal_cli.evaluation.evaluator import generate_answers
 from cal_cli.runtime.errors import InputError
 from cal_cli.toy.families import FAMILIES
 from cal_cli.toy.families.objects import WORDS_OF
-from cal_cli.toy.materials import WORDS
+from cal_cli.toy.materials import PHRASES
 from cal_cli.toy.model import BASE, TinyModel, make_random_model
 from cal_cli.toy.world import make_benchmark
 
@@ -39,7 +39,8 @@ def test_the_shipped_base_has_the_architecture_and_tokenizer_of_its_recipe(base)
 
 
 def test_each_word_of_the_world_is_one_token(base):
-    listed = [word for words in (*WORDS_OF.values(), *WORDS.values()) for entry in words for word in entry.split()]
+    lists = (*WORDS_OF.values(), *PHRASES["lists"].values())
+    listed = [word for words in lists for entry in words for word in entry.split()]
     assert [word for word in listed if len(base[1].tokenizer(f" {word}", add_special_tokens=False).input_ids) > 1] == []
 
 
