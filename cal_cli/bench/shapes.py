@@ -105,9 +105,8 @@ class Shape:
     def image_tokens(self) -> int:
         """Image tokens of a sample."""
         side = IMAGE_SIZE // PATCH
-        return (
-            side**2 if self.tiles == 1 else side**2 + 2 * side * (2 * side + 1)
-        )  # one newline token for each row of features
+        more = 0 if self.tiles == 1 else 2 * side * (2 * side + 1)  # one newline token for each row of features
+        return side**2 + more
 
     def make_batch(self, device: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Make random samples: a few words, the image, the rest of the prompt, the answer."""

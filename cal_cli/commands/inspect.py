@@ -19,19 +19,9 @@ from cal_cli.data.sample import REGIONS, Conversations, get_image_names
 from cal_cli.evaluation.benchmark import Benchmark
 from cal_cli.evaluation.metrics import Question, RegionLooks
 from cal_cli.evaluation.results import load_results, score_answers
+from cal_cli.inspection import pages
 from cal_cli.inspection.attention import compute_relevancy, find_image_grids, get_seen_images, record_attention
 from cal_cli.inspection.figures import draw_attention
-from cal_cli.inspection.pages import (
-    RELEVANCY,
-    SUMMED,
-    AttentionSample,
-    ImageMaps,
-    PatchImage,
-    PatchSample,
-    list_kinds,
-    render_attention,
-    render_patch_words,
-)
 from cal_cli.inspection.patch_words import find_patch_words, measure_regions
 from cal_cli.inspection.tokens import number_words, spell_tokens
 from cal_cli.models.load import load_checkpoint
@@ -144,7 +134,7 @@ def show_attention(settings: InspectConfig, data: Conversations, node: Any, cons
                 by_layer = attention.select(grid.columns, remove)
                 sinks += int(attention.sinks[:, grid.columns].any(dim=0).sum())
                 maps = torch.stack([by_layer.sum(dim=0), relevancy[:, grid.columns], *by_layer], dim=1)
-                images.append(ImageMaps(image, grid.draw(maps.cpu()).numpy().astype(np.float32)))
+                images.append(pages.ImageMaps(image, grid.draw(maps.cpu()).numpy().astype(np.float32)))
             checkpoints.append((name, images))
             numbers = {position: number for number, position in enumerate(attention.position.tolist())}
             ids, special = batch["input_ids"][0].tolist(), set(processor.tokenizer.all_special_ids)
@@ -154,17 +144,17 @@ def show_attention(settings: InspectConfig, data: Conversations, node: Any, cons
         pieces = [(text, numbers.get(column)) for text, column in zip(texts, columns, strict=True)]
         plain = [column in numbers and ids[column] not in special for column in columns]
         words = number_words([text if inside else None for text, inside in zip(texts, plain, strict=True)])
-        samples.append(AttentionSample(str(sample["id"]), pieces, words, checkpoints))
+        samples.append(pages.AttentionSample(str(sample["id"]), pieces, words, checkpoints))
     note = f"{sinks} attention sinks were found among the image tokens" + (" and removed." if remove else ".")
     title = f"Where do words look? {' and '.join(name for name, _, _ in pair)}"
     page = get_page(settings, "attention")
-    write_whole(page, render_attention(samples, list_kinds(layers), title, note if sinks else ""))
+    write_whole(page, pages.render_attention(samples, pages.list_kinds(layers), title, note if sinks else ""))
     console.print(f"{page}: {len(samples)} samples, {layers} layers; {note}")
     if settings.format is not None:
         shown = [word.lower() for word in settings.show]
-        for kind in (SUMMED, RELEVANCY):
+        for kind in (pages.SUMMED, pages.RELEVANCY):
             path = page.with_name(f"{kind.partition(',')[0]}.{settings.format}")
-            write_whole(path, draw_attention(samples, list_kinds(layers).index(kind), settings.format, shown))
+            write_whole(path, draw_attention(samples, pages.list_kinds(layers).index(kind), settings.format, shown))
             console.print(str(path))
 
 
@@ -179,13 +169,13 @@ def show_patches(settings: InspectConfig, data: Conversations, node: Any, consol
             words = find_patch_words(model, batch, settings.words, settings.layers)
             seen, begin, images = get_seen_images(model, processor, batch, opened), 0, []
             for grid, image in zip(find_image_grids(model, batch), seen, strict=True):
-                images.append(PatchImage(image, grid, words, slice(begin, begin + len(grid.columns))))
+                images.append(pages.PatchImage(image, grid, words, slice(begin, begin + len(grid.columns))))
                 begin += len(grid.columns)
             checkpoints.append((name, images))
-        samples.append(PatchSample(str(sample["id"]), checkpoints))
+        samples.append(pages.PatchSample(str(sample["id"]), checkpoints))
     title = f"What do image tokens say? {' and '.join(name for name, _, _ in pair)}"
     page = get_page(settings, "patches")
-    write_whole(page, render_patch_words(samples, pair[0][2].tokenizer, title))
+    write_whole(page, pages.render_patch_words(samples, pair[0][2].tokenizer, title))
     console.print(f"{page}: {len(samples)} samples")
 
 

@@ -8,25 +8,9 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
+from cal_cli.reporting import figures, paper, tables
 from cal_cli.reporting.answers import RUNS, store_runs
-from cal_cli.reporting.figures import (
-    draw_curves,
-    draw_differences,
-    draw_noise_figure,
-    make_curve_table,
-    summarize_curves,
-    tabulate_curves,
-)
-from cal_cli.reporting.paper import collect_paper_results, load_published, make_paper_rows, make_paper_table
-from cal_cli.reporting.results import choose_baseline, collect_results, compare, describe_test
-from cal_cli.reporting.tables import (
-    compare_runs,
-    describe_headline,
-    make_headline_table,
-    make_mean_tables,
-    make_pair_table,
-    summarize_results,
-)
+from cal_cli.reporting.results import choose_baseline, collect_results, compare
 from cal_cli.runtime.config import check_types
 from cal_cli.runtime.console import make_console, make_table, render_markdown
 from cal_cli.runtime.errors import InputError
@@ -76,14 +60,14 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
     for metric in metrics:
         if metric not in known:
             raise InputError(f"metrics={metric}: not among the results; there are {', '.join(known)}")
-    rows = summarize_results(results, metrics, baseline)
-    pairs = compare_runs(runs, benchmark, baseline)
+    rows = tables.summarize_results(results, metrics, baseline)
+    pairs = tables.compare_runs(runs, benchmark, baseline)
     curves: dict[str, list[dict]] = {}
     for metric in metrics:
-        found = summarize_curves(tabulate_curves(runs, metric, baseline), metric, settings.targets)
+        found = figures.summarize_curves(figures.tabulate_curves(runs, metric, baseline), metric, settings.targets)
         curves |= {metric: found} if found else {}
     over = "seeds and images" if any(row["mean"]["n"] > 1 for row in rows) else "images, one seed"
-    headline = make_headline_table(rows, before, f"{benchmark}: mean ± half of the 95 % interval over {over}")
+    headline = tables.make_headline_table(rows, before, f"{benchmark}: mean ± half of the 95 % interval over {over}")
     alone = [str(run.folder) for run in results.runs if not run.questions]
     notes = write_notes(rows, bool(pairs), baseline, [str(run) for run in results.unevaluated], alone)
     if before:
@@ -91,11 +75,12 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
     if unfinished := sum(len(find_unfinished_runs(Path(folder))) for folder in folders):
         notes.append(f"{unfinished} runs in these folders are not completed.")
 
-    tables = [*make_mean_tables(rows, baseline).values(), *(make_curve_table(curves[name], name) for name in curves)]
-    tables += [make_pair_table(pairs, metrics, baseline)] if pairs else []
-    figures = {"figure3": draw_noise_figure(rows, baseline, before), "differences": draw_differences(rows, baseline)}
-    figures |= {"curves": draw_curves(curves)} if curves else {}
-    drawn = {name: figure for name, figure in figures.items() if figure is not None}
+    made = [*tables.make_mean_tables(rows, baseline).values()]
+    made += [figures.make_curve_table(curves[name], name) for name in curves]
+    made += [tables.make_pair_table(pairs, metrics, baseline)] if pairs else []
+    drawn = {"figure3": figures.draw_noise_figure(rows, baseline, before)}
+    drawn |= {"differences": differences} if (differences := figures.draw_differences(rows, baseline)) else {}
+    drawn |= {"curves": figures.draw_curves(curves)} if curves else {}
     for name, figure in drawn.items():
         write_whole(output / f"{name}.png", figure)
     if not all((Path(folder) / RUNS).is_file() for folder in folders):  # else they have been stored
@@ -103,9 +88,9 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
     summaries = [run.summary for run in results.runs]
     commands = sorted(summary["command"] for summary in summaries)
     origin = describe_origins(summaries)
-    sentence = describe_headline(rows, before, baseline)
+    sentence = tables.describe_headline(rows, before, baseline)
     parts = [f"# {benchmark}, by condition and objective\n", render_markdown(headline), f"{sentence}\n"]
-    parts += [f"![{name}]({name}.png)\n" for name in drawn] + [render_markdown(table) for table in tables]
+    parts += [f"![{name}]({name}.png)\n" for name in drawn] + [render_markdown(table) for table in made]
     parts += ["\n".join(notes), f"\n{origin}\n", "Each run again:", "```", *commands, "```\n"]
     write_whole(output / "report.md", "\n".join(parts))
     document = {"benchmark": benchmark, "baseline": baseline, "before_training": before, "rows": rows}
@@ -175,25 +160,29 @@ def report_pair(given: list[str], output: Path, console: Console) -> None:
     for metric, difference in found["differences"].items():
         table.add_row(metric.replace("_", " "), format_interval(difference, signed=True))
     console.print(table)
-    console.print(f"{found['n']} questions; 95 % intervals over their images, paired. {describe_test(found['test'])}")
+    test = found["test"]
+    console.print(f"{found['n']} questions; 95 % intervals over their images, paired.")
+    if test["only_first"] is not None:
+        console.print(f"Right in the first only {test['only_first']}, in the second only {test['only_second']}.")
+    console.print(f"Permutation test over images: p = {test['p']:.3g}.")
     write_json(output / "compare.json", {"first": given[0], "second": given[1], **found})
     console.print(f"{output}: compare.json")
 
 
 def report_paper_tables(folders: list[str], settings: ReportConfig, output: Path, console: Console) -> None:
     """Print the paper's tables 1 and 2 with our rows below its own: `paper.md` and `paper.json`."""
-    results = collect_paper_results(folders)
+    results = paper.collect_paper_results(folders)
     baseline = choose_baseline(results, settings.baseline)
-    tables = make_paper_rows(results, baseline, load_published(settings.published))
-    for title, rows in tables.items():
-        console.print(make_paper_table(title, rows, brief=True))
+    found = paper.make_paper_rows(results, baseline, paper.load_published(settings.published))
+    for title, rows in found.items():
+        console.print(paper.make_paper_table(title, rows, brief=True))
     note = (
         f"Win / All: benchmarks with a higher value than {baseline} (in the paper's rows: than without CAL). Several "
         "seeds: means with Student's 95 % interval; one seed: the bootstrap's interval over images. The paper's "
         "values are single runs."
     )
     console.print(note)
-    pages = [render_markdown(make_paper_table(title, rows, brief=False)) for title, rows in tables.items()]
-    write_json(output / "paper.json", {"tables": tables, "note": note})
+    pages = [render_markdown(paper.make_paper_table(title, rows, brief=False)) for title, rows in found.items()]
+    write_json(output / "paper.json", {"tables": found, "note": note})
     write_whole(output / "paper.md", "\n".join(["# Tables 1 and 2\n", *pages, f"{note}\n"]))
     console.print(f"{output}: paper.md, paper.json")

@@ -13,13 +13,7 @@ from rich.table import Table
 from cal_cli.commands.hydra_app import get_job
 from cal_cli.data.noise import NoiseConfig, load_noisy_data
 from cal_cli.data.sample import CORRELATED, Conversations, get_image_names
-from cal_cli.inspection.detection import (
-    compare_histograms,
-    compute_auc,
-    describe_kinds,
-    draw_histogram,
-    estimate_auc_interval,
-)
+from cal_cli.inspection.detection import compute_auc, describe_kinds, draw_histogram, estimate_auc_interval
 from cal_cli.inspection.pages import HeatmapSample, render_heatmap
 from cal_cli.inspection.tokens import Piece, RankedWord, make_token_table, rank_words
 from cal_cli.models.load import ModelSource, check_objective, load_checkpoint
@@ -86,7 +80,7 @@ def token_weight_dump(config: DictConfig) -> None:
         pieces = {name: dumped.pieces for name, dumped in dumps.items()}
         write_samples(folder, f"Which tokens look at the image? {len(dumps)} models", pieces, data, noisy, settings)
         deltas = {name: dumped.delta for name, dumped in dumps.items()}
-        write_whole(folder / "delta_histogram.png", compare_histograms(deltas))
+        write_whole(folder / "delta_histogram.png", draw_histogram(deltas))
         console.print(f"{folder}: heatmap.html and delta_histogram.png compare them")
 
 
@@ -122,7 +116,9 @@ def dump_checkpoint(
     seen = np.array([identity in with_image for identity in ids]) & known
     delta = table["delta"].to_numpy()[seen]
     noise = None if noisy is None else np.array(table["is_noise"].to_pylist())[seen]
-    write_whole(folder / "delta_histogram.png", draw_histogram(delta, noise, f"{len(delta):,} tokens"))
+    known_noise = {} if noise is None else {"of the image": delta[~noise], "not of the image": delta[noise]}
+    parts = {label: part for label, part in known_noise.items() if len(part)} or {"delta": delta}
+    write_whole(folder / "delta_histogram.png", draw_histogram(parts, name))
     _, sample = np.unique(np.array(ids)[seen], return_inverse=True)
     kinds = describe_kinds(delta, table["weight"].to_numpy()[seen], np.array(table["kind"].to_pylist())[seen], sample)
     write_json(folder / "kinds.json", kinds, indent=1)

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import re
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_json, write_whole
 from cal_cli.runtime.processes import count_processes, distribute, is_worker, join
-from cal_cli.runtime.runs import LEARNT, clear, find_last_checkpoint, hold, is_completed, write_summary
+from cal_cli.runtime.runs import LEARNT, clear, find_last_checkpoint, hold, is_completed
 from cal_cli.training.arguments import (
     TrainConfig,
     check_combinations,
@@ -246,7 +246,9 @@ def finish(
     if state.is_main_process or problem:
         if trainer.objective.state:
             write_json(folder / LEARNT, trainer.objective.state, indent=None)
-        write_summary(folder, summary)
+        # if a failed run cannot even write this file, its message on the terminal must do
+        with suppress(OSError) if problem else nullcontext():
+            write_json(folder / "summary.json", summary)
     if "DataLoader worker" in str(problem):  # the error of another process, with its traceback
         kind, _, text = str(problem).strip().rpartition("\n")[2].partition(": ")
         problem = InputError(text) if kind.endswith(("InputError", "UnusableSamples")) else problem

@@ -78,10 +78,9 @@ class Collator:
             with those that the dataset replaced.
         spare: with `leave_out`, a good sample that stands in for a batch in which all are bad.
 
-    Raises:
-        InputError: a sample has no supervised token, is cut within its image, is refused by the processor, has another
-            number of loss weights than tokens, or was replaced by another; with `leave_out` and no spare, all samples
-            of the batch are bad.
+    Raises InputError if a sample has no supervised token, is cut within its image, is refused by the processor, has
+    another number of loss weights than tokens, or was replaced by another; with `leave_out` and no spare, all samples
+    of the batch are bad.
     """
 
     processor: Any
@@ -244,8 +243,7 @@ ADVICE = "give model.template=<file>.jinja, with the answers between {% generati
 def render(messages: Sequence[list[dict]], processor: Any) -> list[RenderedText]:
     """Find the answers of each conversation: as the template marks them, else by `find_answers`.
 
-    Raises:
-        InputError: there is no such tokenizer or no template, or the answers cannot be found in the rendered text.
+    Raises InputError if there is no such tokenizer or no template, or the answers cannot be found in the rendered text.
     """
     if not getattr(processor.tokenizer, "is_fast", False):
         kind = type(processor.tokenizer).__name__

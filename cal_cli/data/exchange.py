@@ -108,7 +108,7 @@ def find_cycle(
             return [start, other]
     sampled = generator.sample(group, min(len(group), POOL))
     allowed = [one for one in sampled if one != start and (one in donors or room > 1)]
-    before = {start: start}
+    before: dict[int, int] = {}
     new = {start: 1}  # members on the way from the start that do not take part yet
     waiting, checks = deque([start]), 0
     while waiting and allowed and checks < CHECKS:
@@ -122,15 +122,10 @@ def find_cycle(
                 continue
             before[other], new[other] = one, joined
             if can_take(other, start):
-                return trace(other, before)
+                way = [other]
+                while way[-1] != start:
+                    way.append(before[way[-1]])
+                return way[::-1]
             waiting.append(other)
         allowed = rest
     return []
-
-
-def trace(end: int, before: dict[int, int]) -> list[int]:
-    """Return the way that leads to `end`."""
-    way = [end]
-    while before[way[-1]] != way[-1]:
-        way.append(before[way[-1]])
-    return way[::-1]

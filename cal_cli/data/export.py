@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cal_cli.data.images import decode_inline
-from cal_cli.data.sample import LOSS_WEIGHTS, Conversations, Entry, get_image_names
+from cal_cli.data.sample import LOSS_WEIGHTS, Conversations, Entry, get_image_names, rename_images
 from cal_cli.runtime.files import replace_folder, write_json, write_whole
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
@@ -158,14 +158,6 @@ def save_image(data: Conversations, name: str, folder: Path) -> Path:
     return path
 
 
-def name_images(entry: Entry, place: Callable[[str], str]) -> Entry:
-    """Return a copy of an entry whose images have the names that `place` gives them; inline images have one too."""
-    if "image" not in entry:
-        return entry
-    names = [place(name) for name in get_image_names(entry)]
-    return {**entry, "image": names[0] if isinstance(entry["image"], str) else names}
-
-
 def write_samples(path: Path, form: Format, entries: Iterable[Entry]) -> str:
     """Write entries, whose images are named by their full paths, in a format; return the SHA-256 of the file."""
     made = (form.make(entry) for entry in entries)
@@ -219,7 +211,7 @@ def export_samples(
         for number, entry in enumerate(data.entries):
             if number not in unusable and (number in reasons) is left_out:
                 weighed = {LOSS_WEIGHTS: weights[number]} if number in weights else {}
-                yield name_images({**entry, **weighed}, partial(place, images))
+                yield rename_images({**entry, **weighed}, partial(place, images), inline=True)
 
     def describe() -> Iterator[dict]:
         for number, entry in enumerate(data.entries):

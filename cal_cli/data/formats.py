@@ -39,8 +39,7 @@ def load_table(
         revision: on the hub.
         key: config key, for messages.
 
-    Raises:
-        InputError: it cannot be loaded, or has files of several kinds.
+    Raises InputError if it cannot be loaded, or has files of several kinds.
     """
     import datasets  # takes seconds, so only where it is needed
 

@@ -34,8 +34,7 @@ def open_image(
             transparency and shows the colours that the file has there, often black, as LLaVA's code does.
         icc: convert colours by the file's ICC profile to sRGB; by default they stay as stored, as in LLaVA's code.
 
-    Raises:
-        InputError: it cannot be read as an image, has too many pixels or is too thin.
+    Raises InputError if it cannot be read as an image, has too many pixels or is too thin.
     """
     named = f"{shorten(str(file))}: " if isinstance(file, Path) else "its image "
     try:

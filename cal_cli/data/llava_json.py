@@ -33,8 +33,7 @@ def load_llava_json(
         max_bad_fraction: largest share of malformed entries and of entries without their image, which are left out.
         background, icc: see `open_image`.
 
-    Raises:
-        InputError: there is no such file, or too many entries are bad; the message names the first.
+    Raises InputError if there is no such file, or too many entries are bad; the message names the first.
     """
     check_background(background, "data.background")
     source = Source(path, image_folder)
@@ -60,8 +59,7 @@ def load_llava_mixture(
         max_bad_fraction: see `load_llava_json`.
         background, icc: see `open_image`.
 
-    Raises:
-        InputError: as `load_llava_json`, or a weight that is not above 0.
+    Raises InputError as `load_llava_json`, or for a weight that is not above 0.
     """
     check_background(background, "data.background")
     named = parse_sources(sources)
@@ -121,8 +119,7 @@ def read_good_entries(sources: dict[str, Source], max_bad_fraction: float) -> tu
     Returns:
         The good entries of each source, by its key, and the bad ones.
 
-    Raises:
-        InputError: a file is missing or cannot be read, or too many entries are bad.
+    Raises InputError if a file is missing or cannot be read, or too many entries are bad.
     """
     if not 0 <= max_bad_fraction < 1:
         raise InputError(f"data.max_bad_fraction={max_bad_fraction}: allowed is a share from 0 to below 1")

@@ -103,8 +103,7 @@ def inject_noise(data: Conversations, noise: NoiseConfig) -> tuple[Conversations
     Returns:
         The dataset, and what was changed.
 
-    Raises:
-        InputError: an unknown kind or family, word lists that cannot be read, or whatever the kind raises.
+    Raises InputError for an unknown kind or family, word lists that cannot be read, or whatever the kind raises.
     """
     swaps = (SWAP, SIMILAR)
     if noise.kind not in (*swaps, *KINDS):
@@ -161,8 +160,7 @@ def swap_conversations(
         The entries in their order, and the changes in that order: `id` and `index` of a sample, `donor_id` of the one
         whose conversation it received.
 
-    Raises:
-        InputError: the ratio is outside [0, 1], there are too few image samples, or no two of them can exchange.
+    Raises InputError if the ratio is outside [0, 1], there are too few image samples, or no two of them can exchange.
     """
     check_ratio(ratio)
     groups: dict[tuple[int, str], list[int]] = {}
@@ -251,8 +249,7 @@ def edit_conversations(
         The entries in their order, and the changes in that order: `id` and `index` of a sample, `turn`, the place of
         the changed turn, and `spans`, begin and end of what is wrong in its new text, in characters.
 
-    Raises:
-        InputError: the ratio is outside [0, 1].
+    Raises InputError if the ratio is outside [0, 1].
     """
     check_ratio(ratio)
     shown = [index for index, entry in enumerate(entries) if "image" in entry] if shown is None else shown

@@ -45,11 +45,12 @@ def get_image_names(entry: Entry) -> list[str]:
     return [named] if isinstance(named, str) else list(named)
 
 
-def rename_images(entry: Entry, rename: Callable[[str], str]) -> Entry:
-    """Return a copy of an entry with other names for its images."""
+def rename_images(entry: Entry, rename: Callable[[str], str], inline: bool = False) -> Entry:
+    """Return a copy of an entry with other names for its images; those that stand in place of a name if `inline`."""
     if "image" not in entry:
         return entry
-    names = [name if decode_inline(name) is not None else rename(name) for name in get_image_names(entry)]
+    named = get_image_names(entry)
+    names = [rename(name) if inline or decode_inline(name) is None else name for name in named]
     return {**entry, "image": names[0] if isinstance(entry["image"], str) else names}
 
 
@@ -123,8 +124,7 @@ class Conversations(Dataset):
         If an image cannot be read and some samples may be bad, the next sample with an image takes its place, and
         `bad` lists the samples that it replaces.
 
-        Raises:
-            InputError: the image cannot be read.
+        Raises InputError if the image cannot be read.
         """
         bad: list[Bad] = []
         for place in range(index, index + (NEIGHBOURS if self.replaces_bad else 1)):

@@ -58,8 +58,7 @@ def load_conversations(
     carry them, as data URLs or names of files (OpenAI's `image_url`). Columns `loss_weights`, `family` and
     `correlated` are as in entries, see `cal_cli.data.sample`.
 
-    Raises:
-        InputError: the data set cannot be loaded or has no such columns, or too many rows are bad.
+    Raises InputError if the data set cannot be loaded or has no such columns, or too many rows are bad.
     """
     if not 0 <= max_bad_fraction < 1:
         raise InputError(f"data.max_bad_fraction={max_bad_fraction}: allowed is a share from 0 to below 1")
@@ -103,8 +102,7 @@ class Rows(Sequence[Entry]):
         unmarked: whether the text of a row that was read has an image but no mark of its place.
         as_written: leave the entries as the data set has them; else they are normalised, see `normalize`.
 
-    Raises:
-        InputError: there is no column of conversations.
+    Raises InputError if there is no column of conversations.
     """
 
     def __init__(

@@ -76,8 +76,7 @@ def make_benchmark(
 
     `conf/benchmark/dataset.yaml` documents the arguments.
 
-    Raises:
-        InputError: the data are not available or do not fit.
+    Raises InputError if the data are not available or do not fit.
     """
     if max_new_tokens < 1:
         raise InputError(f"benchmark.max_new_tokens={max_new_tokens}: must be at least 1")
@@ -232,7 +231,12 @@ class RowReader:
         values = row_images.read()
         box = self._evaluate("outline", known)
         if box is not None:
-            check_outline(box, len(values), f"benchmark.outline={self.expressions['outline']}: row {number}")
+            numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(edge, int | float) for edge in box)
+            if not numbers or len(values) != 1:
+                raise InputError(
+                    f"benchmark.outline={self.expressions['outline']}: row {number}: must be four numbers, for a "
+                    f"single image, not {box!r:.80} for {len(values)} images"
+                )
         try:
             prompt = self._prompt.render(known)
             tags = {name: template.render(known) for name, template in self._tags.items()}
@@ -289,13 +293,6 @@ def write_value(value: Any) -> Any:
     if value is None:
         raise TemplateError("a value is null; write {{ name or '' }} where it may be")
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def check_outline(box: Any, images: int, where: str) -> None:
-    """Raise InputError unless a box is four numbers and there is one image to draw it on."""
-    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float) for value in box)
-    if not numbers or images != 1:
-        raise InputError(f"{where}: must be four numbers, for a single image, not {box!r:.80} for {images} images")
 
 
 def place_images(prompt: str, images: int) -> str:

@@ -244,9 +244,6 @@ def get_shape(boxes: Tensor) -> tuple[int, int]:
     return round(1 / float(height)), round(1 / float(width))
 
 
-SIDE = 448  # pixels of the longer side of an image on a page
-
-
 def get_seen_images(model: Any, processor: Any, batch: Mapping[str, Any], opened: Sequence[Image.Image]) -> list:
     """Return the images of a batch with a single sample to which `find_image_grids` refers.
 
@@ -263,10 +260,3 @@ def get_seen_images(model: Any, processor: Any, batch: Mapping[str, Any], opened
         levels = (pixels.float().cpu() * std + mean).clamp(0, 1).mul(255).round().byte()
         seen.append(Image.fromarray(levels.permute(1, 2, 0).numpy()))
     return seen
-
-
-def enlarge(image: Image.Image) -> Image.Image:
-    """Return an image whose longer side has `SIDE` pixels; pixels of a small one stay visible."""
-    scale = SIDE / max(image.size)
-    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
-    return image.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)

@@ -24,6 +24,9 @@ from cal_cli.runtime.config import limited
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_json, write_parquet, write_whole
 
+# the type of the weights of a row's answers, a number for each token of each answer, or for each answer
+LEVELS = {"token": pa.list_(pa.list_(pa.float32())), "message": pa.list_(pa.float32())}
+
 
 @dataclass(kw_only=True)
 class Choices:
@@ -36,7 +39,7 @@ class Choices:
     review: int = limited(0)
     verdicts: str | None
     clean: str = limited(choices=("drop", "weigh"))
-    level: str = limited(choices=("token", "message"))
+    level: str = limited(choices=tuple(LEVELS))
     drop: float | None = limited(0, below=1)
     precision: float | None = limited(0)
     export: str | None
@@ -180,9 +183,9 @@ def write_clean(
         write_json(folder / "rows.json", rows.kept[kept].tolist(), indent=None)
         words = [f"data.rows={folder}/rows.json"]
         if weights:
-            write_weights(
-                folder / "weights.parquet", len(rows.source), {int(rows.kept[n]): w for n, w in weights.items()}
-            )
+            of_row = {int(rows.kept[place]): of_answers for place, of_answers in weights.items()}
+            column = pa.array([of_row.get(number) for number in range(len(rows.source))], LEVELS[choices.level])
+            write_parquet(folder / "weights.parquet", pa.table({LOSS_WEIGHTS: column}))
             words += [f"data.weights={folder}/weights.parquet", "objective=column"]
         return [*lines, f"train on the {len(kept):,} others: the same data with {shlex.join(words)}"]
     if data.image_folder is None:
@@ -195,10 +198,3 @@ def write_clean(
     words = ["cal", "train", "data=llava_json", f"data.path={folder / 'clean.json'}", "data.image_folder=/"]
     words += ["objective=column"] if weights else []
     return [*lines, f"train on the {len(kept):,} {'weighted samples' if weights else 'others'}: {shlex.join(words)}"]
-
-
-def write_weights(path: Path, rows: int, weights: Mapping[int, list]) -> None:
-    """Write `loss_weights` of some rows of a data set, by their numbers, as a table with a row for each of its rows."""
-    by_token = any(isinstance(answer, list) for answers in weights.values() for answer in answers)
-    kind = pa.list_(pa.list_(pa.float32())) if by_token else pa.list_(pa.float32())
-    write_parquet(path, pa.table({LOSS_WEIGHTS: pa.array([weights.get(n) for n in range(rows)], kind)}))

@@ -63,15 +63,6 @@ def estimate_auc_interval(
     return None if np.isnan(interval).any() else interval
 
 
-def compute_average_precision(evidence: np.ndarray, positive: np.ndarray) -> float:
-    """Compute the average precision: the precision at each threshold, weighted by the recall gained there.
-
-    `evidence` and `positive` are as in `compute_auc`, for samples instead of tokens.
-    """
-    _, recall, precision = trace_detector(evidence, positive)
-    return float((np.diff(recall, prepend=0.0) * precision).sum())
-
-
 def trace_detector(evidence: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return false positive rate, recall and precision at each threshold from the highest, float64 [thresholds]."""
     order = np.argsort(-evidence, kind="stable")
@@ -81,9 +72,13 @@ def trace_detector(evidence: np.ndarray, positive: np.ndarray) -> tuple[np.ndarr
 
 
 def describe_detector(evidence: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
-    """Describe how well evidence detects positive samples: `auc`, its `ci95` over samples, and `average_precision`."""
+    """Describe how well evidence detects positive samples: `auc`, its `ci95` over samples, and `average_precision`.
+
+    The last is the precision at each threshold, weighted by the recall gained there.
+    """
     interval = estimate_auc_interval(evidence, positive, np.arange(len(evidence)))
-    average = compute_average_precision(evidence, positive)
+    _, recall, precision = trace_detector(evidence, positive)
+    average = float((np.diff(recall, prepend=0.0) * precision).sum())
     return {"auc": compute_auc(evidence, positive), "ci95": interval, "average_precision": average}
 
 
@@ -130,38 +125,20 @@ def describe_kinds(delta: np.ndarray, weight: np.ndarray, kind: np.ndarray, samp
     return found
 
 
-def draw_histogram(delta: np.ndarray, is_noise: np.ndarray | None, title: str, bound: float = 5.0) -> bytes:
-    """Draw the distribution of delta (float [tokens]) as a PNG.
+def draw_histogram(deltas: Mapping[str, np.ndarray], title: str = "", bound: float = 5.0) -> bytes:
+    """Draw distributions of delta (float [tokens]) by their names as a PNG.
 
-    `is_noise` (bool [tokens]) marks tokens that do not describe their image, which are drawn separately; None means
-    unknown. The fraction of tokens at or below `bound`, by default the paper's upper clamp bound, is shown.
+    The label of each has its number of tokens, and the fraction at or below `bound`, the paper's upper clamp bound.
     """
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    low, high = np.floor(delta.min()), np.ceil(delta.max())
-    bins: Any = np.linspace(low, max(high, low + 1), 61)
-    if is_noise is None:
-        axes.hist(delta, bins, color="tab:blue")
-    else:
-        axes.hist(delta[~is_noise], bins, color="tab:blue", alpha=0.6, label=f"of the image ({(~is_noise).sum():,})")
-        axes.hist(delta[is_noise], bins, color="tab:red", alpha=0.6, label=f"not of the image ({is_noise.sum():,})")
-    share = float((delta <= bound).mean())
-    axes.axvline(bound, color="black", linestyle="--", label=f"{share:.1%} at or below {bound:g}")
-    axes.set(xlabel="delta (with image minus without)", ylabel="tokens", yscale="log", title=title)
-    axes.legend()
-    return encode_figure(figure)
-
-
-def compare_histograms(deltas: Mapping[str, np.ndarray], bound: float = 5.0) -> bytes:
-    """Draw the distributions of delta (float [tokens]) of several models as lines, as a PNG; see `draw_histogram`."""
     figure = Figure(figsize=(7, 4 + 0.2 * len(deltas)), layout="constrained")
     axes = figure.subplots()
     together = np.concatenate(list(deltas.values()))
     low, high = np.floor(together.min()), np.ceil(together.max())
     bins: Any = np.linspace(low, max(high, low + 1), 61)
     for name, delta in deltas.items():
-        axes.hist(delta, bins, histtype="step", label=f"{name}: {(delta <= bound).mean():.1%} at or below {bound:g}")
+        label = f"{name}: {len(delta):,} tokens, {(delta <= bound).mean():.1%} at or below {bound:g}"
+        axes.hist(delta, bins, histtype="stepfilled" if len(deltas) < 3 else "step", alpha=0.6, label=label)
     axes.axvline(bound, color="black", linestyle="--")
-    axes.set(xlabel="delta (with image minus without)", ylabel="tokens", yscale="log")
+    axes.set(xlabel="delta (with image minus without)", ylabel="tokens", yscale="log", title=title)
     figure.legend(loc="outside lower center", fontsize=8)
     return encode_figure(figure)

@@ -81,8 +81,7 @@ class Embedder:
         device: of the model.
         batch_size, workers: as in `Auditor`.
 
-    Raises:
-        InputError: it cannot be loaded, or is no dual encoder.
+    Raises InputError if it cannot be loaded, or is no dual encoder.
     """
 
     def __init__(self, name: str, device: torch.device, batch_size: int, workers: int) -> None:

@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -14,18 +14,24 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, Template
 from markupsafe import Markup
 from PIL import Image
 
 from cal_cli.data.sample import Conversations, Entry, get_image_names
-from cal_cli.inspection.attention import SIDE, ImageGrid, enlarge
+from cal_cli.inspection.attention import ImageGrid
 from cal_cli.inspection.audit import add_delta
 from cal_cli.inspection.patch_words import PatchWords, spell_word
 from cal_cli.inspection.tokens import Piece, RankedWord, Token
 
 SCALE = 5.0  # as in the paper: full colour at a delta of 5; tokens that the image contradicts (below 0) are blue
 SEEN, CONTRADICTED = (230, 97, 1), (50, 100, 220)
+
+
+def load_template(name: str, **functions: Callable[..., Any]) -> Template:
+    """Load the template of a page, which calls some functions; it escapes text from data and models."""
+    environment = Environment(loader=PackageLoader("cal_cli", "inspection"), autoescape=True)
+    return environment.get_template(f"{name}.html.jinja", globals=functions)
 
 
 @dataclass
@@ -43,11 +49,8 @@ def render_heatmap(samples: list[HeatmapSample], title: str, words: Sequence[Seq
 
     `words` are the most and the least visual ones, see `rank_words`.
     """
-    environment = Environment(loader=PackageLoader("cal_cli", "inspection"), autoescape=True)
-    environment.globals.update(
-        colour=get_colour, grade=grade, data_uri=encode_image, describe=describe_token, grade_weight=grade_weight
-    )
-    template = environment.get_template("heatmap.html.jinja")
+    colours: dict[str, Any] = {"colour": get_colour, "grade": grade, "grade_weight": grade_weight}
+    template = load_template("heatmap", data_uri=encode_image, describe=describe_token, **colours)
     texts = [pieces for sample in samples for pieces in sample.texts.values()]
     kinds_known = any(piece.token and piece.token.kind for pieces in texts for piece in pieces)
     return template.render(samples=samples, title=title, words=words, scale=SCALE, kinds_known=kinds_known)
@@ -87,6 +90,7 @@ def encode_image(image: Image.Image, side: int = 512, kind: str = "png", **optio
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+SIDE = 448  # pixels of the longer side of an image with maps
 SUMMED, RELEVANCY = "attention, sum over layers", "relevancy"
 
 
@@ -134,15 +138,16 @@ def render_attention(samples: Sequence[AttentionSample], kinds: Sequence[str], t
         title: of the page.
         note: about attention sinks.
     """
-    environment = Environment(loader=PackageLoader("cal_cli", "inspection"), autoescape=True)
-    environment.globals.update(data_uri=encode_enlarged, pack=pack_maps)
-    template = environment.get_template("attention.html.jinja")
+    template = load_template("attention", data_uri=encode_enlarged, pack=pack_maps)
     return template.render(samples=samples, kinds=kinds, title=title, note=note)
 
 
 def encode_enlarged(image: Image.Image) -> str:
-    """Encode an image at the size of the page."""
-    return encode_image(enlarge(image), SIDE, "jpeg", quality=90)
+    """Encode an image so that its longer side has `SIDE` pixels; pixels of a small one stay visible."""
+    scale = SIDE / max(image.size)
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    resampling = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    return encode_image(image.convert("RGB").resize(size, resampling), SIDE, "jpeg", quality=90)
 
 
 def pack_maps(maps: np.ndarray) -> dict[str, object]:
@@ -178,9 +183,8 @@ class PatchSample:
 
 def render_patch_words(samples: Sequence[PatchSample], tokenizer: Any, title: str) -> str:
     """Render the page as HTML that needs no network; text from the model is escaped."""
-    environment = Environment(loader=PackageLoader("cal_cli", "inspection"), autoescape=True)
-    environment.globals.update(data_uri=encode_enlarged, pack=lambda image: pack_words(image, tokenizer))
-    return environment.get_template("patches.html.jinja").render(samples=samples, title=title)
+    template = load_template("patches", data_uri=encode_enlarged, pack=partial(pack_words, tokenizer=tokenizer))
+    return template.render(samples=samples, title=title)
 
 
 def pack_words(image: PatchImage, tokenizer: Any) -> dict[str, Any]:
@@ -277,9 +281,8 @@ def render_audit(
         facts: sentences to begin with.
         design: how the samples to judge were chosen, for `verdicts.json`; None if there are none.
     """
-    environment = Environment(loader=PackageLoader("cal_cli", "inspection"), autoescape=True)
-    environment.globals.update(data_uri=partial(encode_image, side=THUMBNAIL, kind="jpeg", quality=85))
-    article = environment.get_template("audit_sample.html.jinja")
+    encode = partial(encode_image, side=THUMBNAIL, kind="jpeg", quality=85)
+    article = load_template("audit_sample", data_uri=encode)
     articles, size = [], 0
     for sample in samples:
         articles.append((sample.row.rank, Markup(article.render(sample=sample, row=sample.row))))
@@ -287,5 +290,5 @@ def render_audit(
         if size > PAGE_LENGTH and sample.row.turn < 0:
             break
     articles.sort(key=itemgetter(0))
-    page = environment.get_template("audit.html.jinja")
+    page = load_template("audit")
     return page.render(articles=[text for _, text in articles], title=title, facts=facts, design=design)

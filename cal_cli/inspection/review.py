@@ -110,8 +110,7 @@ class Review:
         wrong: bool, by the place of each sample judged right or wrong. Those judged unsure count as not judged.
         unsure: the number of those.
 
-    Raises:
-        InputError: there is a verdict on a sample that was not chosen.
+    Raises InputError if there is a verdict on a sample that was not chosen.
     """
 
     def __init__(self, assigned: pd.DataFrame, verdicts: Mapping[int, str]) -> None:

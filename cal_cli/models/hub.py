@@ -67,12 +67,8 @@ def find_in_package(name: str, key: str) -> Path:
 
 
 BUFFERS = ("inv_freq", "position_ids")  # which older versions of the library saved beside the weights
-WRAPPERS = (
-    "module.",
-    "_orig_mod.",
-    "_fsdp_wrapped_module.",
-    "base_model.model.",
-)  # of DDP, torch.compile, FSDP and peft
+# of DDP, torch.compile, FSDP and peft
+WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "base_model.model.")
 
 
 def load_model(
@@ -90,8 +86,7 @@ def load_model(
         part: the model is a part of the checkpoint, whose other weights are not used.
         without: parts of names of weights that the checkpoint may lack.
 
-    Raises:
-        InputError: as `fetch`; or a weight is missing, left over or of another shape.
+    Raises InputError as `fetch`, or if a weight is missing, left over or of another shape.
     """
     adapter = None if "://" in name or name.endswith(".gguf") else fetch(find_adapter_config_file, name, key)
     if adapter is not None:

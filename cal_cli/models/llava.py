@@ -66,8 +66,7 @@ def assemble(
     Returns:
         The model and its processor.
 
-    Raises:
-        InputError: a part cannot be loaded, or does not fit.
+    Raises InputError if a part cannot be loaded, or does not fit.
     """
     torch.manual_seed(seed)
     text: Any = load_model(AutoModelForCausalLM, language_model, "model.language_model", dtype, part=True)
@@ -143,8 +142,7 @@ def make_llava_config(
 
     If the tower belongs to a vision-language model, its features are taken from the layer that this model reads.
 
-    Raises:
-        InputError: an unknown aspect ratio.
+    Raises InputError for an unknown aspect ratio.
     """
     if image_aspect_ratio not in ASPECTS:
         raise InputError(f"model.image_aspect_ratio={image_aspect_ratio}: allowed are {', '.join(ASPECTS)}")

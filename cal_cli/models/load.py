@@ -45,8 +45,7 @@ class ModelSource:
         template: of the conversation, `v1`, `plain` or a `.jinja` file; None means that of the checkpoint, or `v1`.
         dtype: of the weights, `float32` or `bfloat16`.
 
-    Raises:
-        InputError: an unknown dtype.
+    Raises InputError for an unknown dtype.
     """
 
     path: str | None = None
@@ -71,8 +70,7 @@ class ModelSource:
         Args:
             seed: of a projector's random weights.
 
-        Raises:
-            InputError: a value is missing or does not fit, or something cannot be loaded.
+        Raises InputError if a value is missing or does not fit, or something cannot be loaded.
         """
         if self.path is None:
             if self.language_model is None or self.vision_tower is None:
@@ -197,8 +195,7 @@ def load_processor(path: str, key: str) -> Any:
     pixels would depend on whether torchvision is installed. A tokenizer without a padding token pads with its unknown
     token, as LLaVA does, or else with its end token: padding is never attended to and never supervised.
 
-    Raises:
-        InputError: it cannot be loaded, or its tokenizer has none of these tokens.
+    Raises InputError if it cannot be loaded, or its tokenizer has none of these tokens.
     """
     adapter = Path(path) / ADAPTER
     if adapter.is_file() and not list(Path(path).glob("*processor_config.json")):

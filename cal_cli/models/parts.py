@@ -64,9 +64,8 @@ def freeze_parts(model: Any, rates: Rates, adapted: bool = False) -> dict[str, f
     Returns:
         The rates, without None.
 
-    Raises:
-        InputError: an unknown part, one that the model does not have or that cannot be trained, a negative rate, or
-            nothing left to train.
+    Raises InputError for an unknown part, one that the model does not have or that cannot be trained, a negative rate,
+    or nothing left to train.
     """
     unknown = sorted(set(rates) - set(PARTS))
     if unknown:
@@ -164,8 +163,7 @@ def add_adapters(model: Any, adapters: AdapterConfig, rates: Mapping[str, float]
     Returns:
         A `peft.PeftModel`.
 
-    Raises:
-        InputError: peft is not installed, or bitsandbytes if it is needed, or a value is wrong.
+    Raises InputError if peft is not installed, or bitsandbytes if it is needed, or a value is wrong.
     """
     try:
         from peft import LoraConfig, get_peft_model

@@ -52,8 +52,7 @@ class ImageContrast:
         Returns:
             float32 [positions with an image].
 
-        Raises:
-            ValueError: the contrast is not possible for this model or batch.
+        Raises ValueError if the contrast is not possible for this model or batch.
         """
         raise NotImplementedError
 
@@ -302,8 +301,7 @@ def blur(pixels: Tensor, sigma: float) -> Tensor:
         pixels: float [..., height, width].
         sigma: standard deviation in pixels.
 
-    Raises:
-        ValueError: the pixels are already cut into patches, as by Qwen's processor.
+    Raises ValueError if the pixels are already cut into patches, as by Qwen's processor.
     """
     if pixels.dim() < 4:
         raise ValueError(

@@ -21,7 +21,6 @@ from cal_cli.objective.weights import (
     NORMALIZATIONS,
     check_window,
     compute_divisor,
-    compute_shares,
     normalize_within_samples,
     pool_answers,
     pool_flat,
@@ -106,8 +105,7 @@ class RuleLoss:
             scores are those of the blurred image.
         reference: the frozen model of `contrast="reference"`, and of `contrast="cached"` if it is not None.
 
-    Raises:
-        ValueError: an option outside its range, or one that has no effect.
+    Raises ValueError for an option outside its range, or one that has no effect.
     """
 
     def __init__(
@@ -237,12 +235,13 @@ class RuleLoss:
             scores = self.score_tokens(forward)
             delta, measured = self._observe(scores, positions)
             weights, rows = self.weigh_positions(scores, forward)[supervised], positions.rows[supervised]
-            coefficients, denominator = compute_shares(weights, rows, self.normalization)
+            divisor = compute_divisor(weights, rows, self.normalization)
+            coefficients = normalize_within_samples(weights, rows, self.normalization) / divisor
         loss, cross_entropy = forward.head.weighted_cross_entropy(
             forward.hidden[supervised], positions.labels[supervised], coefficients
         )
         delta = None if delta is None else delta[supervised]
-        return LossOutput(loss, cross_entropy, weights, delta, denominator, measured)
+        return LossOutput(loss, cross_entropy, weights, delta, self._get_denominator(divisor), measured)
 
     def _compute_in_chunks(self, forward: ForwardPass) -> LossOutput:
         """Compute the loss with the weights of a chunk of samples while their logits exist."""
@@ -260,9 +259,12 @@ class RuleLoss:
         samples = positions.rows.unique_consecutive(return_counts=True)[1].tolist()
         total, cross_entropy = forward.head.weighted_cross_entropy(forward.hidden, positions.labels, weigh, samples)
         divisor = compute_divisor(weights, positions.rows, self.normalization)
-        denominator = torch.ones_like(divisor) if self.normalization == "device_batch" else divisor
         delta, measured = self._observe(scores, positions)
+        denominator = self._get_denominator(divisor)
         return LossOutput(total / divisor, cross_entropy, weights, delta, denominator, measured)
+
+    def _get_denominator(self, divisor: Tensor) -> Tensor:
+        return torch.ones_like(divisor) if self.normalization == "device_batch" else divisor
 
     def score_tokens(self, forward: ForwardPass, in_chunks: bool = False) -> TokenScores:
         """Compute the scores that the rule reads, of all positions; 0 for `with_image` if it is computed in chunks."""
@@ -344,8 +346,7 @@ class ContrastiveAlignmentLoss(RuleLoss):
         window, normalization, pooling, contrast, ratio, sigma, reference, shuffled: see `RuleLoss`; the paper
             contrasts with `no_image`.
 
-    Raises:
-        ValueError: an option outside its range, or one that the chosen contrast does not use.
+    Raises ValueError for an option outside its range, or one that the chosen contrast does not use.
 
     Source: arXiv 2405.17871, Algorithm 1; `flat` and `batch` from its released code; contrasts from its tables 8, 9.
     """
@@ -379,8 +380,7 @@ class PriorLoss(RuleLoss):
         reference: the frozen text-only model, with the tokenizer of the model in training.
         normalization: `length`, as published: each sample by its own weights, times its number of tokens.
 
-    Raises:
-        ValueError: an option outside its range.
+    Raises ValueError for an option outside its range.
 
     Source: Chen et al., "Prioritizing Image-Related Tokens Enhances Vision-Language Pre-Training", arXiv 2505.08971.
     """

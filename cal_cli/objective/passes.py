@@ -68,9 +68,8 @@ def run_with_image(model: PreTrainedModel, batch: Mapping[str, Any], reach: int 
             the model takes.
         reach: number of neighbours, on each side in the flattened batch, to include with each supervised position.
 
-    Raises:
-        ValueError: no label is supervised, there are pixel values but no image token, the model has an encoder for its
-            text, or a loss of its own for its experts.
+    Raises ValueError if no label is supervised, there are pixel values but no image token, the model has an encoder for
+    its text, or a loss of its own for its experts.
     """
     positions = find_positions(model, batch, reach)
     model = unwrap_adapters(model)
@@ -327,12 +326,6 @@ def has_recurrent_layers(config: Any) -> bool:
     return not set(RECURRENT_LAYERS).isdisjoint(getattr(config, "layer_types", None) or ())
 
 
-def get_window(config: Any, length: int) -> int:
-    """Return how many columns the narrowest layer attends to; a key that a config's class lacks is no window."""
-    known = {field.name for field in dataclasses.fields(config)} & {"sliding_window", "attention_chunk_size"}
-    return min((getattr(config, name) or length for name in known), default=length)
-
-
 def check_layers(config: Any) -> None:
     """Raise ValueError if it is not known how to remove the image from a decoder's layers, by its config."""
     known = {*ATTENTION_LAYERS, *RECURRENT_LAYERS, *OTHER_LAYERS}
@@ -383,7 +376,11 @@ def make_masks(
                 f"{type(decoder).__name__} selects {config.index_topk} of these {length} columns, and the image's "
                 "columns take part in the selection: shorten the samples, such as with data.max_length"
             )
-        if recurrent or (types and types.isdisjoint(WINDOWS)) or get_window(config, length) >= length:
+        if recurrent or (types and types.isdisjoint(WINDOWS)):
+            return seen.long()
+        # a key that a config's class lacks is no window
+        known = {field.name for field in dataclasses.fields(config)} & {"sliding_window", "attention_chunk_size"}
+        if all((getattr(config, name) or length) >= length for name in known):
             return seen.long()
         masks = _make_full_length(decoder, given, attended)
     if isinstance(masks, dict):

@@ -47,8 +47,7 @@ def token_weights(
     Returns:
         float [tokens], in [alpha, beta] for samples with an image and 1 for samples without.
 
-    Raises:
-        ValueError: `alpha` above `beta`, or a window that is not a positive odd number.
+    Raises ValueError for `alpha` above `beta`, or a window that is not a positive odd number.
 
     Example:
         >>> token_weights(torch.tensor([0.0, 3.0, 9.0]), torch.tensor([0, 0, 0]))
@@ -69,8 +68,7 @@ def pool_answers(weights: Tensor, sample_index: Tensor, window: int) -> Tensor:
     Returns:
         float [tokens].
 
-    Raises:
-        ValueError: a window that is not a positive odd number.
+    Raises ValueError for a window that is not a positive odd number.
     """
     check_window(window)
     reach = window // 2
@@ -118,25 +116,18 @@ NORMALIZATIONS = ("batch", "tokens", "sample", "length", "device_batch")
 EPSILON = 1e-6  # as in the released code; keeps the loss finite if all weights of a batch are 0
 
 
-def compute_shares(weights: Tensor, sample_index: Tensor, normalization: str) -> tuple[Tensor, Tensor]:
-    """Compute each token's share of the loss, so that loss = sum(share * cross-entropy).
+def normalize_within_samples(weights: Tensor, sample_index: Tensor, normalization: str) -> Tensor:
+    """Compute each token's share of the loss times the divisor of the batch, float32 [tokens], from its sample alone.
+
+    The loss is sum(share * cross-entropy). The shares are w / sum(w) for `batch` and `device_batch`; w / tokens for
+    `tokens`; w / sum of the sample's w / samples for `sample`; and w / sum of the sample's w * its tokens / all tokens
+    for `length`.
 
     Args:
         weights: float32 [tokens].
         sample_index: int64 [tokens], the sample that each token belongs to.
-        normalization: `batch` and `device_batch`, w / sum(w); `tokens`, w / tokens; `sample`, w / sum of the sample's w
-            / samples; `length`, w / sum of the sample's w * its tokens / all tokens.
-
-    Returns:
-        The shares, float32 [tokens], and the denominator that they have in common, a scalar, see `WeightedLoss`.
+        normalization: one of `NORMALIZATIONS`.
     """
-    divisor = compute_divisor(weights, sample_index, normalization)
-    shares = normalize_within_samples(weights, sample_index, normalization) / divisor
-    return shares, torch.ones_like(divisor) if normalization == "device_batch" else divisor
-
-
-def normalize_within_samples(weights: Tensor, sample_index: Tensor, normalization: str) -> Tensor:
-    """Compute each token's share times the divisor of the batch, float32 [tokens], from its own sample alone."""
     if normalization not in ("sample", "length"):
         return weights
     samples, member = sample_index.unique(return_inverse=True)

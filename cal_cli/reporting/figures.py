@@ -72,9 +72,8 @@ def draw_lines(panel: Axes, rows: Sequence[Mapping[str, Any]], axis: str, kinds:
     log = 0 < 10 * shown[0] <= shown[-1]  # such as learning rates
     for line, ((objective, rest), means) in enumerate(points.items()):
         places = sorted(means)
-        aside = (
-            0 if log else 0.012 * (line - (len(points) - 1) / 2) * (shown[-1] - shown[0])
-        )  # so that bars can be seen
+        # so that bars can be seen
+        aside = 0 if log else 0.012 * (line - (len(points) - 1) / 2) * (shown[-1] - shown[0])
         values = [means[x]["value"] for x in places]
         edges = [means[x]["ci95"] or [means[x]["value"]] * 2 for x in places]
         bars = [[value - low, high - value] for value, (low, high) in zip(values, edges, strict=True)]
@@ -157,7 +156,7 @@ def tabulate_curves(runs: pd.DataFrame, metric: str, baseline: str) -> pd.DataFr
     rows = []
     for condition, objective, group in group_runs(runs, baseline):
         for run, seed in zip(group["run"], group["seed"], strict=True):
-            lines = read_lines(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
+            lines = read_lines(run / "metrics.jsonl")
             scores = [(line["step"], line[PREFIX + metric]) for line in lines if PREFIX + metric in line]
             rows += [[condition, objective, seed, *score] for score in scores]
     return pd.DataFrame(rows, columns=["condition", "objective", "seed", "step", "value"])
@@ -241,8 +240,12 @@ def draw_differences(rows: Sequence[dict[str, Any]], baseline: str) -> bytes | N
             label.set(fontsize=8, fontweight="normal" if place in lines.values() else "bold")
         for row in rows:
             if row["metric"] == metric:
+                value, line = row["difference"]["value"], lines[row["condition"], row["objective"]]
+                low, high = row["difference"]["ci95"] or [value] * 2
+                excludes_zero = row["difference"]["ci95"] is not None and not low <= 0 <= high
                 colour = choose_style(objectives.index(row["objective"]), 0)["color"]
-                draw_difference(panel, row, lines[row["condition"], row["objective"]], colour)
+                panel.plot([low, high], [line, line], color=colour)
+                panel.plot(value, line, "o", color=colour, markerfacecolor=colour if excludes_zero else "white")
     figure.suptitle(describe_intervals(rows), fontsize=10)
     return encode_figure(figure, dpi=130)
 
@@ -252,12 +255,3 @@ def describe_intervals(rows: Sequence[dict[str, Any]]) -> str:
     if all(row["difference"]["ci95"] is None for row in rows):
         return "differences of one seed: no interval"
     return "differences paired by seed, with 95 % intervals; where the point is filled, the interval excludes 0"
-
-
-def draw_difference(panel: Axes, row: dict[str, Any], line: int, colour: Any) -> None:
-    """Draw the point and the interval of one row; the point is filled if the interval excludes 0."""
-    found = row["difference"]
-    low, high = found["ci95"] or [found["value"]] * 2
-    excludes_zero = found["ci95"] is not None and not low <= 0 <= high
-    panel.plot([low, high], [line, line], color=colour)
-    panel.plot(found["value"], line, "o", color=colour, markerfacecolor=colour if excludes_zero else "white")

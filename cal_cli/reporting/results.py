@@ -101,9 +101,8 @@ class Results:
 def collect_results(folders: Sequence[str], benchmark: str, required: bool = True) -> Results:
     """Read every completed run in the folders and their subfolders.
 
-    Raises:
-        InputError: a folder is missing, nothing is evaluated although it is required, or two runs are of the same
-            condition, objective and seed.
+    Raises InputError if a folder is missing, nothing is evaluated although it is required, or two runs are of the same
+    condition, objective and seed.
     """
     runs: list[EvaluatedRun] = []
     starts: dict[str, EvaluatedRun] = {}
@@ -243,11 +242,3 @@ def compare(first: Path, second: Path) -> dict[str, Any] | None:
     differences = {name: estimate_over_runs((runs[1].scores[name] - runs[0].scores[name])[None]) for name in names}
     test = run_group_test([line["score"] for line in one], [line["score"] for line in other], images)
     return {"differences": differences or None, "test": test, "n": len(images)}
-
-
-def describe_test(test: dict) -> str:
-    """Describe the test of `compare` in a sentence."""
-    counts = ""
-    if test["only_first"] is not None:
-        counts = f"Right in the first only {test['only_first']}, in the second only {test['only_second']}. "
-    return f"{counts}Permutation test over images: p = {test['p']:.3g}."

@@ -34,14 +34,9 @@ def name_folder(overrides: Sequence[str], excluded: Sequence[str] = ()) -> str:
 
     A name longer than 120 characters is shortened and ends in a hash of all overrides. Values that are paths lose
     their folders first; then overrides other than those of objective, noise and seed are left out.
-
     """
-
-    def is_excluded(item: str) -> bool:
-        key = item.lstrip("+~").partition("=")[0]
-        return any(f"{key}.".startswith(f"{one}.") for one in excluded)
-
-    items = sorted(item for item in overrides if not is_excluded(item))
+    left_out = tuple(f"{key}." for key in excluded)
+    items = sorted(item for item in overrides if not f"{item.lstrip('+~').partition('=')[0]}.".startswith(left_out))
     name = _clean(items) or "default"
     if len(name) <= NAME_LENGTH:
         return name
@@ -104,9 +99,8 @@ def check_range(
 def build(config: DictConfig, key: str, **more: Any) -> Any:
     """Call the `_target_` of the node `config[key]` with the node's values, checked against its annotations.
 
-    Raises:
-        InputError: the target cannot be imported, a value is missing or has the wrong type, or the target refuses it
-            with a ValueError.
+    Raises InputError if the target cannot be imported, a value is missing or has the wrong type, or the target refuses
+    it with a ValueError.
     """
     node = {name: config[key]._get_node(name) for name in config[key] if name != "_target_"}
     path = update_target(config[key]["_target_"])

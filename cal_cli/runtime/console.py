@@ -40,9 +40,8 @@ def render_markdown(table: Table) -> str:
     Console(file=page, width=10_000, no_color=True).print(table)
     table.title, table.box = title, box
     rows = [[cell.strip() for cell in line.split("|")] for line in page.getvalue().splitlines()]
-    lines = [
-        " | ".join(row).strip() for row in rows if any(cell.strip("-") for cell in row)
-    ]  # no lines between sections
+    # no lines between sections
+    lines = [" | ".join(row).strip() for row in rows if any(cell.strip("-") for cell in row)]
     lines.insert(1, "|" + "---|" * len(table.columns))
     return "\n".join([f"## {title}", "", *lines] if title else lines) + "\n"
 
@@ -52,34 +51,26 @@ def track_items(items: Iterable[T], title: str, console: Console, total: int | N
     return track(items, title, total, console=console, disable=not console.is_terminal)
 
 
-def make_progress(console: Console, transient: bool = False) -> Progress:
-    """Return a bar with a description, counts, the field `values` and the time left."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[values]}"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console, transient=transient)
-
-
 @contextmanager
-def show_progress(title: str, total: int, console: Console) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal, else a line every `QUIET` seconds; yield a function of the number just done."""
-    if console.is_terminal and not console.quiet:
-        with make_progress(console, transient=True) as bar:
-            task = bar.add_task(title, total=total, values="")
-            yield lambda more: bar.advance(task, more)
-        return
-    start, done = time.perf_counter(), 0
+def show_progress(title: str, total: int, console: Console, done: int = 0) -> Iterator[Callable[..., None]]:
+    """Show a bar on a terminal, else a line every `QUIET` seconds, with the time left.
+
+    Yields a function of the number just done, and of a text to show. `done` is the number done before.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[values]}"))
+    hidden = not console.is_terminal or console.quiet
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden)
+    task = bar.add_task(title, total=total, completed=done, values="")
+    start, first = time.perf_counter(), done
     last = start
 
-    def advance(more: int) -> None:
+    def advance(more: int, values: str = "") -> None:
         nonlocal done, last
         done, now = done + more, time.perf_counter()
-        if done < total and now - last >= QUIET:
-            last = now
-            console.print(f"{title}  {done}/{total}  {(now - start) / done * (total - done):.0f} s left")
+        bar.update(task, advance=more, values=values)
+        if hidden and done < total and now - last >= QUIET:
+            last, left = now, (now - start) / (done - first) * (total - done)
+            console.print("  ".join(filter(None, (title, f"{done}/{total}", values, f"{left:.0f} s left"))))
 
-    yield advance
+    with bar:
+        yield advance

@@ -12,30 +12,29 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import yaml
 from matplotlib.figure import Figure
 
 from cal_cli.runtime.errors import InputError
 
 
-def read_json(path: Path, missing: Any = None) -> Any:
-    """Read a JSON file that this package wrote; return `missing` if there is none.
+def read_json(path: Path, missing: Any = None, parse: Callable[[str], Any] = json.loads) -> Any:
+    """Read a file that this package wrote, as JSON or as `parse` reads it; return `missing` if there is none.
 
     Raises InputError if it has been damaged.
     """
     if not path.is_file():
         return missing
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}): remove it, and repeat the command that wrote it") from error
+        return parse(path.read_text())
+    except (ValueError, yaml.YAMLError) as error:
+        problem = " ".join(str(error).split())
+        raise InputError(f"{path} is damaged ({problem}): remove it, and repeat the command that wrote it") from error
 
 
 def read_lines(path: Path) -> list[Any]:
-    """Read a file of JSON lines that this package wrote. Raises InputError if it has been damaged."""
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}): remove it, and repeat the command that wrote it") from error
+    """Read a file of JSON lines, see `read_json`; empty if there is none."""
+    return read_json(path, [], lambda text: [json.loads(line) for line in text.splitlines()])
 
 
 def write_json(path: Path, document: Any, indent: int | None = 2) -> None:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cal_cli.runtime.config import UNNAMED, update_target
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import read_json, remove_folder, write_json, write_whole
+from cal_cli.runtime.files import read_json, remove_folder, write_whole
 
 TRAIN_RUNS = Path("runs/train")
 BEFORE_TRAINING = "before_training"  # in a folder of runs: results of the checkpoint that they started from
@@ -33,12 +33,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read a run's `config.yaml`; empty if there is none."""
-    path = folder / "config.yaml"
-    try:
-        return yaml.safe_load(path.read_text()) if path.is_file() else {}
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise InputError(f"{path} is damaged ({problem}): remove it, and repeat the command that wrote it") from error
+    return read_json(folder / "config.yaml", {}, yaml.safe_load)
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -129,15 +124,6 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]))
 
 
-def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Write `summary.json`. If a failed run cannot even write this file, its message on the terminal must do."""
-    try:
-        write_json(folder / "summary.json", summary)
-    except OSError:
-        if summary["status"] != "failed":
-            raise
-
-
 def find_unfinished_runs(folder: Path) -> list[Path]:
     """Find all runs in a folder and its subfolders that have begun and are not completed, sorted by name."""
     begun = sorted(path.parent for path in folder.rglob("config.yaml") if path.parent.name != ".hydra")
@@ -159,29 +145,25 @@ def find_checkpoints(given: str | None, shipped: Mapping[str, Path] | None = Non
     if given is not None and shipped and given in shipped:
         return [shipped[given]]
     if given is None:
-        runs = sorted(find_completed_runs(TRAIN_RUNS), key=lambda run: (run / "summary.json").stat().st_mtime)
+        runs = sorted(find_completed_runs(TRAIN_RUNS), key=lambda run: (run / "summary.json").stat().st_mtime)[-1:]
         if not runs:
             raise InputError(f"no completed run in {TRAIN_RUNS}: run cal train first, or give checkpoint=...")
-        return _select_checkpoints(runs[-1:], str(runs[-1]))
-    folder = Path(given)
-    if not folder.is_dir():
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", given) and folder.parts[0] not in ("runs", ".", ".."):
-            return [folder]  # a hub id, which is tried when the model is loaded
-        raise InputError(f"checkpoint={given}: there is no such folder")
-    if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        return [folder]
-    runs = find_completed_runs(folder)
-    if not runs:
-        raise InputError(f"checkpoint={given}: the folder holds neither a model (config.json) nor a completed run")
-    return _select_checkpoints(runs, f"checkpoint={given}")
-
-
-def _select_checkpoints(runs: list[Path], given: str) -> list[Path]:
+    else:
+        folder = Path(given)
+        if not folder.is_dir():
+            if re.fullmatch(r"[\w.-]+/[\w.-]+", given) and folder.parts[0] not in ("runs", ".", ".."):
+                return [folder]  # a hub id, which is tried when the model is loaded
+            raise InputError(f"checkpoint={given}: there is no such folder")
+        if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+            return [folder]
+        runs = find_completed_runs(folder)
+        if not runs:
+            raise InputError(f"checkpoint={given}: the folder holds neither a model (config.json) nor a completed run")
     found = [run / "checkpoint" for run in runs if (run / "checkpoint").is_dir()]
     if not found:
         raise InputError(
-            f"{given}: holds only a projector, from stage=pretrain; train further with stage=finetune "
-            f"model.projector={runs[-1] / 'projector'}"
+            f"checkpoint={runs[-1] if given is None else given}: holds only a projector, from stage=pretrain; train "
+            f"further with stage=finetune model.projector={runs[-1] / 'projector'}"
         )
     return found
 

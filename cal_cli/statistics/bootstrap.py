@@ -50,17 +50,12 @@ def estimate_values(
     found: dict[str, dict[str, Any]] = {name: {"value": float(value), "ci95": None} for name, value in whole.items()}
     if count > 1:
         for (name, value), drawn in zip(whole.items(), _resample(values, table), strict=True):
-            found[name]["ci95"] = _take_middle(drawn)
+            low, high = np.nanquantile(drawn, (0.025, 0.975))
+            found[name]["ci95"] = [float(low), float(high)] if low < high else None
             if found[name]["ci95"] is None and top is not None and value in (0, top):
                 wilson = stats.binomtest(count if value else 0, count).proportion_ci(0.95, method="wilson")
                 found[name]["ci95"] = [top * float(wilson.low), top * float(wilson.high)]
     return found
-
-
-def _take_middle(drawn: np.ndarray) -> list[float] | None:
-    """Return the middle 95 % of draws; None if they all agree."""
-    low, high = np.nanquantile(drawn, (0.025, 0.975))
-    return [float(low), float(high)] if low < high else None
 
 
 def _resample(values: Values, table: dict[str, np.ndarray]) -> np.ndarray:

@@ -19,8 +19,7 @@ def estimate_share(log_ratios: np.ndarray, cluster: np.ndarray | None = None) ->
     Returns:
         `value`, `ci95` (None for fewer than two clusters), and `n`, the number of items.
 
-    Raises:
-        ValueError: there is no item, or a ratio is not finite.
+    Raises ValueError if there is no item, or a ratio is not finite.
 
     Example:
         >>> round(estimate_share(np.array([9.0, 9.0, 9.0, -9.0]))["value"], 3)

@@ -126,8 +126,7 @@ class TinyModel(ModelSource):
         from_scratch: random weights, with the config and the processor of the base.
         new_projector: random weights for the projector alone, as before the paper's stage 1.
 
-    Raises:
-        InputError: the folder contains no model, or two options exclude each other.
+    Raises InputError if the folder contains no model, or two options exclude each other.
     """
 
     from_scratch: bool = False

@@ -140,8 +140,7 @@ def make_benchmark(
 
     `conf/benchmark/scenes.yaml` documents the arguments.
 
-    Raises:
-        InputError: `n` or `max_new_tokens` is below 1, a task or camera is unknown, or the grain is out of range.
+    Raises InputError if `n` or `max_new_tokens` is below 1, a task or camera is unknown, or the grain is out of range.
     """
     for name, value in (("n", n), ("max_new_tokens", max_new_tokens)):
         if value < 1:

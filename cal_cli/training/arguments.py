@@ -150,8 +150,7 @@ def divide_step(samples: int, devices: int, batch_size: int) -> tuple[int, int]:
     Returns:
         The number of samples in a batch of a device, and the number of batches that each device accumulates.
 
-    Raises:
-        InputError: the devices cannot have equally many samples.
+    Raises InputError if the devices cannot have equally many samples.
     """
     if samples % devices:
         raise InputError(

@@ -4,6 +4,7 @@ import json
 import signal
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,11 @@ from typing import Any
 import torch
 import torch.distributed
 from rich.console import Console
-from rich.progress import Progress
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cal_cli.data.sample import Bad
 from cal_cli.objective import RuleLoss
-from cal_cli.runtime.console import QUIET, Notify, make_progress
+from cal_cli.runtime.console import Notify, show_progress
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import remove_folder, write_whole
 from cal_cli.runtime.runs import list_checkpoints
@@ -68,46 +68,29 @@ def read_step(line: str) -> int | None:
 
 
 class ProgressReporter(TrainerCallback):
-    """Show step, loss, tokens per second and time left: a bar on a terminal, else a line every `QUIET` seconds.
+    """Show step, loss, tokens per second and time left, see `show_progress`.
 
     It reads `tokens_per_second` from the logs, so it must come after `MetricsWriter`.
     """
 
     def __init__(self, title: str, console: Console) -> None:
-        self.title, self.console = title, console
-        self.bar: Progress | None = None
+        self.title, self.console, self.values = title, console, ""
+        self.shown = ExitStack()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        self.start, self.first = time.perf_counter(), state.global_step
-        self.last = self.start
-        if self.console.is_terminal:
-            self.bar = make_progress(self.console)
-            self.bar.start()
-            self.task = self.bar.add_task(self.title, total=state.max_steps, completed=self.first, values="")
+        progress = show_progress(self.title, state.max_steps, self.console, state.global_step)
+        self.advance = self.shown.enter_context(progress)
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        if self.bar:
-            self.bar.update(self.task, completed=state.global_step)
+        self.advance(1, self.values)
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if not logs or "loss" not in logs:
-            return
-        values = f"loss {logs['loss']:.4f}  {logs['tokens_per_second']:,.0f} tokens/s"
-        if self.bar:
-            self.bar.update(self.task, values=values)
-            return
-        done, now = state.global_step - self.first, time.perf_counter()
-        if now - self.last < QUIET and state.global_step < state.max_steps:
-            return
-        self.last = now
-        left = (now - self.start) / max(done, 1) * (state.max_steps - state.global_step)
-        self.console.print(f"{self.title}  step {state.global_step}/{state.max_steps}  {values}  {left:.0f} s left")
+        if logs and "loss" in logs:
+            self.values = f"loss {logs['loss']:.4f}  {logs['tokens_per_second']:,.0f} tokens/s"
 
     def close(self) -> None:
-        """Remove the bar from the terminal; may be called at any time, more than once."""
-        if self.bar:
-            self.bar.stop()
-            self.bar = None
+        """Leave the terminal to others; may be called at any time, more than once."""
+        self.shown.close()
 
 
 class CheckpointRemover(TrainerCallback):

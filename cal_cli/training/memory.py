@@ -71,8 +71,7 @@ def plan_memory(
         shard, offload: as in `conf/launch/`.
         adapters: adapters that are trained instead of the language model.
 
-    Raises:
-        InputError: nothing is left to train.
+    Raises InputError if nothing is left to train.
     """
     compute = torch.bfloat16 if bf16 else dtype
     model, packed, unpacked = make_planned_model(config, dtype, rates, adapters, compute)

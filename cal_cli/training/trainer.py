@@ -33,8 +33,7 @@ class CALMixin(Base):
         *args, **kwargs: those of the trainer. A batch may contain `id`, a list with the names of its samples for error
             messages.
 
-    Raises:
-        NonFiniteLoss: from `train()`, before the step changes any weight.
+    Raises NonFiniteLoss from `train()`, before the step changes any weight.
     """
 
     objective: RuleLoss

@@ -25,7 +25,7 @@ from cal_cli.inspection.audit import (
     summarize_samples,
     summarize_sentences,
 )
-from cal_cli.inspection.detection import compute_auc, compute_average_precision, draw_detectors, trace_detector
+from cal_cli.inspection.detection import compute_auc, describe_detector, draw_detectors, trace_detector
 from cal_cli.inspection.detectors import rank_samples
 from cal_cli.inspection.pages import PAGE_LENGTH, AuditedSample, Run, make_turns, render_audit
 from cal_cli.objective import contrast_logits
@@ -114,7 +114,7 @@ def test_the_curves_are_those_of_every_threshold(rows):
         average += (expected[-1][1] - before) * expected[-1][2]
         before = expected[-1][1]
     assert np.allclose(np.transpose([false, recall, precision]), expected)
-    assert compute_average_precision(evidence, positive) == pytest.approx(average)
+    assert describe_detector(evidence, positive)["average_precision"] == pytest.approx(average)
     assert np.trapezoid([0, *recall], [0, *false]) == pytest.approx(compute_auc(evidence, positive))
 
 

@@ -129,9 +129,10 @@ def test_the_interval_of_auc_holds_it_and_narrows_with_more_samples():
     assert widths[1] < widths[0] / 2
 
 
-@pytest.mark.parametrize("noise", [None, np.array([True, False, True])])
-def test_the_histogram_is_a_png(noise):
-    assert draw_histogram(np.array([0.0, 0.0, 7.0]), noise, "t").startswith(b"\x89PNG")
+@pytest.mark.parametrize("names", [["delta"], ["of the image", "not of the image"], list("abc")])
+def test_the_histogram_is_a_png(names):
+    deltas = {name: np.array([0.0, 0.0, 7.0]) for name in names}
+    assert draw_histogram(deltas, "t").startswith(b"\x89PNG")
 
 
 def piece(text, delta=None, kind=None, special=False):

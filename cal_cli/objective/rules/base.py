@@ -111,8 +111,7 @@ class ClampedDifference(WeightRule):
         alpha: lower bound of a weight, at least 0.
         beta: upper bound of a weight.
 
-    Raises:
-        ValueError: an unknown score, or bounds outside their range.
+    Raises ValueError for an unknown score, or bounds outside their range.
 
     Source: arXiv 2405.17871, Algorithm 1, step 3.
 
@@ -165,8 +164,7 @@ class ProbabilityRatio(WeightRule):
     Args:
         upper: the largest weight, above 0.
 
-    Raises:
-        ValueError: an upper bound that is not above 0.
+    Raises ValueError for an upper bound that is not above 0.
 
     Source: ours; the clamp is CAL's upper bound (arXiv 2405.17871), the difference of log-probabilities is the visual
     information gain of arXiv 2602.17186.
@@ -215,8 +213,7 @@ class TopExcess(WeightRule):
     Args:
         share: share of the tokens that count, above 0 and at most 1; 0.6 is that of Rho-1's smaller model.
 
-    Raises:
-        ValueError: a share outside its range.
+    Raises ValueError for a share outside its range.
 
     Source: Lin et al., "Rho-1: Not All Tokens Are What You Need", arXiv 2404.07965, equations 3 to 5.
 
@@ -248,8 +245,7 @@ class VisualInformationGain(WeightRule):
     Args:
         share: share of the samples with an image that are kept, above 0 and at most 1.
 
-    Raises:
-        ValueError: a share outside its range.
+    Raises ValueError for a share outside its range.
 
     Source: Lee and Hwang, "Selective Training for Large Vision Language Models via Visual Information Gain",
     arXiv 2602.17186.
@@ -309,8 +305,7 @@ class ProbabilityPower(WeightRule):
     Args:
         q: the power, at least 0; 0 is plain cross-entropy.
 
-    Raises:
-        ValueError: a negative power.
+    Raises ValueError for a negative power.
 
     Example:
         >>> ProbabilityPower(q=1.0)(TokenScores(torch.tensor([0.5, 0.01]).log()))

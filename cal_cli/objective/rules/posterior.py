@@ -44,8 +44,7 @@ class MismatchPosterior(WeightRule):
         momentum: how much of an estimate remains after a step, in [0, 1).
         supported: running share of the texts that are more probable with the image, in [0, 1].
 
-    Raises:
-        ValueError: a value outside its range.
+    Raises ValueError for a value outside its range.
 
     Source: ours. Related: mixtures fitted to losses (arXiv 2002.07394), visual information gain (arXiv 2602.17186).
 

@@ -31,8 +31,7 @@ class SampleLossRule(WeightRule):
         steps: optimizer steps so far.
         histogram: decayed counts of the samples' mean losses, [BINS]; empty before the first step.
 
-    Raises:
-        ValueError: a value outside its range.
+    Raises ValueError for a value outside its range.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("with_image",)
@@ -86,8 +85,7 @@ class LossTruncation(SampleLossRule):
     Args:
         share: share of the samples to leave out, above 0 and below 1.
 
-    Raises:
-        ValueError: a share outside its range.
+    Raises ValueError for a share outside its range.
 
     Source: Kang and Hashimoto, "Improved Natural Language Generation via Loss Truncation", arXiv 2004.14589. Its
     quantile is that of the last samples too, after a start without truncation.
