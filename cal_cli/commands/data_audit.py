@@ -41,7 +41,6 @@ from cal_cli.runtime.processes import LaunchConfig, count_cores, count_processes
 from cal_cli.runtime.provenance import begin_work, fingerprint, get_device_name, get_versions
 from cal_cli.runtime.runs import find_checkpoint, get_run_name, hold
 from cal_cli.statistics.seeds import format_interval
-from cal_cli.toy.model import BASE
 from cal_cli.training.record import identify_data
 
 
@@ -71,7 +70,7 @@ def data_audit(config: DictConfig) -> None:
         return
     state = get_process_state()
     console = make_console(quiet=not state.is_main_process)
-    checkpoint = find_checkpoint(settings.checkpoint, {"tiny": BASE})
+    checkpoint = find_checkpoint(settings.checkpoint)
     check_objective(ModelSource(str(checkpoint)).load_config(), f"checkpoint={checkpoint}")
     data, noisy = load_noisy_data(config, settings.noise, settings.manifest, console)
     parts = list_parts(data)

@@ -17,22 +17,13 @@ from cal_cli.commands.hydra_app import get_job
 from cal_cli.evaluation.benchmark import Benchmark
 from cal_cli.evaluation.evaluator import Evaluator
 from cal_cli.evaluation.results import load_results, read_predictions, score_answers
+from cal_cli.runtime import runs
 from cal_cli.runtime.config import build, check_types, limited, update_target
 from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.processes import LaunchConfig, count_processes, distribute, get_process_state
 from cal_cli.runtime.provenance import fingerprint
-from cal_cli.runtime.runs import (
-    BEFORE_TRAINING,
-    find_checkpoints,
-    find_start,
-    get_result_folder,
-    get_run_name,
-    name_start,
-    read_config,
-)
 from cal_cli.statistics.seeds import format_interval
-from cal_cli.toy.model import BASE
 
 
 @dataclass(kw_only=True)
@@ -64,7 +55,7 @@ def evaluate(config: DictConfig) -> None:
             raise InputError(f"predictions={settings.predictions}: there is no such file")
         subjects = [Path(settings.predictions)]
     else:
-        subjects = find_checkpoints(settings.checkpoint, {"tiny": BASE})
+        subjects = runs.find_checkpoints(settings.checkpoint)
     job = get_job()
     if distribute(settings.launch, processes, job.words, job.folder):
         return
@@ -115,15 +106,15 @@ def evaluate_benchmark(
     typed = {word.partition("=")[0].removeprefix("benchmark.") for word in HydraConfig.get().overrides.task}
     nodes = [adapt_benchmark(node, subject, typed) for subject in subjects]
     places = [
-        (get_run_name(subject), subject, own, get_result_folder(subject, "eval", folder_name))
+        (runs.get_run_name(subject), subject, own, runs.get_result_folder(subject, "eval", folder_name))
         for subject, own in zip(
             subjects if settings.predictions is None else [subjects[0].with_suffix("")], nodes, strict=True
         )
     ]
     if settings.checkpoint is not None and all(own == nodes[0] for own in nodes):
-        base = Path(settings.checkpoint) / BEFORE_TRAINING
+        base = Path(settings.checkpoint) / runs.BEFORE_TRAINING
         places[:0] = [
-            ("before training", path, nodes[0], base / name_start(start) / "eval" / folder_name)
+            ("before training", path, nodes[0], base / runs.name_start(start) / "eval" / folder_name)
             for start, path in find_starts(subjects).items()
         ]
     built: dict[str, Benchmark] = {}
@@ -166,7 +157,7 @@ def evaluate_subject(
 
 def adapt_benchmark(node: DictConfig, checkpoint: Path, typed: Collection[str]) -> DictConfig:
     """Return a benchmark's config with the values that the run of a checkpoint has for it, except for typed keys."""
-    own = read_config(checkpoint.parent).get("benchmark") or {} if checkpoint.name == "checkpoint" else {}
+    own = runs.read_config(checkpoint.parent).get("benchmark") or {} if checkpoint.name == "checkpoint" else {}
     if update_target(own.get("_target_", "none.")) != node.get("_target_"):
         return node
     kept = {key: own[key] for key in own if key in node and key not in {*typed, "_target_", "version"}}
@@ -175,8 +166,9 @@ def adapt_benchmark(node: DictConfig, checkpoint: Path, typed: Collection[str]) 
 
 def find_starts(subjects: Sequence[Path]) -> dict[str, Path]:
     """Return the checkpoints from which runs started, by name; none if one is not known, or no two runs share one."""
-    names = [find_start(read_config(subject.parent)) if subject.name == "checkpoint" else None for subject in subjects]
-    paths = {name: BASE if name == "tiny" else Path(name) for name in names if name is not None}
+    configs = [runs.read_config(subject.parent) if subject.name == "checkpoint" else {} for subject in subjects]
+    names = [runs.find_start(config) for config in configs]
+    paths = {name: runs.TINY if name == "tiny" else Path(name) for name in names if name is not None}
     known = None not in names and all((path / "config.json").is_file() for path in paths.values())
     return paths if known and len(paths) < len(subjects) else {}
 

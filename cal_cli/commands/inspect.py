@@ -33,9 +33,6 @@ from cal_cli.runtime.files import FORMATS, write_whole
 from cal_cli.runtime.provenance import fingerprint, get_device_name
 from cal_cli.runtime.runs import find_checkpoint, find_checkpoints, get_result_folder, get_run_name
 from cal_cli.statistics.seeds import format_interval
-from cal_cli.toy.model import BASE
-
-SHIPPED = {"tiny": BASE}
 
 
 @dataclass(kw_only=True)
@@ -81,7 +78,7 @@ def load_pair(settings: InspectConfig) -> list[tuple[str, Any, Any]]:
     names = list_names(settings.checkpoint)
     if not 1 <= len(names) <= 2:
         raise InputError(f"checkpoint names {len(names)} checkpoints: a page shows one, or two as checkpoint=[a,b]")
-    found = [find_checkpoint(name, SHIPPED) for name in names]
+    found = [find_checkpoint(name) for name in names]
     pair = [(get_run_name(path), *load_checkpoint(str(path), settings.dtype)) for path in found]
     words = [processor.tokenizer.get_vocab() for _, _, processor in pair]
     if words[0] != words[-1]:
@@ -185,7 +182,7 @@ def measure_objects(settings: InspectConfig, data: Conversations, node: Any, con
     table = make_table("checkpoint", "metric", "value", title="objects")
     table.columns[0].overflow = "fold"
     results: dict[str, Any] | None = None
-    for checkpoint in (path for name in list_names(settings.checkpoint) for path in find_checkpoints(name, SHIPPED)):
+    for checkpoint in (path for name in list_names(settings.checkpoint) for path in find_checkpoints(name)):
         folder = get_result_folder(checkpoint, "eval", "objects")
         identity = {
             "data": node,

@@ -25,7 +25,6 @@ from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import read_json, write_json, write_parquet, write_whole
 from cal_cli.runtime.runs import LEARNT, find_checkpoint, get_result_folder, get_run_name
 from cal_cli.statistics.seeds import format_interval
-from cal_cli.toy.model import BASE
 
 
 @dataclass(kw_only=True)
@@ -51,7 +50,7 @@ def token_weight_dump(config: DictConfig) -> None:
     """
     settings = check_types(config, TokenWeightDumpConfig)
     names = list_names(settings.checkpoint)
-    checkpoints = [find_checkpoint(name, {"tiny": BASE}) for name in names]
+    checkpoints = [find_checkpoint(name) for name in names]
     if len(names) > 1 and settings.output is not None:
         raise InputError("output is the folder of one checkpoint: leave it out, or give one checkpoint")
     objective = build(config, "objective")

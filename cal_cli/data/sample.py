@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from cal_cli.data.images import decode_inline
 from cal_cli.runtime.errors import InputError, shorten
@@ -43,6 +43,14 @@ def get_image_names(entry: Entry) -> list[str]:
     """Return the names of an entry's images, in their order; empty for text only."""
     named = entry.get("image", [])
     return [named] if isinstance(named, str) else list(named)
+
+
+def load_samples(
+    data: "Conversations", places: Sequence[int], batch_size: int, workers: int, collate: Callable[[list[dict]], Any]
+) -> DataLoader:
+    """Load the samples at some places in batches; each sample has its `place`, and a bad one is not replaced."""
+    chosen = Subset(data.replace(replaces_bad=False), places)
+    return DataLoader(chosen, batch_size, num_workers=workers, collate_fn=collate)
 
 
 def rename_images(entry: Entry, rename: Callable[[str], str], inline: bool = False) -> Entry:

@@ -20,11 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedModel
 
 from cal_cli.data.collator import Collator, collate_good
-from cal_cli.data.sample import Conversations
+from cal_cli.data.sample import Conversations, load_samples
 from cal_cli.inspection.tokens import spell_tokens
 from cal_cli.objective.contrasts import contrast_tokens
 from cal_cli.objective.passes import run_with_image
@@ -86,14 +85,9 @@ class Auditor:
     def write_part(self, data: Conversations, places: Sequence[int], path: Path) -> None:
         """Contrast the samples at some places, and write the table of their tokens; bad samples have none."""
         by_length = sorted(places, key=lambda i: sum(len(turn["value"]) for turn in data.entries[i]["conversations"]))
-        loader = DataLoader(
-            Subset(data.replace(replaces_bad=False), by_length),
-            self.batch_size,
-            num_workers=self.workers,
-            collate_fn=partial(collate_with_hashes, self.collate),
-        )
+        collate = partial(collate_with_hashes, self.collate)
         rows: list[tuple] = []
-        for batch, hashes in loader:
+        for batch, hashes in load_samples(data, by_length, self.batch_size, self.workers, collate):
             if batch is not None:
                 batch.pop("bad", None)
                 found = self._contrast(batch.to(self.model.device), batch["place"], batch["id"])

@@ -10,11 +10,10 @@ import pandas as pd
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, Subset
 from transformers import AutoModel
 
 from cal_cli.data.noise import find_rows
-from cal_cli.data.sample import Conversations, Entry
+from cal_cli.data.sample import Conversations, Entry, load_samples
 from cal_cli.data.tables import read_column
 from cal_cli.models.hub import load_model
 from cal_cli.models.load import load_processor
@@ -97,14 +96,9 @@ class Embedder:
 
         `clip` is the cosine of both embeddings, which have length 1. Of several images it is the mean of theirs.
         """
-        loader = DataLoader(
-            Subset(data.replace(replaces_bad=False), places),
-            self.batch_size,
-            num_workers=self.workers,
-            collate_fn=partial(collate_pairs, self.processor),
-        )
+        collate = partial(collate_pairs, self.processor)
         found: list[tuple[int, float, np.ndarray, np.ndarray]] = []
-        for kept, owner, images, texts in loader:
+        for kept, owner, images, texts in load_samples(data, places, self.batch_size, self.workers, collate):
             if not kept:
                 continue
             seen = self._embed(self.model.get_image_features, images)

@@ -18,6 +18,7 @@ from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import read_json, remove_folder, write_whole
 
 TRAIN_RUNS = Path("runs/train")
+TINY = Path(__file__).parent.parent / "toy" / "tiny"  # the shipped checkpoint, `tiny` in commands
 BEFORE_TRAINING = "before_training"  # in a folder of runs: results of the checkpoint that they started from
 LEARNT = "objective.json"  # in a run and in its checkpoints: what the objective has learnt from the data
 # options of earlier versions, with the only value that is left
@@ -136,14 +137,14 @@ def find_completed_runs(folder: Path) -> list[Path]:
     return [run for run in found if read_summary(run)["status"] == "completed"]
 
 
-def find_checkpoints(given: str | None, shipped: Mapping[str, Path] | None = None) -> list[Path]:
+def find_checkpoints(given: str | None) -> list[Path]:
     """Find the checkpoints that `checkpoint=` names.
 
-    `given` is a folder with a model, a run folder, a folder of runs, a hub id, a name in `shipped`, or None for the run
-    that was completed last. Raises InputError if nothing is found.
+    `given` is a folder with a model, a run folder, a folder of runs, a hub id, `tiny`, or None for the run that was
+    completed last. Raises InputError if nothing is found.
     """
-    if given is not None and shipped and given in shipped:
-        return [shipped[given]]
+    if given == "tiny":
+        return [TINY]
     if given is None:
         runs = sorted(find_completed_runs(TRAIN_RUNS), key=lambda run: (run / "summary.json").stat().st_mtime)[-1:]
         if not runs:
@@ -168,9 +169,9 @@ def find_checkpoints(given: str | None, shipped: Mapping[str, Path] | None = Non
     return found
 
 
-def find_checkpoint(given: str | None, shipped: Mapping[str, Path] | None = None) -> Path:
+def find_checkpoint(given: str | None) -> Path:
     """Find the only checkpoint that `checkpoint=` names, see `find_checkpoints`; raises InputError for several."""
-    found = find_checkpoints(given, shipped)
+    found = find_checkpoints(given)
     if len(found) > 1:
         names = ", ".join(str(checkpoint.parent) for checkpoint in found)
         raise InputError(f"checkpoint={given} holds several runs: give one of {names}")

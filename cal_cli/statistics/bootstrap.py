@@ -48,29 +48,24 @@ def estimate_values(
     whole = values({name: column.sum() for name, column in table.items()})
     count = len(next(iter(table.values())))
     found: dict[str, dict[str, Any]] = {name: {"value": float(value), "ci95": None} for name, value in whole.items()}
-    if count > 1:
-        for (name, value), drawn in zip(whole.items(), _resample(values, table), strict=True):
-            low, high = np.nanquantile(drawn, (0.025, 0.975))
-            found[name]["ci95"] = [float(low), float(high)] if low < high else None
-            if found[name]["ci95"] is None and top is not None and value in (0, top):
-                wilson = stats.binomtest(count if value else 0, count).proportion_ci(0.95, method="wilson")
-                found[name]["ci95"] = [top * float(wilson.low), top * float(wilson.high)]
+
+    def statistic(drawn: np.ndarray, axis: int) -> np.ndarray:  # float64 [values, resamples]
+        chosen = drawn.astype(np.int64)
+        return np.array(list(values({name: column[chosen].sum(axis=axis) for name, column in table.items()}).values()))
+
+    if count == 1:
+        return found
+    options: Any = {"n_resamples": RESAMPLES, "batch": 50, "method": "percentile", "rng": np.random.default_rng(0)}
+    with warnings.catch_warnings():  # about scipy's own interval, which is not used
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        resampled = stats.bootstrap((np.arange(count),), statistic, **options).bootstrap_distribution
+    for (name, value), drawn in zip(whole.items(), resampled, strict=True):
+        low, high = np.nanquantile(drawn, (0.025, 0.975))
+        found[name]["ci95"] = [float(low), float(high)] if low < high else None
+        if found[name]["ci95"] is None and top is not None and value in (0, top):
+            wilson = stats.binomtest(count if value else 0, count).proportion_ci(0.95, method="wilson")
+            found[name]["ci95"] = [top * float(wilson.low), top * float(wilson.high)]
     return found
-
-
-def _resample(values: Values, table: dict[str, np.ndarray]) -> np.ndarray:
-    """Compute every value of a table for resampled groups: float64 [values, resamples]."""
-
-    def statistic(drawn: np.ndarray, axis: int) -> np.ndarray:
-        groups = drawn.astype(np.int64)
-        return np.array(list(values({name: column[groups].sum(axis=axis) for name, column in table.items()}).values()))
-
-    groups = np.arange(len(next(iter(table.values()))))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # about scipy's own interval, which is not used
-        return stats.bootstrap(
-            (groups,), statistic, n_resamples=RESAMPLES, batch=50, method="percentile", rng=np.random.default_rng(0)
-        ).bootstrap_distribution
 
 
 def median_ratio(values: Sequence[float], base: Sequence[float]) -> dict[str, Any]:

@@ -10,8 +10,6 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw, ImageFont
 
-from cal_cli.runtime.errors import InputError
-
 CELL = 16  # pixels
 GRID = 4  # cells in a row, and in a column
 IMAGE_SIZE = GRID * CELL
@@ -54,9 +52,9 @@ def photograph(
     """Return an image as a poor camera sees it: faded towards the paper, with normal noise in each channel.
 
     The contrast is drawn from 1 - 0.8 x `grain` to 1, and the standard deviation of the noise from 0 to `grain` x
-    `deviation` (of 255 levels); with a `grain` of 0 the image stays as it is. The camera `bgr` exchanges red and
-    blue, as software does that reads one order of the channels as the other; `dark` has
-    two fifths of the light; None is `plain`.
+    `deviation` (of 255 levels); with a `grain` of 0 the image stays as it is. The camera `bgr` exchanges red and blue,
+    as software does that reads one order of the channels as the other; `dark` has two fifths of the light; None is
+    `plain`.
     """
     if camera == "bgr":
         red, green, blue = photograph(image, grain, deviation, random_state).split()
@@ -71,12 +69,6 @@ def photograph(
     paper = pixels.max()
     pixels = paper + contrast * (pixels - paper) + drawn * generator.standard_normal(pixels.shape)
     return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
-
-
-def check_camera(camera: str | None, key: str) -> None:
-    """Raise InputError unless the camera is known; `key` is what to call it."""
-    if camera is not None and camera not in CAMERAS:
-        raise InputError(f"{key}={camera}: allowed are {', '.join(CAMERAS)}")
 
 
 def draw_shift(random_state: random.Random) -> tuple[int, int]:

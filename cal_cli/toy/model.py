@@ -23,10 +23,11 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from cal_cli.models.load import ModelSource
 from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.runs import TINY
 from cal_cli.toy.materials import CELL, IMAGE_SIZE
 from cal_cli.toy.world import make_scenes
 
-BASE = Path(__file__).parent / "tiny"  # the shipped checkpoint, made by `cal train experiment=tiny_base`
+BASE = TINY  # made by `cal train experiment=tiny_base`
 PATCH = CELL  # pixels
 
 

@@ -17,7 +17,7 @@ from cal_cli.evaluation.metrics import Metric, Parts, Question, Sums
 from cal_cli.runtime.errors import InputError
 from cal_cli.toy.families import FAMILIES
 from cal_cli.toy.families.base import SPLITS, Turn
-from cal_cli.toy.materials import check_camera, photograph, unmark
+from cal_cli.toy.materials import CAMERAS, photograph, unmark
 
 
 def make_scenes(
@@ -42,7 +42,7 @@ def make_scenes(
         split: `train` or `test`.
         text_only_share: probability of a sample without an image: a conversation about an image that is not shown.
             From these a model learns what language alone predicts, which the contrast relies on.
-        tasks: names of `cal_cli.toy.families.FAMILIES`; None means all. Each has its own share of the samples.
+        families: names of `cal_cli.toy.families.FAMILIES`; None means all. Each has its own share of the samples.
         irrelevant: number of irrelevant words in a caption for each correlated one.
         grain: how faded and noisy images are, from 0 for not at all to 1.
         camera: one of `CAMERAS`, see `photograph`; None is `plain`.
@@ -57,9 +57,7 @@ def make_scenes(
         raise InputError(f"data.text_only_share={text_only_share}: allowed is a share from 0 to 1")
     if not 0 <= irrelevant <= 20:
         raise InputError(f"data.irrelevant={irrelevant}: allowed is a number from 0 to 20")
-    check_grain(grain, "data.grain")
-    check_camera(camera, "data.camera")
-    chosen = [FAMILIES[name] for name in find_families(families, "data.families")]
+    chosen = [FAMILIES[name] for name in choose_families(families, grain, camera, "data")]
     entries, shown = [], {}
     for index in range(n):
         identity = f"{split}-{seed}-{index:06d}"
@@ -77,15 +75,20 @@ def make_scenes(
     return Conversations(entries, partial(_paint, shown, grain, camera))
 
 
-def find_families(names: Sequence[str] | None, key: str) -> list[str]:
-    """Return the names of tasks, all for None.
+def choose_families(names: Sequence[str] | None, grain: float, camera: str | None, node: str) -> list[str]:
+    """Return the names of tasks, all for None, if the other options of their images are right too.
 
-    Raises InputError if a name is unknown or given twice, or there is none; `key` is what to call them.
+    `node` is that of the config. Raises InputError if a name is unknown or given twice, there is none, the grain is not
+    from 0 to 1, or the camera unknown.
     """
+    if not 0 <= grain <= 1:
+        raise InputError(f"{node}.grain={grain}: allowed is a number from 0 to 1")
+    if camera is not None and camera not in CAMERAS:
+        raise InputError(f"{node}.camera={camera}: allowed are {', '.join(CAMERAS)}")
     found = list(FAMILIES) if names is None else list(names)
     unknown = [name for name in found if name not in FAMILIES]
     if unknown or not found or len(set(found)) < len(found):
-        raise InputError(f"{key}={found}: allowed are, once each, {', '.join(FAMILIES)}")
+        raise InputError(f"{node}.families={found}: allowed are, once each, {', '.join(FAMILIES)}")
     return found
 
 
@@ -106,12 +109,6 @@ def write_conversation(
         correlated += marks
         regions += [[*mark, *box] for mark, box in zip(marks, boxes, strict=bool(boxes))]
     return entries, correlated, regions
-
-
-def check_grain(grain: float, key: str) -> None:
-    """Raise InputError unless the grain of images is from 0 to 1."""
-    if not 0 <= grain <= 1:
-        raise InputError(f"{key}={grain}: allowed is a number from 0 to 1")
 
 
 def paint(family: str, content: Any, grain: float, identity: str, camera: str | None = None) -> Image.Image:
@@ -145,9 +142,7 @@ def make_benchmark(
     for name, value in (("n", n), ("max_new_tokens", max_new_tokens)):
         if value < 1:
             raise InputError(f"benchmark.{name}={value}: must be at least 1")
-    check_grain(grain, "benchmark.grain")
-    check_camera(camera, "benchmark.camera")
-    chosen = find_families(families, "benchmark.families")
+    chosen = choose_families(families, grain, camera, "benchmark")
     return Benchmark(
         split="test",
         questions=[ask(name, seed, number, grain, camera) for name in chosen for number in range(n)],

@@ -14,12 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from rich.console import Console
-from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from cal_cli.data.collator import Collator, collate_good
-from cal_cli.data.sample import Conversations
+from cal_cli.data.sample import Conversations, load_samples
 from cal_cli.models.hub import load_model
 from cal_cli.models.load import get_device
 from cal_cli.objective import RuleLoss
@@ -95,8 +94,8 @@ def prepare_scores(
     else:
         console.print(f"scores before training: computing {len(data)} samples once, to {path}")
         training, _ = model.training, model.to(get_device()).eval()
-        collate_fn = partial(collate_good, replace(collate, keep_ids=True))
-        loader = DataLoader(data.replace(replaces_bad=False), batch_size, collate_fn=collate_fn)
+        whole = partial(collate_good, replace(collate, keep_ids=True))
+        loader = load_samples(data, range(len(data)), batch_size, 0, whole)
         columns: dict[str, list[list[float]]] = {
             name: [[] for _ in range(len(data))] for name in ("with_image", "without_image")
         }
