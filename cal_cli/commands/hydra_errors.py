@@ -31,11 +31,11 @@ def explain(error: BaseException, conf: Path, config_name: str, words: list[str]
     """Explain an error of composing `config_name` from the folder `conf` and the typed words, in one sentence."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; check the path and its permissions"
-    text = str(error)
+    text, command = str(error), f"cal {config_name.replace('_', '-')}"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        hint = suggest(choice, list(error.options)) or f"cal {config_name.replace('_', '-')} --help lists them"
+        hint = suggest(choice, list(error.options)) or f"{command} --help lists them"
         return f"{group}={choice}: there is no such choice; {hint}"
     missing = re.search(r"Could not load '([^']+)/([^'/]+)'", text)  # one of several choices of a group
     if isinstance(error, MissingConfigException) and missing:
@@ -48,17 +48,15 @@ def explain(error: BaseException, conf: Path, config_name: str, words: list[str]
         return f"{error.override}: cannot be read as key=value; type {typed} if its value is a text"
     if "Config group override" in text:
         word = next((word for word in words if re.search(r"=.*\bnull\b", word)), "null")
-        return f"{word}: null is no choice of a group; cal {config_name.replace('_', '-')} --help lists the choices"
+        return f"{word}: null is no choice of a group; {command} --help lists the choices"
     if isinstance(error, SearchPathException):
         return f"{lines[0]}: give an existing folder to --config-dir"
     several = re.search(r"Ambiguous value for argument '(([^=']+)=([^']+))'", text)
     if several:
-        command = f"cal {config_name.replace('_', '-')}"
         return f"{several[1]}: several values; {command} -m runs each of them, {several[2]}=[{several[3]}] is one list"
     wrong = re.search(r"(?:Could not override|No match in the defaults list for) '([^'=]+)", text)
     if isinstance(error, ConfigCompositionException) and wrong:
-        key, command = wrong[1], f"cal {config_name.replace('_', '-')}"
-        cause = error.__cause__
+        key, cause = wrong[1], error.__cause__
         if isinstance(cause, OmegaConfBaseException) and "not in struct" not in str(cause):
             return f"{key}: {str(cause).splitlines()[0]}"
         owners = find_commands_with_group(conf, key)

@@ -116,8 +116,7 @@ def parse_sources(sources: list[Any]) -> dict[str, Source]:
 def read_good_entries(sources: dict[str, Source], max_bad_fraction: float) -> tuple[dict[str, list[Entry]], list[Bad]]:
     """Read and check all sources.
 
-    Returns:
-        The good entries of each source, by its key, and the bad ones.
+    Returns the good entries of each source, by its key, and the bad ones.
 
     Raises InputError if a file is missing or cannot be read, or too many entries are bad.
     """

@@ -100,8 +100,7 @@ class Edited(ChangedEntries):
 def inject_noise(data: Conversations, noise: NoiseConfig) -> tuple[Conversations, list[dict]]:
     """Inject noise of a kind into a dataset: swaps, see `swap_conversations`, or errors, see `edit_conversations`.
 
-    Returns:
-        The dataset, and what was changed.
+    Returns the dataset, and what was changed.
 
     Raises InputError for an unknown kind or family, word lists that cannot be read, or whatever the kind raises.
     """
@@ -156,9 +155,8 @@ def swap_conversations(
     `identify_image` returns, from the name of an image, the same text for the same image. `shown` are the places of the
     image samples, by default all. With `similar` donors have texts with many of the same words, see `order_by_words`.
 
-    Returns:
-        The entries in their order, and the changes in that order: `id` and `index` of a sample, `donor_id` of the one
-        whose conversation it received.
+    Returns the entries in their order, and the changes in that order: `id` and `index` of a sample, `donor_id` of the
+    one whose conversation it received.
 
     Raises InputError if the ratio is outside [0, 1], there are too few image samples, or no two of them can exchange.
     """
@@ -205,13 +203,11 @@ def make_conflicts(entries: Sequence[Entry], identify_image: Callable[[str], str
         turns = [(turn["from"], " ".join(turn["value"].lower().split())) for turn in entries[index]["conversations"]]
         return hash(tuple(turns)), hash(tuple(text for speaker, text in turns if speaker == "gpt"))
 
-    def have_same_answers(one: int, other: int) -> bool:
-        return hash_texts(one)[1] == hash_texts(other)[1] or not find_images(one).isdisjoint(find_images(other))
+    def conflict(which: int, one: int, other: int) -> bool:
+        same = hash_texts(one)[which] == hash_texts(other)[which]
+        return same or not find_images(one).isdisjoint(find_images(other))
 
-    def are_same(one: int, other: int) -> bool:
-        return hash_texts(one)[0] == hash_texts(other)[0] or not find_images(one).isdisjoint(find_images(other))
-
-    return have_same_answers, are_same
+    return partial(conflict, 1), partial(conflict, 0)
 
 
 CANDIDATES = 50  # members among which the most similar one is found
@@ -245,9 +241,8 @@ def edit_conversations(
     Replacements are words that the answers of the data use. A sample without an answer that can be changed is passed
     over; if too few can be, fewer are changed: see `describe_changes`. Samples without an image are not changed.
 
-    Returns:
-        The entries in their order, and the changes in that order: `id` and `index` of a sample, `turn`, the place of
-        the changed turn, and `spans`, begin and end of what is wrong in its new text, in characters.
+    Returns the entries in their order, and the changes in that order: `id` and `index` of a sample, `turn`, the place
+    of the changed turn, and `spans`, begin and end of what is wrong in its new text, in characters.
 
     Raises InputError if the ratio is outside [0, 1].
     """
@@ -329,8 +324,7 @@ def load_noisy_data(
         console: for a message if fewer conversations than asked for could be changed.
         samples: number of samples, from the first; None means all.
 
-    Returns:
-        The data, and what was changed, by the index of the sample; None if that is unknown.
+    Returns the data, and what was changed, by the index of the sample; None if that is unknown.
 
     Raises InputError if the manifest does not fit the data, or both a manifest and noise are given.
     """

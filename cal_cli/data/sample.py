@@ -112,10 +112,6 @@ class Conversations(Dataset):
         vars(other).update(changes)
         return other
 
-    def has_loss_weights(self) -> bool:
-        """Return whether any entry has `loss_weights`."""
-        return any(entry.get(LOSS_WEIGHTS) is not None for entry in self.entries)
-
     def fingerprint_images(self) -> str:
         """Return a fingerprint of the image files' names, sizes and times; that of no files if they are not files."""
         folder = self.image_folder

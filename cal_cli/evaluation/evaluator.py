@@ -187,9 +187,8 @@ def spread(questions: Sequence[Question], limit: int) -> list[Question]:
 def make_batches(questions: Sequence[Question], lengths: Sequence[int], batch_size: int) -> list[list[list[int]]]:
     """Order questions into batches, longest first, with those about one image together.
 
-    Returns:
-        Groups of batches of indices into `questions`. An image's questions are in one group, and in one batch unless
-        there are too many. Batches do not depend on which process takes which group.
+    Returns groups of batches of indices into `questions`. An image's questions are in one group, and in one batch
+    unless there are too many. Batches do not depend on which process takes which group.
     """
     by_image: dict[str, list[int]] = {}
     for place, question in enumerate(questions):
@@ -227,8 +226,7 @@ def generate_answers(
     called after each batch with its answers by index; `report` is called for a question whose image cannot be read,
     with the error, and the answer is `UNREADABLE` (None means raise the error).
 
-    Returns:
-        The answers by index, without special tokens and outer white space.
+    Returns the answers by index, without special tokens and outer white space.
 
     Raises InputError, which names the question, if one does not fit into memory or the processor refuses it.
     """

@@ -135,8 +135,7 @@ class AnswerLog:
     def begin(self, anew: bool) -> list[str]:
         """Discard the answers of another evaluation, or all of them; only the first process calls this.
 
-        Returns:
-            The keys in which the discarded evaluation differs.
+        Returns the keys in which the discarded evaluation differs.
         """
         return begin_work(self.folder, self.identity, anew)
 

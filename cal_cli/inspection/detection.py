@@ -42,8 +42,7 @@ def estimate_auc_interval(
         sample: int [tokens], the sample that each token belongs to.
         resamples, seed: number of draws, and their seed.
 
-    Returns:
-        The interval, or None if there are too few samples.
+    Returns the interval, or None if there are too few samples.
     """
     members = [np.flatnonzero(sample == number) for number in np.unique(sample)]
     mixed = np.array([positive[tokens].any() for tokens in members])

@@ -58,9 +58,8 @@ class Design:
     def assign(self, ranked: np.ndarray) -> pd.DataFrame:
         """Choose samples by their ranking, int [samples], the places of all samples, the worst first.
 
-        Returns:
-            A row for each sample in the order of `ranked`: `index` (its place), `stratum`, `probability` (of being
-            chosen), and `turn`, its turn in the random order of the chosen ones, from 0; -1 for the others.
+        Returns a row for each sample in the order of `ranked`: `index` (its place), `stratum`, `probability` (of being
+        chosen), and `turn`, its turn in the random order of the chosen ones, from 0; -1 for the others.
         """
         edges, judged = self.find_strata()
         generator = np.random.default_rng(self.seed)

@@ -92,9 +92,8 @@ def make_token_table(
         noisy: what was changed, by the index of a sample, see `inject_noise`; None if that is unknown.
         batch_size: samples in a batch.
 
-    Returns:
-        A table with the columns of `SCHEMA`, and the text of each sample in pieces. The table's metadata names the
-        `score` of delta, `logit` or `logprob`.
+    Returns a table with the columns of `SCHEMA`, and the text of each sample in pieces. The table's metadata names the
+    `score` of delta, `logit` or `logprob`.
     """
     collate, tokenizer = Collator(processor, keep_text=True), processor.tokenizer
     special = set(tokenizer.all_special_ids)
@@ -211,8 +210,7 @@ def find_touched(
         value: the answer's text.
         spans: begin and end in it; an empty span means what follows it, such as the end token of a cut text.
 
-    Returns:
-        A bool for each token; None if the template does not render the answer as it is, so that places are unknown.
+    Returns a bool for each token; None if the template does not render the answer as it is, so that places are unknown.
     """
     columns, offsets = find_answer(batch, row, number), batch["offsets"][row].tolist()
     if not columns:
@@ -297,8 +295,7 @@ def rank_words(samples: Iterable[Sequence[Piece]], least: int = 3, size: int = 1
         least: number of occurrences below which a word is left out.
         size: of each list, at most.
 
-    Returns:
-        The words that the image makes most probable, and those that it makes least probable.
+    Returns the words that the image makes most probable, and those that it makes least probable.
     """
     table = pd.DataFrame([word for pieces in samples for word in join_words(pieces)], columns=list(Word._fields))
     grouped = table.groupby(["text", "kind"], dropna=False, sort=True)["delta"].agg(["size", "mean"])

@@ -63,8 +63,7 @@ def assemble(
         dtype: of the weights.
         seed: of random weights: the projector's, and the embeddings of new tokens.
 
-    Returns:
-        The model and its processor.
+    Returns the model and its processor.
 
     Raises InputError if a part cannot be loaded, or does not fit.
     """

@@ -61,8 +61,7 @@ def freeze_parts(model: Any, rates: Rates, adapted: bool = False) -> dict[str, f
         rates: by part, its learning rate as a multiple of the run's; None means that of the projector.
         adapted: adapters will be trained, which keep `image_newline` frozen.
 
-    Returns:
-        The rates, without None.
+    Returns the rates, without None.
 
     Raises InputError for an unknown part, one that the model does not have or that cannot be trained, a negative rate,
     or nothing left to train.
@@ -160,8 +159,7 @@ def add_adapters(model: Any, adapters: AdapterConfig, rates: Mapping[str, float]
             under the adapters are rounded, see `quantize`.
         rates: by part, see `freeze_parts`; the language model's must be above 0, the vision tower's 0.
 
-    Returns:
-        A `peft.PeftModel`.
+    Returns a `peft.PeftModel`.
 
     Raises InputError if peft is not installed, or bitsandbytes if it is needed, or a value is wrong.
     """
@@ -225,8 +223,7 @@ def merge_adapters(model: Any, adapter: Path) -> Any:
         model: as `add_adapters` returns it.
         adapter: a folder with the current adapters.
 
-    Returns:
-        The image-text-to-text model, without peft's wrapper.
+    Returns the image-text-to-text model, without peft's wrapper.
     """
     if not getattr(model, "is_loaded_in_4bit", False):
         return model.merge_and_unload()

@@ -49,8 +49,7 @@ class ImageContrast:
             forward: the pass with the image.
             score: `logit` or `logprob`.
 
-        Returns:
-            float32 [positions with an image].
+        Returns float32 [positions with an image].
 
         Raises ValueError if the contrast is not possible for this model or batch.
         """

@@ -117,8 +117,7 @@ class LanguageHead:
             groups: the lengths of the groups of positions, in their order, that such a function needs together. A
                 group of more positions than logits are held for has its logits computed twice.
 
-        Returns:
-            The sum, a float32 scalar with gradient, and each position's cross-entropy, float32 without gradient.
+        Returns the sum, a float32 scalar with gradient, and each position's cross-entropy, float32 without gradient.
         """
 
         def linear(plain_forward: Callable, hidden: Tensor, labels: Tensor) -> Any:

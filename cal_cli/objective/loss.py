@@ -411,8 +411,7 @@ def scores_without_image(objective: RuleLoss, model: PreTrainedModel, batch: Map
         model: the model before training.
         batch: as the objective takes it.
 
-    Returns:
-        float32 [batch, length], at the labels' positions; nan where none is supervised.
+    Returns float32 [batch, length], at the labels' positions; nan where none is supervised.
     """
     contrast = score_before_training(objective, model, batch)
     scores = contrast.without_image.new_full(contrast.batch_shape, torch.nan)

@@ -93,8 +93,7 @@ def run_with_image(model: PreTrainedModel, batch: Mapping[str, Any], reach: int 
 def run_below_head(model: PreTrainedModel, inputs: Mapping[str, Any], **options: Any) -> tuple[Any, dict[str, Any]]:
     """Run a model without its language head.
 
-    Returns:
-        The outputs, with `last_hidden_state`, float [batch, length, hidden], and the decoder's keyword arguments.
+    Returns the outputs, with `last_hidden_state`, float [batch, length, hidden], and the decoder's keyword arguments.
 
     Raises UnknownHead if the model has no language head or no decoder below it.
     """
@@ -221,8 +220,7 @@ def run_without_image(forward: ForwardPass) -> Tensor:
     the mask of the paper's released code. Decoders with recurrent layers run as on a text without an image, with the
     position ids of the pass with it.
 
-    Returns:
-        Hidden states, [positions with an image, hidden].
+    Returns hidden states, [positions with an image, hidden].
 
     Raises ValueError if the decoder is given something of the image that this pass does not know, or has layers from
     which an image cannot be removed.

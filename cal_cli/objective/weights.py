@@ -16,8 +16,7 @@ def clamp_delta(delta: Tensor, alpha: float, beta: float, has_image: Tensor | No
         beta: upper bound of a weight.
         has_image: bool [tokens], whether the token's sample shows an image; None means that all do.
 
-    Returns:
-        float [tokens].
+    Returns float [tokens].
     """
     weights = delta.clamp(alpha, beta)
     return weights if has_image is None else torch.where(has_image, weights, torch.ones_like(weights))
@@ -44,8 +43,7 @@ def token_weights(
         window: width of the average in tokens, odd; 1 pools nothing.
         has_image: bool [tokens], whether the token's sample shows an image; None means that all do.
 
-    Returns:
-        float [tokens], in [alpha, beta] for samples with an image and 1 for samples without.
+    Returns float [tokens], in [alpha, beta] for samples with an image and 1 for samples without.
 
     Raises ValueError for `alpha` above `beta`, or a window that is not a positive odd number.
 
@@ -65,8 +63,7 @@ def pool_answers(weights: Tensor, sample_index: Tensor, window: int) -> Tensor:
         sample_index: int64 [tokens], the sample that each token belongs to.
         window: width of the average in tokens, odd.
 
-    Returns:
-        float [tokens].
+    Returns float [tokens].
 
     Raises ValueError for a window that is not a positive odd number.
     """
@@ -91,8 +88,7 @@ def pool_flat(weights: Tensor, flat_index: Tensor, size: int, window: int) -> Te
         size: length of the flattened batch.
         window: width of the average, odd.
 
-    Returns:
-        float [positions]; correct only for those whose whole window was given.
+    Returns float [positions]; correct only for those whose whole window was given.
     """
     flat = weights.new_zeros(size)
     flat[flat_index] = weights

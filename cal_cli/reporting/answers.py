@@ -107,8 +107,7 @@ def load_run(folder: Path, benchmark: str, result_folder: Path | None = None) ->
 def load_runs(folder: Path, benchmark: str) -> tuple[list[EvaluatedRun], dict[str, EvaluatedRun]]:
     """Load every completed run in a folder and its subfolders, or those that a report has written there.
 
-    Returns:
-        The runs, and by its name each checkpoint before training that has been evaluated.
+    Returns the runs, and by its name each checkpoint before training that has been evaluated.
 
     Raises InputError if there is no such folder, or a file in it is damaged.
     """

@@ -100,9 +100,8 @@ def make_paper_rows(
 
     `results` are those of `collect_paper_results`.
 
-    Returns:
-        By table a list of rows `{"model", "cells": {benchmark: value or None}, "wins": [won, of], "source"}`. A cell of
-        ours is a mean over seeds, `{"value", "ci95", "n"}`; with one seed the interval is that over images.
+    Returns by table a list of rows `{"model", "cells": {benchmark: value or None}, "wins": [won, of], "source"}`. A
+    cell of ours is a mean over seeds, `{"value", "ci95", "n"}`; with one seed the interval is that over images.
     """
     return {
         title: make_published_rows(title, published[title]) + _measure_rows(columns, results, baseline)

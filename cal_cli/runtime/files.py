@@ -62,8 +62,7 @@ def write_parquet(path: Path, table: Any) -> None:
 def write_whole(path: Path, content: str | bytes) -> str:
     """Write a file under a temporary name, then rename it, and remove what a killed process left under such a name.
 
-    Returns:
-        The SHA-256 of the content, in hexadecimal.
+    Returns the SHA-256 of the content, in hexadecimal.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content

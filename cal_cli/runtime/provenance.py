@@ -104,8 +104,7 @@ def begin_work(folder: Path, identity: Mapping[str, Any], anew: bool = False) ->
         identity: what the work depends on, as JSON.
         anew: discard what is there in any case.
 
-    Returns:
-        The keys in which discarded work differs.
+    Returns the keys in which discarded work differs.
     """
     path = folder / "_of.json"  # readers of a folder of Parquet files ignore names that begin with an underscore
     before = read_json(path, {})

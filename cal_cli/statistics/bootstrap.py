@@ -41,8 +41,7 @@ def estimate_values(
         groups: the group of each question.
         top: the largest possible value, if all values are means of scores from 0; else None.
 
-    Returns:
-        By name `{"value": float, "ci95": [low, high] or None}`.
+    Returns by name `{"value": float, "ci95": [low, high] or None}`.
     """
     table = sum_by_group(parts, groups)
     whole = values({name: column.sum() for name, column in table.items()})
@@ -85,9 +84,8 @@ def run_group_test(one: Sequence[float], other: Sequence[float], groups: Sequenc
     or wrong, one about each image, this is McNemar's test by the difference of counts. Up to 16 groups that differ it
     is exact; of more, 9,999 flips are drawn. The test is scipy's.
 
-    Returns:
-        The two-sided `p`; `only_first` and `only_second`, the numbers of questions that only one has right, None if
-        answers are not simply right or wrong.
+    Returns the two-sided `p`; `only_first` and `only_second`, the numbers of questions that only one has right, None if
+    answers are not simply right or wrong.
     """
     totals: dict[str, float] = {}
     for a, b, group in zip(one, other, groups, strict=True):

@@ -16,8 +16,7 @@ def estimate_share(log_ratios: np.ndarray, cluster: np.ndarray | None = None) ->
         log_ratios: float [items], finite.
         cluster: int [items], what dependent items share, such as the sample of a sentence; None means independent.
 
-    Returns:
-        `value`, `ci95` (None for fewer than two clusters), and `n`, the number of items.
+    Returns `value`, `ci95` (None for fewer than two clusters), and `n`, the number of items.
 
     Raises ValueError if there is no item, or a ratio is not finite.
 

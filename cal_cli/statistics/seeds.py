@@ -25,8 +25,7 @@ def score_groups(values: Values, table: Mapping[str, np.ndarray]) -> dict[str, n
         values: computes the values from the sums of the parts.
         table: the sums of each group, float64 [groups], as from `sum_by_group`.
 
-    Returns:
-        By name float64 [groups], whose mean is the value; nan where the value is not defined without a group.
+    Returns by name float64 [groups], whose mean is the value; nan where the value is not defined without a group.
     """
     n = len(next(iter(table.values())))
     whole = values({name: column.sum() for name, column in table.items()})

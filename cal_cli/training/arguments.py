@@ -147,8 +147,7 @@ def count_step_samples(settings: TrainConfig, devices: int) -> int:
 def divide_step(samples: int, devices: int, batch_size: int) -> tuple[int, int]:
     """Divide the samples of an optimizer step into batches of at most `batch_size`.
 
-    Returns:
-        The number of samples in a batch of a device, and the number of batches that each device accumulates.
+    Returns the number of samples in a batch of a device, and the number of batches that each device accumulates.
 
     Raises InputError if the devices cannot have equally many samples.
     """

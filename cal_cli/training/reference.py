@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from cal_cli.data.collator import Collator, collate_good
-from cal_cli.data.sample import Conversations, load_samples
+from cal_cli.data.sample import LOSS_WEIGHTS, Conversations, load_samples
 from cal_cli.models.hub import load_model
 from cal_cli.models.load import get_device
 from cal_cli.objective import RuleLoss
@@ -77,7 +77,7 @@ def prepare_scores(
     Raises InputError if the objective reads `loss_weights` and no sample has any.
     """
     reads_weights = "given" in objective.rule.reads
-    if reads_weights != data.has_loss_weights():
+    if reads_weights != any(entry.get(LOSS_WEIGHTS) is not None for entry in data.entries):
         if reads_weights:
             raise InputError(
                 "the objective reads loss_weights, and no sample has any: add them to the data, for each answer a "

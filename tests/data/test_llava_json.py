@@ -213,5 +213,5 @@ def test_the_weight_of_a_first_answer_that_is_left_out_goes_too(tmp_path):
     first = {"from": "gpt", "value": "before"}
     entry = {"id": "a", "conversations": [first, *GOOD["conversations"]], "loss_weights": [0.1, 0.7]}
     data = load_llava_json(write(tmp_path, [entry, GOOD]))
-    assert data.entries[0]["loss_weights"] == [0.7] and data.has_loss_weights()
+    assert data.entries[0]["loss_weights"] == [0.7]
     assert "loss_weights" not in data[0] and data.replace(weighted=True)[1]["loss_weights"] is None

@@ -152,7 +152,7 @@ def test_a_column_of_weights_is_read(tmp_path):
         rows = [{"conversations": talk, "loss_weights": one} for one in weights]
         datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / f"{name}.parquet"))
         found = load_conversations(str(tmp_path / f"{name}.parquet"))
-        assert [entry.get("loss_weights") for entry in found.entries] == weights and found.has_loss_weights()
+        assert [entry.get("loss_weights") for entry in found.entries] == weights
 
 
 def test_noise_is_that_of_the_same_samples_in_json(world, entries, tmp_path):

@@ -70,8 +70,7 @@ class PatchInfoMining(nn.Module):
             places: [images, places, low].
             details: [images, places, details of a place, high].
 
-        Returns:
-            [images, places, low].
+        Returns [images, places, low].
         """
         query, key, value = self.query(places)[:, :, None], self.key(details), self.value(details)
         return places + F.scaled_dot_product_attention(query, key, value)[:, :, 0]

@@ -18,6 +18,10 @@ from cal_cli.models.mgm.weights import CONVNEXT, PUBLISHED, rename_weights
 from cal_cli.runtime.errors import InputError
 
 OPEN_CLIP = "open_clip_model.safetensors"  # the weights of a model of OpenCLIP, on the hub and in folders
+LLAVA_KEYS = (  # of a LLaVA's config, which are those of MGM too
+    "image_token_index projector_hidden_act vision_feature_select_strategy vision_feature_layer multimodal_projector_bias "
+    "tie_word_embeddings pad_token_id bos_token_id eos_token_id"
+).split()
 TRUNK = "visual.trunk."  # of the names of its tower, before those of timm
 
 
@@ -90,19 +94,6 @@ def make_mgm_config(llava: Any, aux: Any, crops: int, aux_image_size: int | None
     return MGMConfig(**(options | configs), aux_image_size=size, crops=crops, image_seq_length=tokens)
 
 
-LLAVA_KEYS = (
-    "image_token_index",
-    "projector_hidden_act",
-    "vision_feature_select_strategy",
-    "vision_feature_layer",
-    "multimodal_projector_bias",
-    "tie_word_embeddings",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-)
-
-
 def add_details(llava: Any, tower: Any, config: MGMConfig) -> MGMForConditionalGeneration:
     """Make an MGM of a LLaVA and a ConvNeXt; the mining has random weights, and the other parts are those given."""
     dtype = llava.dtype
@@ -170,9 +161,8 @@ def convert_published(folder: Path, source: MGMSource) -> Any:
         folder: the checkpoint.
         source: defines the config: language model, towers and crops.
 
-    Returns:
-        The model, with one row of embeddings for each row of the config: rows that the checkpoint does not have, such
-        as that of the image token, are zeros.
+    Returns the model, with one row of embeddings for each row of the config: rows that the checkpoint does not have,
+    such as that of the image token, are zeros.
 
     Raises InputError if a weight is unknown, missing, or of another shape.
     """

@@ -180,8 +180,7 @@ def fit_two_gaussians(
         counts: float64 [values], at least 0, not all 0.
         iterations: steps of expectation maximisation.
 
-    Returns:
-        Shares, means and variances, float64 [2] each, the component with the lower mean first.
+    Returns shares, means and variances, float64 [2] each, the component with the lower mean first.
     """
     seen = counts > 0
     values, counts = values[seen], counts[seen]
