@@ -267,8 +267,16 @@ def finish(
     if problem:
         console.quiet = False  # whichever process failed reports
         last = find_last_checkpoint(folder)
+        cause = (
+            f"a file could not be read or written ({problem}): is the disk full? The same command continues the run."
+        )
+        if isinstance(problem, NonFiniteLoss):
+            cause = (
+                f"the loss is {problem.loss} after step {problem.step}, from the samples {', '.join(problem.samples)}: "
+                "check their images and the learning rate."
+            )
         console.print(
-            f"{folder}: {explain_failure(problem)} "
+            f"{folder}: {cause} "
             + (f"The last good checkpoint is {last}." if last else "No checkpoint has been saved.")
         )
         raise SystemExit(1)
@@ -282,16 +290,6 @@ def finish(
     values = {"loss": summary["final_loss"]} | summary.get("estimates", {})
     found = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     console.print(f"{folder}: completed, {trainer.state.global_step} steps, {found}")
-
-
-def explain_failure(problem: Exception) -> str:
-    """Explain why a run failed, and what to check."""
-    if isinstance(problem, NonFiniteLoss):
-        return (
-            f"the loss is {problem.loss} after step {problem.step}, from the samples {', '.join(problem.samples)}: "
-            "check their images and the learning rate."
-        )
-    return f"a file could not be read or written ({problem}): is the disk full? The same command continues the run."
 
 
 ROWS = {

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import psutil
 import yaml
 from matplotlib.figure import Figure
 
@@ -70,20 +71,9 @@ def write_whole(path: Path, content: str | bytes) -> str:
     temporary.write_bytes(data)
     os.replace(temporary, path)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        if (owner := left.suffix[1:]).isdecimal() and not is_alive(int(owner)):
+        if (owner := left.suffix[1:]).isdecimal() and not psutil.pid_exists(int(owner)):
             left.unlink(missing_ok=True)
     return hashlib.sha256(data).hexdigest()
-
-
-def is_alive(process: int) -> bool:
-    """Return whether a process of this machine is running, by its number."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is another user's
-        return True
-    return True
 
 
 def replace_folder(folder: Path, *writers: Callable[[Path], Any]) -> None:

@@ -139,10 +139,6 @@ class StopOnSignal(TrainerCallback):
 REPORTED = 10  # messages; the file has all samples
 
 
-class TooManyBadSamples(InputError):
-    """More samples are bad than `data.max_bad_fraction` allows."""
-
-
 class BadSamples:
     """The bad samples of a run: at most `allowed`, in a file that a resumed run continues."""
 
@@ -159,7 +155,7 @@ class BadSamples:
         return len(self.path.read_text().splitlines()) if self.path.is_file() else 0
 
     def add(self, found: Iterable[Bad]) -> None:
-        """Record the samples that are not recorded yet. Raises TooManyBadSamples if there are more than allowed."""
+        """Record the samples that are not recorded yet. Raises InputError if there are more than allowed."""
         for bad in found:
             if bad in self.known:
                 continue
@@ -169,7 +165,7 @@ class BadSamples:
             if len(self.known) <= REPORTED:
                 self.notify(f"left out: sample {bad.id}: {bad.problem}")
             if len(self.known) > self.allowed:
-                raise TooManyBadSamples(
+                raise InputError(
                     f"{len(self.known)} samples are bad, more than data.max_bad_fraction allows ({self.allowed}); "
                     f"{self.path} lists them; cal data-check finds all bad samples and writes the others"
                 )

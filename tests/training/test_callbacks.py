@@ -8,8 +8,9 @@ import pytest
 from transformers import TrainerState, TrainingArguments
 
 from cal_cli.data.sample import Bad
+from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.runs import find_last_checkpoint
-from cal_cli.training.callbacks import BadSamples, CheckpointRemover, TooManyBadSamples
+from cal_cli.training.callbacks import BadSamples, CheckpointRemover
 
 
 @pytest.fixture
@@ -66,11 +67,11 @@ def test_each_is_named_once_and_one_too_many_is_named_and_raised(tmp_path):
     again.add([TWO])
     assert found.count() == again.count() == 2
     assert messages == [f"left out: sample {number}: cannot be read" for number in (1, 2)]
-    with pytest.raises(TooManyBadSamples, match=r"3 samples are bad, more than .* allows \(2\)"):
+    with pytest.raises(InputError, match=r"3 samples are bad, more than .* allows \(2\)"):
         again.add([THREE])
     assert [json.loads(line)["id"] for line in path.read_text().splitlines()] == ["1", "2", "3"]
 
 
 def test_none_may_be_bad(tmp_path):
-    with pytest.raises(TooManyBadSamples):
+    with pytest.raises(InputError):
         BadSamples(tmp_path / "bad.jsonl", 0, print).add([ONE])

@@ -18,10 +18,6 @@ from cal_cli.models.mgm.weights import CONVNEXT, PUBLISHED, rename_weights
 from cal_cli.runtime.errors import InputError
 
 OPEN_CLIP = "open_clip_model.safetensors"  # the weights of a model of OpenCLIP, on the hub and in folders
-LLAVA_KEYS = (  # of a LLaVA's config, which are those of MGM too
-    "image_token_index projector_hidden_act vision_feature_select_strategy vision_feature_layer multimodal_projector_bias "
-    "tie_word_embeddings pad_token_id bos_token_id eos_token_id"
-).split()
 TRUNK = "visual.trunk."  # of the names of its tower, before those of timm
 
 
@@ -92,6 +88,19 @@ def make_mgm_config(llava: Any, aux: Any, crops: int, aux_image_size: int | None
     configs = {"text_config": llava.text_config, "vision_config": llava.vision_config, "aux_vision_config": aux}
     tokens = (places // crops) ** 2 * (1 if crops == 1 else 1 + crops**2)
     return MGMConfig(**(options | configs), aux_image_size=size, crops=crops, image_seq_length=tokens)
+
+
+LLAVA_KEYS = (
+    "image_token_index",
+    "projector_hidden_act",
+    "vision_feature_select_strategy",
+    "vision_feature_layer",
+    "multimodal_projector_bias",
+    "tie_word_embeddings",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+)
 
 
 def add_details(llava: Any, tower: Any, config: MGMConfig) -> MGMForConditionalGeneration:

@@ -28,22 +28,15 @@ PUBLISHED = [
 ]
 
 
-def rename(name: str, names: Iterable[tuple[str, str]]) -> str | None:
-    """Return the new name of a weight by the first pattern that the whole name matches; None if there is none."""
-    for pattern, new in names:
-        if found := re.fullmatch(pattern, name):
-            return found.expand(new)
-    return None
-
-
 def rename_weights(weights: Mapping[str, Tensor], names: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
-    """Return weights under their new names.
+    """Return weights under their new names, each by the first pattern that its whole name matches.
 
     Raises ValueError if a weight has no new name, or two have the same.
     """
     names, renamed = list(names), {}
     for name, weight in weights.items():
-        new = rename(name, names)
+        matches = ((re.fullmatch(pattern, name), new) for pattern, new in names)
+        new = next((found.expand(new) for found, new in matches if found), None)
         if new is None or new in renamed:
             raise ValueError(f"{name}: {'is not a known weight' if new is None else 'is there twice'}")
         renamed[new] = weight

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from cal_cli.evaluation.metrics import Parts, Question, divide
-from cal_cli.toy.families.base import Asked, Box, Family, Turn
-from cal_cli.toy.families.objects import SYNONYMS, Scene, Thing, draw_things, find_things, identify_things, paint_things
+from cal_cli.toy.families.base import Asked, Box, Turn
+from cal_cli.toy.families.objects import SYNONYMS, Scene, SceneFamily, Thing, draw_things, find_things
 from cal_cli.toy.materials import count_words, mark_words, write_irrelevant
 
 PROMPTS = ("describe the picture.", "what do you see?", "tell me about the picture.")
@@ -21,7 +20,7 @@ FORMS = (
 )
 
 
-class Captions(Family):
+class Captions(SceneFamily):
     """Captions of two or three objects, scored by objects and by whole scenes, in whatever words."""
 
     name = "captions"
@@ -30,12 +29,6 @@ class Captions(Family):
 
     def draw(self, random_state: random.Random) -> Scene:
         return draw_things(random_state, random_state.randint(2, 3))
-
-    def identify(self, content: Scene) -> tuple:
-        return identify_things(content)
-
-    def paint(self, content: Scene, random_state: random.Random) -> Image.Image:
-        return paint_things(content, random_state)
 
     def converse(self, content: Scene, random_state: random.Random, irrelevant: float) -> list[Turn]:
         return [Turn(random_state.choice(PROMPTS), *write_caption(content, random_state, irrelevant))]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from cal_cli.toy.families.base import Box
+from cal_cli.toy.families.base import Box, Family
 from cal_cli.toy.materials import CELL, COLOURS, COLUMNS, GRID, ROWS, make_canvas
 
 SHAPES = ("square", "disc", "ring", "triangle", "cross")
@@ -64,29 +64,29 @@ def draw_things(random_state: random.Random, count: int, colours: int = 6, shape
     return tuple(things)
 
 
-def identify_things(scene: Scene) -> tuple:
-    """Return what scenes of the same objects share, wherever exactly these are in their cells."""
-    return tuple(thing[:4] for thing in scene)
+class SceneFamily(Family):
+    """A task about scenes; two that show the same objects, wherever exactly in their cells, are the same."""
 
+    def identify(self, content: Scene) -> tuple:
+        return tuple(thing[:4] for thing in content)
 
-def paint_things(scene: Scene, random_state: random.Random) -> Image.Image:
-    """Paint a scene."""
-    image, draw = make_canvas(random_state)
-    for thing in scene:
-        (left, top, right, bottom), fill = thing.box, COLOURS[thing.colour]
-        edges = left, top, right - 1, bottom - 1  # Pillow includes the last pixel
-        if thing.shape == "square":
-            draw.rectangle(edges, fill=fill)
-        elif thing.shape == "disc":
-            draw.ellipse(edges, fill=fill)
-        elif thing.shape == "ring":
-            draw.ellipse(edges, outline=fill, width=2)
-        elif thing.shape == "triangle":
-            draw.polygon(((left, bottom - 1), (right - 1, bottom - 1), ((left + right) // 2, top)), fill=fill)
-        else:  # a line is wider than its ends
-            draw.line((left + 1, top + 1, right - 2, bottom - 2), fill=fill, width=3)
-            draw.line((left + 1, bottom - 2, right - 2, top + 1), fill=fill, width=3)
-    return image
+    def paint(self, content: Scene, random_state: random.Random) -> Image.Image:
+        image, draw = make_canvas(random_state)
+        for thing in content:
+            (left, top, right, bottom), fill = thing.box, COLOURS[thing.colour]
+            edges = left, top, right - 1, bottom - 1  # Pillow includes the last pixel
+            if thing.shape == "square":
+                draw.rectangle(edges, fill=fill)
+            elif thing.shape == "disc":
+                draw.ellipse(edges, fill=fill)
+            elif thing.shape == "ring":
+                draw.ellipse(edges, outline=fill, width=2)
+            elif thing.shape == "triangle":
+                draw.polygon(((left, bottom - 1), (right - 1, bottom - 1), ((left + right) // 2, top)), fill=fill)
+            else:  # a line is wider than its ends
+                draw.line((left + 1, top + 1, right - 2, bottom - 2), fill=fill, width=3)
+                draw.line((left + 1, bottom - 2, right - 2, top + 1), fill=fill, width=3)
+        return image
 
 
 def find_unique(scene: Scene, *attributes: str) -> list[Thing]:

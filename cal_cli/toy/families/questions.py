@@ -5,19 +5,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from PIL import Image
-
 from cal_cli.evaluation.metrics import Parts, Question, divide, find_kinds
-from cal_cli.toy.families.base import Asked, Family, Turn
-from cal_cli.toy.families.objects import (
-    SHAPES,
-    Scene,
-    draw_things,
-    find_unique,
-    find_words,
-    identify_things,
-    paint_things,
-)
+from cal_cli.toy.families.base import Asked, Turn
+from cal_cli.toy.families.objects import SHAPES, Scene, SceneFamily, draw_things, find_unique, find_words
 from cal_cli.toy.materials import COLOURS, mark_words
 
 KINDS = ("colour", "shape", "place", "count", "comparison")
@@ -31,7 +21,7 @@ FORMS = {  # of answers; {it} is what the question names
 }
 
 
-class Questions(Family):
+class Questions(SceneFamily):
     """Two questions about three to six objects of few colours and shapes; an answer in any words counts."""
 
     name = "questions"
@@ -40,12 +30,6 @@ class Questions(Family):
 
     def draw(self, random_state: random.Random) -> Scene:
         return draw_things(random_state, random_state.randint(3, 6), colours=3, shapes=3)
-
-    def identify(self, content: Scene) -> tuple:
-        return identify_things(content)
-
-    def paint(self, content: Scene, random_state: random.Random) -> Image.Image:
-        return paint_things(content, random_state)
 
     def converse(self, content: Scene, random_state: random.Random, irrelevant: float) -> list[Turn]:
         turns = []

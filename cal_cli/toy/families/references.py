@@ -4,14 +4,12 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
-from PIL import Image
-
 from cal_cli.evaluation.metrics import Boxes, Parts, Question, divide
-from cal_cli.toy.families.base import Asked, Family, Turn
-from cal_cli.toy.families.objects import Scene, Thing, draw_things, find_unique, identify_things, paint_things
+from cal_cli.toy.families.base import Asked, Turn
+from cal_cli.toy.families.objects import Scene, SceneFamily, Thing, draw_things, find_unique
 
 
-class References(Family):
+class References(SceneFamily):
     """The box of one of three to five objects, in pixels (overlap of at least half, RefCOCOg)."""
 
     name = "references"
@@ -23,12 +21,6 @@ class References(Family):
             scene = draw_things(random_state, random_state.randint(3, 5))
             if find_unique(scene, "colour", "shape"):
                 return scene
-
-    def identify(self, content: Scene) -> tuple:
-        return identify_things(content)
-
-    def paint(self, content: Scene, random_state: random.Random) -> Image.Image:
-        return paint_things(content, random_state)
 
     def converse(self, content: Scene, random_state: random.Random, irrelevant: float) -> list[Turn]:
         thing = random_state.choice(find_unique(content, "colour", "shape"))

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cal_cli.toy.families import FAMILIES
 from cal_cli.toy.families.captions import Captions, write_caption
-from cal_cli.toy.families.objects import SIDES, draw_things, find_things, find_unique, paint_things
+from cal_cli.toy.families.objects import SIDES, draw_things, find_things, find_unique
 from cal_cli.toy.materials import COLOURS, COLUMNS, ROWS, unmark
 
 
@@ -28,7 +29,9 @@ def test_captions_tell_what_the_pixels_show(seed, irrelevant):
     scene = Captions().draw(state)
     text, _ = unmark(write_caption(scene, state, irrelevant)[0])
     named = find_things(text)
-    assert {(colour, row, column) for colour, _, row, column in named} == objects_painted(paint_things(scene, state))
+    assert {(colour, row, column) for colour, _, row, column in named} == objects_painted(
+        FAMILIES["captions"].paint(scene, state)
+    )
     assert named == sorted(tuple(thing[:4]) for thing in scene)
 
 
@@ -36,7 +39,7 @@ def test_captions_tell_what_the_pixels_show(seed, irrelevant):
 def test_boxes_enclose_what_is_painted_and_no_more(seed):
     state = random.Random(seed)
     (thing,) = draw_things(state, 1)
-    picture = paint_things((thing,), state)
+    picture = FAMILIES["captions"].paint((thing,), state)
     fill = COLOURS[thing.colour]
     painted = [(x, y) for x in range(64) for y in range(64) if picture.getpixel((x, y)) == fill]
     columns, rows = zip(*painted, strict=True)
