@@ -217,11 +217,11 @@ class MGMShape(Shape):
     aux_depths: list[int]
 
     def scale(self, depth: int | None = None, width: int | None = None) -> "MGMShape":
-        found: Any = super().scale(depth, width)
-        narrower = self.vision_hidden_size // found.vision_hidden_size
-        fewer = self.layers // found.layers
+        scaled: Any = super().scale(depth, width)
+        narrower = self.vision_hidden_size // scaled.vision_hidden_size
+        fewer = self.layers // scaled.layers
         return replace(
-            found,
+            scaled,
             aux_hidden_sizes=[size // narrower for size in self.aux_hidden_sizes],
             aux_depths=[max(layers // fewer, 1) for layers in self.aux_depths],
         )

@@ -212,10 +212,10 @@ def describe_detection(figure: Path, table: pd.DataFrame) -> dict[str, Any]:
     return {"detection": {name: describe_detector(values, positive) for name, values in named.items()}}
 
 
-def tabulate_detection(found: dict[str, Any]) -> Table:
+def tabulate_detection(detectors: dict[str, Any]) -> Table:
     """Make a table of how well each number of a sample detects those that were changed."""
     table = make_table("changed samples, detected by", "area under the ROC curve", "average precision")
-    for name, detector in found.items():
+    for name, detector in detectors.items():
         auc = format_interval({"value": detector["auc"], "ci95": detector["ci95"]})
         table.add_row(name, auc, f"{detector['average_precision']:.3f}")
     return table
@@ -224,6 +224,6 @@ def tabulate_detection(found: dict[str, Any]) -> Table:
 def tabulate_cuts(cuts: list[dict[str, Any]]) -> Table:
     """Make a table of the precision and recall of cuts of the ranking."""
     table = make_table("the worst", "of which wrong", "of all wrong texts")
-    for one in cuts:
-        table.add_row(f"{one['cut']:,}", format_interval(one["precision"]), format_interval(one["recall"]))
+    for cut in cuts:
+        table.add_row(f"{cut['cut']:,}", format_interval(cut["precision"]), format_interval(cut["recall"]))
     return table

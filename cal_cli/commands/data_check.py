@@ -97,18 +97,18 @@ def write_results(
     facts: dict[str, Any], good: list[Checked], bad: list[dict[str, Any]], folder: Path, written: list[Path]
 ) -> None:
     """Write what was found to a folder, and print it; `written` are the files with the good samples."""
-    write_whole(folder / "bad_samples.jsonl", "".join(json.dumps(one) + "\n" for one in bad))
+    write_whole(folder / "bad_samples.jsonl", "".join(json.dumps(sample) + "\n" for sample in bad))
     report = facts | {
         "good": len(good),
         "bad": len(bad),
-        "with_image": sum(one.kind == "image" for one in good),
-        "begin_with_answer": sum(one.begins_with_answer for one in good),
-        "problems": dict(Counter(classify_problem(one["problem"]) for one in bad).most_common()),
-        "tokens": compute_quantiles([one.tokens for one in good]),
-        "supervised_tokens": compute_quantiles([one.supervised for one in good]),
+        "with_image": sum(sample.kind == "image" for sample in good),
+        "begin_with_answer": sum(sample.begins_with_answer for sample in good),
+        "problems": dict(Counter(classify_problem(sample["problem"]) for sample in bad).most_common()),
+        "tokens": compute_quantiles([sample.tokens for sample in good]),
+        "supervised_tokens": compute_quantiles([sample.supervised for sample in good]),
         "versions": get_versions(),
     }
-    counts = [{"tokens": one.tokens, "supervised": one.supervised, "kind": one.kind} for one in good]
+    counts = [{"tokens": sample.tokens, "supervised": sample.supervised, "kind": sample.kind} for sample in good]
     write_parquet(folder / "tokens.parquet", pa.Table.from_pylist(counts))
     write_json(folder / "report.json", report)
     write_whole(folder / "report.md", write_report(report, bad))
@@ -126,8 +126,8 @@ def write_report(report: dict[str, Any], bad: list[dict[str, Any]]) -> str:
     kinds, samples = make_table("problem", "samples"), make_table("sample", "problem")
     for kind, count in report["problems"].items():
         kinds.add_row(kind, str(count))
-    for one in bad[:SHOWN]:
-        samples.add_row(f"{one['index']} ({one['id']})".replace("|", " "), one["problem"].replace("|", " "))
+    for sample in bad[:SHOWN]:
+        samples.add_row(f"{sample['index']} ({sample['id']})".replace("|", " "), sample["problem"].replace("|", " "))
     parts += [render_markdown(kinds), render_markdown(samples)] if bad else []
     return "\n".join(parts)
 
@@ -148,8 +148,8 @@ def describe(report: dict[str, Any]) -> str:
 def print_report(report: dict[str, Any], bad: list[dict[str, Any]], folder: Path, written: list[Path]) -> None:
     """Print the result in a few lines, and what to type next."""
     console = make_console()
-    for one in bad[:SHOWN]:
-        console.print(f"bad: {one['source']}[{one['index']}] ({one['id']}): {one['problem']}", markup=False)
+    for sample in bad[:SHOWN]:
+        console.print(f"bad: {sample['source']}[{sample['index']}] ({sample['id']}): {sample['problem']}", markup=False)
     if len(bad) > SHOWN:
         console.print(f"... and {len(bad) - SHOWN} more")
     console.print(describe(report))

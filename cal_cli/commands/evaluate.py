@@ -118,7 +118,7 @@ def evaluate_benchmark(
             for start, path in find_starts(subjects).items()
         ]
     built: dict[str, Benchmark] = {}
-    found = {}
+    by_label = {}
     for label, subject, own, folder in places:
         subject = subject if settings.predictions is None else subjects[0]
         key = OmegaConf.to_yaml(own)
@@ -126,8 +126,8 @@ def evaluate_benchmark(
         results = evaluate_subject(name, subject, own, built[key], settings, folder, evaluator)
         if results.get("without_answers"):
             evaluator.console.print(describe_unscored(folder, results))
-        found[f"{label} ({subject.parent.parent})" if label in found else label] = results
-    return tabulate_results(name, found)
+        by_label[f"{label} ({subject.parent.parent})" if label in by_label else label] = results
+    return tabulate_results(name, by_label)
 
 
 def evaluate_subject(
@@ -173,24 +173,24 @@ def find_starts(subjects: Sequence[Path]) -> dict[str, Path]:
     return paths if known and len(paths) < len(subjects) else {}
 
 
-def tabulate_results(name: str, found: dict[str, dict[str, Any]]) -> Table:
+def tabulate_results(name: str, by_label: dict[str, dict[str, Any]]) -> Table:
     """Tabulate the values of one checkpoint, or of several a line each with the benchmark's headline metrics."""
-    first = next(iter(found.values()))
-    if len(found) == 1:
+    first = next(iter(by_label.values()))
+    if len(by_label) == 1:
         table = make_table("checkpoint", "metric", "value", "95 % interval", title=name)
         for number, (metric, value) in enumerate(first["metrics"].items()):
             interval = "{:.3f} to {:.3f}".format(*value["ci95"]) if value["ci95"] else "-"
-            label = "" if number else next(iter(found))
+            label = "" if number else next(iter(by_label))
             shown = "-" if value["value"] is None else f"{value['value']:.3f}"
             table.add_row(label, metric.replace("_", " "), shown, interval)
     else:
         metrics = first["settings"]["benchmark"].get("headline") or list(first["metrics"])[:1]
         table = make_table("checkpoint", *(metric.replace("_", " ") for metric in metrics), title=name)
-        for label, results in found.items():
+        for label, results in by_label.items():
             values = [results["metrics"].get(metric) for metric in metrics]
             table.add_row(label, *(format_interval(value) for value in values))
     table.caption = f"{first['n']} questions of the split {first['split']}; intervals over their images"
-    table.caption += "; each results.json has the finer values" if len(found) > 1 else ""
+    table.caption += "; each results.json has the finer values" if len(by_label) > 1 else ""
     return table
 
 

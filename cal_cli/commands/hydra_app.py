@@ -211,7 +211,7 @@ def print_help(config_name: str, words: list[str]) -> None:
 
 def describe_keys(config_name: str, wanted: Sequence[str], choices: Mapping[str, str]) -> list[str]:
     """Describe keys of a config by the comments in its YAML: `wanted` ones, or all that have a comment."""
-    found: dict[str, str] = {}
+    described: dict[str, str] = {}
     files = {config_name: ""} | {
         f"{key.partition('.')[0]}": f"{key.partition('.')[0]}." for key in wanted if "." in key
     }
@@ -224,8 +224,9 @@ def describe_keys(config_name: str, wanted: Sequence[str], choices: Mapping[str,
                 parent = parent if indent else f"{key}." if not value else ""
                 key = f"{prefix}{parent if indent and not part[2] else ''}{key}".removesuffix("_name")
                 if (comment and not part[2]) or key in wanted:
-                    found[key] = f"  {key + '=' + re.sub(r', +', ',', value).replace('???', '...'):<26} {comment or ''}"
-    return [found[key] for key in wanted or found if key in found]
+                    shown = f"{key}={re.sub(r', +', ',', value).replace('???', '...')}"
+                    described[key] = f"  {shown:<26} {comment or ''}"
+    return [described[key] for key in wanted or described if key in described]
 
 
 def fail(message: str) -> None:

@@ -82,12 +82,12 @@ def find_commands_with_group(conf: Path, group: str) -> list[str]:
     """Return the commands whose config has a group, such as `cal eval` for `benchmark`; empty if there is none."""
     if not (conf / group).is_dir():
         return []
-    found = []
+    commands = []
     for path in sorted(conf.glob("*.yaml")):
         defaults = yaml.safe_load(path.read_text())["defaults"]
         names = {key.removeprefix("optional ") for entry in defaults if isinstance(entry, dict) for key in entry}
-        found += [f"cal {path.stem.replace('_', '-')}"] if group in names else []
-    return found
+        commands += [f"cal {path.stem.replace('_', '-')}"] if group in names else []
+    return commands
 
 
 def list_known_keys(conf: Path, config_name: str, words: list[str], wrong: str) -> list[str]:

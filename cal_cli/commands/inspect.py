@@ -78,11 +78,11 @@ def load_pair(settings: InspectConfig) -> list[tuple[str, Any, Any]]:
     names = list_names(settings.checkpoint)
     if not 1 <= len(names) <= 2:
         raise InputError(f"checkpoint names {len(names)} checkpoints: a page shows one, or two as checkpoint=[a,b]")
-    found = [find_checkpoint(name) for name in names]
-    pair = [(get_run_name(path), *load_checkpoint(str(path), settings.dtype)) for path in found]
+    paths = [find_checkpoint(name) for name in names]
+    pair = [(get_run_name(path), *load_checkpoint(str(path), settings.dtype)) for path in paths]
     words = [processor.tokenizer.get_vocab() for _, _, processor in pair]
     if words[0] != words[-1]:
-        raise InputError(f"{found[0]} and {found[-1]} have different tokenizers, so their tokens cannot be compared")
+        raise InputError(f"{paths[0]} and {paths[-1]} have different tokenizers, so their tokens cannot be compared")
     return pair
 
 
@@ -196,8 +196,8 @@ def measure_objects(settings: InspectConfig, data: Conversations, node: Any, con
             facts = {"checkpoint": str(checkpoint), "settings": identity, "device": get_device_name()}
             results = measure_checkpoint(checkpoint, data, places, settings, folder, facts, console)
         label = get_run_name(checkpoint)
-        for metric, found in results["metrics"].items():
-            table.add_row(label, metric.replace("_", " "), format_interval(found))
+        for metric, value in results["metrics"].items():
+            table.add_row(label, metric.replace("_", " "), format_interval(value))
             label = ""
         table.add_section()
     table.caption = (

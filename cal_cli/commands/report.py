@@ -64,8 +64,8 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
     pairs = tables.compare_runs(runs, benchmark, baseline)
     curves: dict[str, list[dict]] = {}
     for metric in metrics:
-        found = figures.summarize_curves(figures.tabulate_curves(runs, metric, baseline), metric, settings.targets)
-        curves |= {metric: found} if found else {}
+        of_metric = figures.summarize_curves(figures.tabulate_curves(runs, metric, baseline), metric, settings.targets)
+        curves |= {metric: of_metric} if of_metric else {}
     over = "seeds and images" if any(row["mean"]["n"] > 1 for row in rows) else "images, one seed"
     headline = tables.make_headline_table(rows, before, f"{benchmark}: mean ± half of the 95 % interval over {over}")
     alone = [str(run.folder) for run in results.runs if not run.questions]
@@ -94,7 +94,7 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
     parts += ["\n".join(notes), f"\n{origin}\n", "Each run again:", "```", *commands, "```\n"]
     write_whole(output / "report.md", "\n".join(parts))
     document = {"benchmark": benchmark, "baseline": baseline, "before_training": before, "rows": rows}
-    document |= {"same_questions": pairs, "curves": [row for found in curves.values() for row in found]}
+    document |= {"same_questions": pairs, "curves": [row for of_metric in curves.values() for row in of_metric]}
     write_json(output / "report.json", document | {"notes": notes, "commands": commands, "origin": origin})
     console.print(headline)
     for line in (sentence, *(note for note in notes if "not evaluated" in note or "not completed" in note)):
@@ -153,19 +153,19 @@ def report_pair(given: list[str], output: Path, console: Console) -> None:
     for folder in given:
         if not (Path(folder) / "results.json").is_file():
             raise InputError(f"compare: no results.json in {folder}; give a folder that cal eval wrote")
-    found = compare(Path(given[0]), Path(given[1]))
-    if found is None or found["differences"] is None:
+    comparison = compare(Path(given[0]), Path(given[1]))
+    if comparison is None or comparison["differences"] is None:
         raise InputError(f"compare: {' and '.join(given)} have no predictions.jsonl about several images to draw from")
     table = make_table("metric", "second minus first", title=f"{given[1]} minus {given[0]}")
-    for metric, difference in found["differences"].items():
+    for metric, difference in comparison["differences"].items():
         table.add_row(metric.replace("_", " "), format_interval(difference, signed=True))
     console.print(table)
-    test = found["test"]
-    console.print(f"{found['n']} questions; 95 % intervals over their images, paired.")
+    test = comparison["test"]
+    console.print(f"{comparison['n']} questions; 95 % intervals over their images, paired.")
     if test["only_first"] is not None:
         console.print(f"Right in the first only {test['only_first']}, in the second only {test['only_second']}.")
     console.print(f"Permutation test over images: p = {test['p']:.3g}.")
-    write_json(output / "compare.json", {"first": given[0], "second": given[1], **found})
+    write_json(output / "compare.json", {"first": given[0], "second": given[1], **comparison})
     console.print(f"{output}: compare.json")
 
 
@@ -173,8 +173,8 @@ def report_paper_tables(folders: list[str], settings: ReportConfig, output: Path
     """Print the paper's tables 1 and 2 with our rows below its own: `paper.md` and `paper.json`."""
     results = paper.collect_paper_results(folders)
     baseline = choose_baseline(results, settings.baseline)
-    found = paper.make_paper_rows(results, baseline, paper.load_published(settings.published))
-    for title, rows in found.items():
+    of_table = paper.make_paper_rows(results, baseline, paper.load_published(settings.published))
+    for title, rows in of_table.items():
         console.print(paper.make_paper_table(title, rows, brief=True))
     note = (
         f"Win / All: benchmarks with a higher value than {baseline} (in the paper's rows: than without CAL). Several "
@@ -182,7 +182,7 @@ def report_paper_tables(folders: list[str], settings: ReportConfig, output: Path
         "values are single runs."
     )
     console.print(note)
-    pages = [render_markdown(paper.make_paper_table(title, rows, brief=False)) for title, rows in found.items()]
-    write_json(output / "paper.json", {"tables": found, "note": note})
+    pages = [render_markdown(paper.make_paper_table(title, rows, brief=False)) for title, rows in of_table.items()]
+    write_json(output / "paper.json", {"tables": of_table, "note": note})
     write_whole(output / "paper.md", "\n".join(["# Tables 1 and 2\n", *pages, f"{note}\n"]))
     console.print(f"{output}: paper.md, paper.json")

@@ -166,7 +166,7 @@ def write_samples(
 def tabulate_kinds(kinds: dict[str, Any]) -> Table:
     """Make a table of what is known of each kind of word, see `describe_kinds`."""
     table = make_table("kind of word", "tokens", "mean delta", "mean weight", "area under the ROC curve of delta")
-    for kind, found in kinds.items():
-        auc = format_interval({"value": found["auc"], "ci95": found["ci95"]}) if "auc" in found else ""
-        table.add_row(kind, f"{found['tokens']:,}", f"{found['delta']:+.2f}", f"{found['weight']:.2f}", auc)
+    for kind, measured in kinds.items():
+        auc = format_interval({"value": measured["auc"], "ci95": measured["ci95"]}) if "auc" in measured else ""
+        table.add_row(kind, f"{measured['tokens']:,}", f"{measured['delta']:+.2f}", f"{measured['weight']:.2f}", auc)
     return table

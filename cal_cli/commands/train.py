@@ -288,8 +288,8 @@ def finish(
         state.wait_for_everyone()  # the end of the first process ends the others
         raise SystemExit(130)
     values = {"loss": summary["final_loss"]} | summary.get("estimates", {})
-    found = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-    console.print(f"{folder}: completed, {trainer.state.global_step} steps, {found}")
+    described = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+    console.print(f"{folder}: completed, {trainer.state.global_step} steps, {described}")
 
 
 ROWS = {

@@ -121,8 +121,8 @@ def compute_quantiles(values: Sequence[int]) -> dict[str, float]:
     """Compute quantiles and mean of token counts; empty for no values."""
     if not values:
         return {}
-    found = np.percentile(values, QUANTILES)
-    return {f"p{share}": float(value) for share, value in zip(QUANTILES, found, strict=True)} | {
+    quantiles = np.percentile(values, QUANTILES)
+    return {f"p{share}": float(value) for share, value in zip(QUANTILES, quantiles, strict=True)} | {
         "mean": float(np.mean(values))
     }
 
@@ -162,8 +162,8 @@ def replace_boxes(text: str, size: tuple[int, int], convert: Callable) -> str:
 def fit_to_image(box: list[float], size: tuple[int, int]) -> list[float]:
     """Convert a box of the padded square to one of the image; parts in the padding are cut off."""
     return [
-        min(max((one * max(size) - margin) / length, 0.0), 1.0)
-        for one, margin, length in zip(box, find_margins(size) * 2, size * 2, strict=True)
+        min(max((edge * max(size) - margin) / length, 0.0), 1.0)
+        for edge, margin, length in zip(box, find_margins(size) * 2, size * 2, strict=True)
     ]
 
 

@@ -91,7 +91,7 @@ class Collator:
     spare: dict | None = None
 
     def __call__(self, samples: list[dict]) -> BatchFeature:
-        bad = [one for sample in samples for one in sample.get("bad", ())]
+        bad = [replaced for sample in samples for replaced in sample.get("bad", ())]
         if bad and not self.leave_out:
             raise InputError(f"sample {bad[0].id}: {bad[0].problem}")
         samples = [sample for sample in samples if "conversations" in sample]
@@ -204,7 +204,8 @@ class Collator:
                 else:
                     weights[row, tokens] = torch.as_tensor(given, dtype=torch.float32)
         if any(wrong):
-            names = ", ".join(shorten(str(one["id"])) for one, refused in zip(samples, wrong, strict=True) if refused)
+            refused = [sample for sample, is_wrong in zip(samples, wrong, strict=True) if is_wrong]
+            names = ", ".join(shorten(str(sample["id"])) for sample in refused)
             raise UnusableSamples(
                 f"sample {names} {problem}: give a number for each answer, or for each of its tokens, the end token "
                 "included",
@@ -255,7 +256,7 @@ def render(messages: Sequence[list[dict]], processor: Any) -> list[RenderedText]
         raise InputError(f"the model has no chat template: {ADVICE}; models like LLaVA can use v1 or plain")
     if not MARK.search(template):
         return [find_answers(conversation, processor) for conversation in messages]
-    found = processor.tokenizer.apply_chat_template(
+    rendered = processor.tokenizer.apply_chat_template(
         messages,
         chat_template=template,
         tokenize=True,
@@ -265,7 +266,7 @@ def render(messages: Sequence[list[dict]], processor: Any) -> list[RenderedText]
     )
     written = processor.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
     texts = []
-    for text, offsets, mask in zip(written, found["offset_mapping"], found["assistant_masks"], strict=True):
+    for text, offsets, mask in zip(written, rendered["offset_mapping"], rendered["assistant_masks"], strict=True):
         runs = [list(run) for kept, run in groupby(zip(offsets, mask, strict=True), key=lambda token: token[1]) if kept]
         answers = [(run[0][0][0], run[-1][0][1]) for run in runs]
         texts.append(RenderedText(text, answers))
@@ -311,21 +312,21 @@ def find_supervised(text: RenderedText, offsets: Tensor, replaced: Sequence[Mapp
 
     Raises InputError if the processor changed another part of the text.
     """
-    growth = [(one["span"][1], find_growth(one)) for one in replaced]
+    growth = [(image["span"][1], find_growth(image)) for image in replaced]
     if int(offsets.max()) > len(text.text) + sum(more for _, more in growth):
         raise InputError("the processor changes more of the text than its images: the answers cannot be found")
-    starts, found = offsets[:, 0], torch.full((len(offsets),), -1)
+    starts, answers = offsets[:, 0], torch.full((len(offsets),), -1)
     for number, (start, end) in enumerate(text.answers):
         shift = sum(more for placeholder, more in growth if placeholder <= start)
-        found[(starts >= start + shift) & (starts < end + shift)] = number
-    return found
+        answers[(starts >= start + shift) & (starts < end + shift)] = number
+    return answers
 
 
 def find_within_images(offsets: Tensor, replaced: Sequence[Mapping[str, Any]]) -> Tensor:
     """Find the tokens of the images, with the marks around them, bool [length]; see `find_supervised`."""
     starts, within = offsets[:, 0], torch.zeros(len(offsets), dtype=torch.bool)
-    for one in replaced:
-        within |= (starts >= one["new_span"][0]) & (starts < one["new_span"][1])
+    for image in replaced:
+        within |= (starts >= image["new_span"][0]) & (starts < image["new_span"][1])
     return within
 
 
@@ -342,11 +343,11 @@ def tile(offsets: Tensor, replaced: Sequence[Mapping[str, Any]]) -> Tensor:
     """
     ends = offsets[:, 1].cummax(dim=0).values
     placed, shift = ends.clone(), 0
-    for one in replaced:
-        begin, end = one["span"]
-        grown = end + shift + find_growth(one)
+    for image in replaced:
+        begin, end = image["span"]
+        grown = end + shift + find_growth(image)
         placed[(ends > begin + shift) & (ends < grown)] = begin
-        shift += find_growth(one)
+        shift += find_growth(image)
         placed[ends >= grown] = ends[ends >= grown] - shift
     return torch.stack([torch.cat([placed.new_zeros(1), placed[:-1]]), placed], dim=1)
 

@@ -87,7 +87,7 @@ def include(
             continue
         cycle = find_cycle(member, group_of[member], donors, count - len(donors), conflict, generator)
         failures = 0 if cycle else failures + 1
-        received = [donors.get(one, one) for one in cycle]
+        received = [donors.get(taker, taker) for taker in cycle]
         donors |= dict(zip(cycle, received[1:] + received[:1], strict=True))
 
 
@@ -99,28 +99,28 @@ def find_cycle(
     At most `room` of them, `start` included, do not take part yet. Returns an empty list if none are found.
     """
 
-    def can_take(one: int, other: int) -> bool:
-        return not conflict(one, donors.get(other, other))
+    def can_take(taker: int, other: int) -> bool:
+        return not conflict(taker, donors.get(other, other))
 
     for _ in range(ATTEMPTS):
         other = generator.choice(group)
         if other != start and (other in donors or room > 1) and can_take(start, other) and can_take(other, start):
             return [start, other]
     sampled = generator.sample(group, min(len(group), POOL))
-    allowed = [one for one in sampled if one != start and (one in donors or room > 1)]
+    allowed = [taker for taker in sampled if taker != start and (taker in donors or room > 1)]
     before: dict[int, int] = {}
     new = {start: 1}  # members on the way from the start that do not take part yet
     waiting, checks = deque([start]), 0
     while waiting and allowed and checks < CHECKS:
-        one = waiting.popleft()
+        taker = waiting.popleft()
         rest = []
         for other in allowed:
-            joined = new[one] + (other not in donors)
+            joined = new[taker] + (other not in donors)
             checks += 1
-            if joined > room or not can_take(one, other):
+            if joined > room or not can_take(taker, other):
                 rest.append(other)
                 continue
-            before[other], new[other] = one, joined
+            before[other], new[other] = taker, joined
             if can_take(other, start):
                 way = [other]
                 while way[-1] != start:

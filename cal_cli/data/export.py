@@ -43,7 +43,7 @@ def split_text(text: str, images: Iterator[str], text_key: str, image_part: Call
 
 def average_weights(weights: Iterable[float | list[float]]) -> list[float]:
     """Return the weight of each answer, the mean over its tokens if there is one for each."""
-    return [round(sum(one) / len(one), 4) if isinstance(one, list) else one for one in weights]
+    return [round(sum(answer) / len(answer), 4) if isinstance(answer, list) else answer for answer in weights]
 
 
 def weigh_turns(entry: Entry) -> Iterator[tuple[dict, float | None]]:
@@ -215,11 +215,11 @@ def export_samples(
 
     def describe() -> Iterator[dict]:
         for number, entry in enumerate(data.entries):
-            one = {"index": number, "id": entry["id"]}
+            change = {"index": number, "id": entry["id"]}
             if number in unusable or number in reasons:
-                yield one | {"left_out": reasons.get(number, "cannot be used: cal data-check says why")}
+                yield change | {"left_out": reasons.get(number, "cannot be used: cal data-check says why")}
             elif number in weights:
-                yield one | {"weights": average_weights(weights[number])}
+                yield change | {"weights": average_weights(weights[number])}
 
     def write(temporary: Path) -> None:
         digest = write_samples(temporary / path.name, form, read(False, temporary / "images"))
@@ -227,7 +227,7 @@ def export_samples(
         if name == "llama_factory":
             write_json(temporary / "dataset_info.json", DATASET_INFO)
         with (temporary / "changes.jsonl").open("w") as file:
-            file.writelines(json.dumps(one) + "\n" for one in describe())
+            file.writelines(json.dumps(change) + "\n" for change in describe())
         counts = {"samples": len(data), "left_out": len(reasons), "unusable": len(unusable), "weighted": len(weights)}
         manifest = {"format": name, "written_for": form.peer, **counts, "sha256": digest, **about}
         write_json(temporary / "manifest.json", manifest)

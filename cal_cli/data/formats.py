@@ -51,7 +51,7 @@ def load_table(
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # a failure is reported once, below
     try:
-        found = (
+        table = (
             _load_files(datasets, files) if files else datasets.load_dataset(path, name, split=split, revision=revision)
         )
     except Exception as error:  # any failure of a builder
@@ -66,18 +66,18 @@ def load_table(
         ) from error
     finally:
         datasets.logging.set_verbosity(verbosity)
-    if found.info.builder_name == "json" and "timestamp" in str(found.data.schema):
+    if table.info.builder_name == "json" and "timestamp" in str(table.data.schema):
         raise InputError(
             f"{key}.path={path}: `datasets` reads some of its texts as dates and would change them: run `hf download "
             f"--repo-type dataset {path} --local-dir {Path(path).name}` and give {key}.path={Path(path).name}"
         )
     plain = datasets.Image(decode=False)
-    for column, feature in found.features.items():
+    for column, feature in table.features.items():
         if isinstance(feature, datasets.Image):
-            found = found.cast_column(column, plain)
+            table = table.cast_column(column, plain)
         elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            found = found.cast_column(column, datasets.List(plain))
-    return found
+            table = table.cast_column(column, datasets.List(plain))
+    return table
 
 
 def find_files(path: str, key: str = "data") -> list[Path]:
@@ -90,7 +90,7 @@ def find_files(path: str, key: str = "data") -> list[Path]:
     folder = Path(path)
     if folder.is_file():
         return [folder] if folder.suffix in KINDS else []
-    found = [
+    files = [
         file
         for file in sorted(folder.rglob("*") if folder.is_dir() else ())
         if file.suffix in KINDS
@@ -98,16 +98,16 @@ def find_files(path: str, key: str = "data") -> list[Path]:
         and not DESCRIPTION.fullmatch(file.name)
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     ]
-    shards = {file.with_suffix("") for file in found if file.suffix == ".tar"}
-    found = [file for file in found if file.suffix == ".tar" or file.with_suffix("") not in shards]
-    first = {file.suffix: file for file in reversed(found)}
+    shards = {file.with_suffix("") for file in files if file.suffix == ".tar"}
+    files = [file for file in files if file.suffix == ".tar" or file.with_suffix("") not in shards]
+    first = {file.suffix: file for file in reversed(files)}
     if len(first) > 1:
         examples = ", ".join(str(file.relative_to(folder)) for _, file in sorted(first.items()))
         raise InputError(
             f"{key}.path={path}: has data files of several kinds ({examples}), and only one of them can be meant: give "
             "the path of a file, or of a folder with one kind"
         )
-    return found
+    return files
 
 
 def get_folder(path: str) -> Path:

@@ -124,8 +124,8 @@ def convert_colours(image: Image.Image) -> Image.Image:
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
     plain = image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")
     try:
-        found = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        converted = ImageCms.profileToProfile(plain, found, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = ImageCms.profileToProfile(plain, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (OSError, ImageCms.PyCMSError):
         return image
     assert converted is not None  # as the conversion is not in place

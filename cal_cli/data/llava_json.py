@@ -66,10 +66,10 @@ def load_llava_mixture(
     good, bad = read_good_entries(named, max_bad_fraction)
     entries: list[Entry] = []
     for number, (key, source) in enumerate(named.items()):
-        found = [rename_images(entry, partial(os.path.join, source.folder)) for entry in good[key]]
-        whole, part = divmod(round(source.weight * len(found)), max(len(found), 1))
-        entries += found * whole
-        entries += [found[i] for i in sorted(random.Random(f"{number}-{seed}").sample(range(len(found)), part))]
+        renamed = [rename_images(entry, partial(os.path.join, source.folder)) for entry in good[key]]
+        whole, part = divmod(round(source.weight * len(renamed)), max(len(renamed), 1))
+        entries += renamed * whole
+        entries += [renamed[i] for i in sorted(random.Random(f"{number}-{seed}").sample(range(len(renamed)), part))]
     data = Conversations(entries, partial(open_relative, Path(), background, icc), bad, max_bad_fraction)
     return data.replace(image_folder=Path())
 

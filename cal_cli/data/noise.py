@@ -203,9 +203,9 @@ def make_conflicts(entries: Sequence[Entry], identify_image: Callable[[str], str
         turns = [(turn["from"], " ".join(turn["value"].lower().split())) for turn in entries[index]["conversations"]]
         return hash(tuple(turns)), hash(tuple(text for speaker, text in turns if speaker == "gpt"))
 
-    def conflict(which: int, one: int, other: int) -> bool:
-        same = hash_texts(one)[which] == hash_texts(other)[which]
-        return same or not find_images(one).isdisjoint(find_images(other))
+    def conflict(which: int, first: int, second: int) -> bool:
+        same = hash_texts(first)[which] == hash_texts(second)[which]
+        return same or not find_images(first).isdisjoint(find_images(second))
 
     return partial(conflict, 1), partial(conflict, 0)
 
@@ -226,7 +226,8 @@ def order_by_words(entries: Sequence[Entry], members: Sequence[int]) -> list[int
     ordered, left = list(members[:1]), list(members[1:])
     while left:
         last = words[ordered[-1]]
-        shares = [len(last & words[one]) / max(len(last | words[one]), 1) for one in left[:CANDIDATES]]
+        candidates = [words[member] for member in left[:CANDIDATES]]
+        shares = [len(last & others) / max(len(last | others), 1) for others in candidates]
         ordered.append(left.pop(shares.index(max(shares))))
     return ordered
 
@@ -258,9 +259,9 @@ def edit_conversations(
         if len(edits) == count:
             break
         # a generator for each sample: whether others can be changed does not matter to its own edit
-        found = edit_answers(entries[index], kind, words, random.Random(f"{kind}-{seed}-{index}"))
-        if found is not None:
-            edits[index] = found
+        edited = edit_answers(entries[index], kind, words, random.Random(f"{kind}-{seed}-{index}"))
+        if edited is not None:
+            edits[index] = edited
     changed = [
         {"id": entries[index]["id"], "index": index, "turn": place, "spans": [list(span) for span in edit.spans]}
         for index, (place, edit) in sorted(edits.items())
@@ -352,10 +353,10 @@ def read_changes(path: Path, data: Conversations) -> dict[int, dict[str, Any]]:
     try:
         changed = json.loads(path.read_text())["changed"]
         places = {change["index"]: change["id"] for change in changed}
-        found = {change["index"]: change for change in changed}
+        by_index = {change["index"]: change for change in changed}
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(f"manifest={path}: not a manifest of cal noise-inject ({error!r})") from error
     for index, identity in places.items():
         if index >= len(data) or data.entries[index]["id"] != identity:
             raise InputError(f"manifest={path}: its sample {identity!r} is not sample {index} of the data")
-    return found
+    return by_index

@@ -93,11 +93,11 @@ def replace_word(text: str, words: WordLists, drawn: random.Random) -> Edit | No
     The new word is one that the text does not have if there is one. Case is kept, and "a" before it becomes "an" where
     needed. Returns None if the text has neither such a word nor a number.
     """
-    found = [*words.pattern.finditer(text), *DIGITS.finditer(text)]
-    if not found:
+    matches = [*words.pattern.finditer(text), *DIGITS.finditer(text)]
+    if not matches:
         return None
-    match = drawn.choice(found)
-    present = {word.group().lower() for word in found}
+    match = drawn.choice(matches)
+    present = {word.group().lower() for word in matches}
     old = match.group().lower()
     if old.isdigit():
         new = draw_number(old, present, drawn)

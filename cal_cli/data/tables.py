@@ -327,11 +327,11 @@ ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
 def unwrap(talk: Any) -> Any:
     """Return the conversation of a row, or of the JSON object of a tar shard; JSON text is parsed."""
     while isinstance(talk, dict):
-        found = [name for name in TALKS if talk.get(name) is not None]
-        if not found:
+        keys = [name for name in TALKS if talk.get(name) is not None]
+        if not keys:
             break
-        value = talk[found[0]]
-        talk = parse_line(value) if found[0] in STRUCTURED and isinstance(value, str) else value
+        value = talk[keys[0]]
+        talk = parse_line(value) if keys[0] in STRUCTURED and isinstance(value, str) else value
     return talk
 
 
@@ -371,8 +371,8 @@ def find_message_images(talk: Any) -> list[Any]:
     messages = talk if isinstance(talk, list) else []
     contents = [message.get("content") for message in messages if isinstance(message, dict)]
     parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
-    found = [find_carried(part) for part in parts if part.get("type") in IMAGE_PARTS]
-    return found if any(found) else []
+    images = [find_carried(part) for part in parts if part.get("type") in IMAGE_PARTS]
+    return images if any(images) else []
 
 
 def find_carried(part: dict) -> Any:

@@ -29,8 +29,8 @@ def find_weights_problem(weights: Any, answers: int) -> str | None:
         return None
     if not isinstance(weights, list) or len(weights) != answers:
         return f"'loss_weights' must be a list with an item for each of its {answers} answers, not {weights!r:.80}"
-    for one in weights:
-        for number in one if isinstance(one, list) else [one]:
+    for answer in weights:
+        for number in answer if isinstance(answer, list) else [answer]:
             if type(number) not in (int, float) or not 0 <= number < math.inf:
                 return f"'loss_weights' must hold numbers that are at least 0, or lists of them, not {number!r:.80}"
     return None
@@ -99,9 +99,9 @@ def move_marks(marks: list[list[int]], turn: int, before: str, after: str) -> li
     return moved
 
 
-def count_same(one: str, other: str) -> int:
+def count_same(first: str, second: str) -> int:
     """Count the characters with which both texts begin."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 IMAGE_KEY = re.compile(r"image|img|picture|photo", re.IGNORECASE)  # keys of an entry that are taken for an image's

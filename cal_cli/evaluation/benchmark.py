@@ -129,8 +129,8 @@ class RowImages:
         if self.rows is None:
             return []
         (value,) = self.rows[self.number].values()
-        found = value if isinstance(value, list) else [value]
-        return [one for one in found if one is not None and one != {"bytes": None, "path": None}]
+        images = value if isinstance(value, list) else [value]
+        return [image for image in images if image is not None and image != {"bytes": None, "path": None}]
 
     def open(self) -> list[Image.Image]:
         """Open the images as RGB. Raises InputError if one cannot be read."""
@@ -194,21 +194,21 @@ class RowReader:
 
     def make_questions(self) -> list[Question]:
         """Make all questions. Raises InputError if a row does not fit the expressions."""
-        found: list[tuple[int, Question]] = []
+        numbered: list[tuple[int, Question]] = []
         words = self.rows.remove_columns([self.image] if self.image is not None else [])
         images = self.rows.select_columns([self.image]) if self.image is not None else None
         for number in range(len(self.rows)):
             row_images = RowImages(images, number, self.folder, self.background, self.icc)
-            found += [(number, question) for question in self.read_row(number, words[number], row_images)]
-        taken, first = {question.id for _, question in found}, set()
-        for number, question in found:
+            numbered += [(number, question) for question in self.read_row(number, words[number], row_images)]
+        taken, first = {question.id for _, question in numbered}, set()
+        for number, question in numbered:
             if question.id in first:  # happens in published data
                 question.shared_id = question.id
                 while question.id in taken:
                     question.id = f"{question.id}-{number}"
                 taken.add(question.id)
             first.add(question.id)
-        return [question for _, question in found]
+        return [question for _, question in numbered]
 
     def read_row(self, number: int, row: Mapping[str, Any], row_images: RowImages) -> list[Question]:
         """Make the questions of one row."""
@@ -255,19 +255,19 @@ class RowReader:
     def _read_answers(self, known: Mapping[str, Any]) -> list[str]:
         """Return the right answers of a question; none if they are null or blank, as in a split for submission."""
         try:
-            found = self._evaluate("answers", known)
+            answers = self._evaluate("answers", known)
         except InputError:
             if all(known.get(column, "") is not None for column in self._answer_columns):
                 raise
             return []  # an expression that needs more of a column than null
-        found = [answer for answer in (found if isinstance(found, list) else [found]) if answer is not None]
-        for answer in found:
+        answers = [answer for answer in (answers if isinstance(answers, list) else [answers]) if answer is not None]
+        for answer in answers:
             if not isinstance(answer, str | int | float):
                 raise InputError(
                     f"benchmark.answers={self.expressions['answers']}: row {known['number']}: an answer must be a text "
                     f"or a number, not {answer!r:.80}"
                 )
-        texts = [str(write_value(answer)) for answer in found]
+        texts = [str(write_value(answer)) for answer in answers]
         return texts if any(text.strip() for text in texts) else []
 
     def _evaluate(self, key: str, known: Mapping[str, Any]) -> Any:
@@ -277,9 +277,9 @@ class RowReader:
         try:
             value = expression(**known)
             value = list(value) if isinstance(value, Iterator | tuple) else value
-            for one in value if isinstance(value, list) else [value]:
-                if isinstance(one, Undefined):
-                    str(one)  # raises an error that names it
+            for part in value if isinstance(value, list) else [value]:
+                if isinstance(part, Undefined):
+                    str(part)  # raises an error that names it
             return value
         except Exception as error:  # an expression can fail in any way
             raise InputError(f"benchmark.{key}={self.expressions[key]}: row {known['number']}: {error}") from error
@@ -315,8 +315,8 @@ def load_rows(path: str, name: str | None, split: str, revision: str | None) -> 
     files = find_split_files(Path(path), name, split)
     if not files and find_files(path, "benchmark"):
         raise InputError(f"benchmark.path={path}: contains no {', '.join(KINDS)} file of the split {split}")
-    found = load_table(path, name, split, files, revision, key="benchmark")
-    return found, {"sha256": hash_files(files)} if files else {"revision": find_commit(found) or revision}
+    rows = load_table(path, name, split, files, revision, key="benchmark")
+    return rows, {"sha256": hash_files(files)} if files else {"revision": find_commit(rows) or revision}
 
 
 def find_split_files(path: Path, name: str | None, split: str) -> list[Path]:
@@ -335,17 +335,17 @@ def find_split_files(path: Path, name: str | None, split: str) -> list[Path]:
         return files
     if name is not None:
         files = select([name], files) or files
-    found = select([split], files) or select(HELD_OUT if split in HELD_OUT else [split], files)
+    of_split = select([split], files) or select(HELD_OUT if split in HELD_OUT else [split], files)
     others = select(["train", "test", *HELD_OUT], files)
-    return found or [file for file in files if file not in others and not re.search(r"-\d+-of-\d+", file.name)]
+    return of_split or [file for file in files if file not in others and not re.search(r"-\d+-of-\d+", file.name)]
 
 
 def find_commit(rows: Any) -> str | None:
     """Find the hub's commit of a data set, which `datasets` records with its downloads."""
     for url in rows.info.download_checksums or {}:
-        found = re.search(r"@([0-9a-f]{40})/", url)
-        if found:
-            return found[1]
+        commit = re.search(r"@([0-9a-f]{40})/", url)
+        if commit:
+            return commit[1]
     # the folders of the cache are named after the commit
     folders = {Path(file["filename"]).parent.name for file in rows.cache_files}
     return next((name for name in folders if re.fullmatch(r"[0-9a-f]{40}", name)), None)

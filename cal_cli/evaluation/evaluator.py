@@ -69,7 +69,7 @@ class Evaluator:
         model, processor = self.load(checkpoint)
         asked = benchmark.questions
         # as the model reads them, with each image as its placeholder token
-        blank = [to_messages(make_turns(one), [None] * one.question.count(IMAGE)) for one in asked]
+        blank = [to_messages(make_turns(question), [None] * question.question.count(IMAGE)) for question in asked]
         prompts = [processor.apply_chat_template(messages, add_generation_prompt=True) for messages in blank]
         prompt_hash = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
         dtype = str(model.dtype).removeprefix("torch.")
@@ -127,11 +127,11 @@ class Evaluator:
 
         with show_progress(title, sum(len(batch) for group in mine for batch in group), self.console) as advance:
 
-            def keep(found: dict[int, str]) -> None:
-                by_id = {asked[place].id: text for place, text in found.items()}
+            def keep(texts: dict[int, str]) -> None:
+                by_id = {asked[place].id: text for place, text in texts.items()}
                 log.add(by_id)
                 new.update(by_id)
-                advance(len(found))
+                advance(len(texts))
 
             generate_answers(model, processor, asked, self.batch_size, benchmark.max_new_tokens, mine, keep, report)
         shares = gather_object([new])
@@ -235,7 +235,7 @@ def generate_answers(
     answers: dict[int, str] = {}
     for batch in (batch for group in groups for batch in group):
         images: dict[str | None, list[Any]] = {}
-        found: dict[int, str] = {}
+        texts: dict[int, str] = {}
         for place in batch:
             question = questions[place]
             try:
@@ -245,12 +245,12 @@ def generate_answers(
                 if report is None:
                     raise InputError(f"question {shorten(question.id)}: {error}") from error
                 report(question, error)
-                found[place] = UNREADABLE
-        readable = [place for place in batch if place not in found]
+                texts[place] = UNREADABLE
+        readable = [place for place in batch if place not in texts]
         if readable:
-            found |= answer_batch(model, processor, questions, readable, images, max_new_tokens)
-        answers |= found
-        keep(found)
+            texts |= answer_batch(model, processor, questions, readable, images, max_new_tokens)
+        answers |= texts
+        keep(texts)
     return answers
 
 

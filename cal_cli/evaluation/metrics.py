@@ -229,15 +229,15 @@ class MME(Metric):
         pairs: dict[tuple[str, str], list[float]] = {}
         for question, right in zip(questions, rights, strict=True):
             pairs.setdefault(self.get_pair(question), []).append(right)
-        found = []
+        scored = []
         for question, right in zip(questions, rights, strict=True):
             kind = question.tags["category"]
             parts = {"score": right, f"right/{kind}": right, f"n/{kind}": 1.0}
             pair = pairs.pop(self.get_pair(question), None)
             if pair is not None:  # the first answer of a pair, complete or cut by `limit`, has the part of the pair
                 parts |= {f"both/{kind}": float(sum(pair) == 2), f"pictures/{kind}": 1.0}
-            found.append(parts)
-        return found
+            scored.append(parts)
+        return scored
 
     @staticmethod
     def get_pair(question: Question) -> tuple[str, str]:

@@ -94,8 +94,8 @@ def read_predictions(path: Path, questions: Sequence[Question], beyond: bool = F
         if not line.strip():
             continue
         try:
-            found = json.loads(line)
-            identity, text = str(found["id"]), found["prediction"]
+            document = json.loads(line)
+            identity, text = str(document["id"]), document["prediction"]
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(
                 f"predictions={path}: line {number} is not a JSON object with id and prediction"
@@ -105,7 +105,7 @@ def read_predictions(path: Path, questions: Sequence[Question], beyond: bool = F
         left = [question for question in known.get(identity, []) if question.id not in answers]
         if identity in known and not left:
             raise InputError(f"predictions={path}: line {number} answers question {identity!r} a second time")
-        asked = [question for question in left if question.question == found.get("question")]
+        asked = [question for question in left if question.question == document.get("question")]
         for question in (asked or left)[:1]:
             answers[question.id] = text
         if identity not in known and not beyond:

@@ -199,23 +199,23 @@ def extract_letter(prediction: str, choices: str) -> str:
     for sign in ",.!?;:'\"":
         text = text.strip(sign)
     inner, text = text.strip(), f" {text} "
-    found: list[tuple[int, int, str]] = []  # reliability, place, letter
+    matches: list[tuple[int, int, str]] = []  # reliability, place, letter
     for letter in choices:
         if inner.startswith(letter) and not inner[1:2].isalpha():
-            found.append((8, 0, letter))
+            matches.append((8, 0, letter))
         if inner.endswith(letter) and not inner[-2:-1].isalpha():
-            found.append((7, 0, letter))
+            matches.append((7, 0, letter))
         for phrase in PHRASES:
             place = text.lower().find(phrase)
             after = text.find(letter, place + len(phrase)) if place >= 0 else -1
             if after >= 0:
-                found.append((6, after, letter))
+                matches.append((6, after, letter))
         for reliability, form in ((5, "({})"), (4, "{}."), (3, "{}:"), (2, "{})"), (1, "{} ")):
             if form.format(letter) in text:
-                found.append((reliability, text.rfind(form.format(letter)), letter))
-    if not found:
-        found = [(0, text.rfind(letter), letter) for letter in choices if letter in text]
-    return max(found, key=lambda match: match[:2])[2] if found else ""
+                matches.append((reliability, text.rfind(form.format(letter)), letter))
+    if not matches:
+        matches = [(0, text.rfind(letter), letter) for letter in choices if letter in text]
+    return max(matches, key=lambda match: match[:2])[2] if matches else ""
 
 
 def get_only(answers: Sequence[str]) -> str:
@@ -259,10 +259,10 @@ def parse_box(prediction: str) -> list[float]:
     return [float(value) for value in match.groups()] if match else [0.0] * 4
 
 
-def intersection_over_union(one: Sequence[float], other: Sequence[float]) -> float:
+def intersection_over_union(first: Sequence[float], second: Sequence[float]) -> float:
     """Return that of two boxes (left, top, right, bottom) in the same unit; 0 if both are empty."""
-    width = max(0.0, min(one[2], other[2]) - max(one[0], other[0]))
-    height = max(0.0, min(one[3], other[3]) - max(one[1], other[1]))
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    width = max(0.0, min(first[2], second[2]) - max(first[0], second[0]))
+    height = max(0.0, min(first[3], second[3]) - max(first[1], second[1]))
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
     union = sum(areas) - width * height
     return width * height / union if union else 0.0

@@ -186,8 +186,8 @@ def find_image_grids(model: PreTrainedModel, batch: Mapping[str, Any]) -> list[I
         boxes = [place_rows(rows, across) for rows, across in grids]
     if sum(map(len, boxes)) != len(columns):
         raise ValueError(f"{type(model).__name__}: {len(columns)} image tokens, but {sum(map(len, boxes))} places")
-    parts = columns.split([len(one) for one in boxes])
-    return [ImageGrid(part, one, get_shape(one)) for part, one in zip(parts, boxes, strict=True)]
+    parts = columns.split([len(cells) for cells in boxes])
+    return [ImageGrid(part, cells, get_shape(cells)) for part, cells in zip(parts, boxes, strict=True)]
 
 
 def get_seen_pixels(batch: Mapping[str, Any]) -> list[Tensor]:

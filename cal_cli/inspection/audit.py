@@ -90,8 +90,8 @@ class Auditor:
         for batch, hashes in load_samples(data, by_length, self.batch_size, self.workers, collate):
             if batch is not None:
                 batch.pop("bad", None)
-                found = self._contrast(batch.to(self.model.device), batch["place"], batch["id"])
-                rows += [(*row, hashes[row[0]]) for row in found]
+                scored = self._contrast(batch.to(self.model.device), batch["place"], batch["id"])
+                rows += [(*row, hashes[row[0]]) for row in scored]
         rows.sort(key=lambda row: (row[0], row[2]))
         columns = zip(*rows, strict=True) if rows else ([] for _ in TOKENS)
         table = pa.table([pa.array(column, field.type) for column, field in zip(columns, TOKENS, strict=True)], TOKENS)
@@ -101,7 +101,7 @@ class Auditor:
     def _contrast(self, batch: Any, places: Sequence[int], ids: Sequence[str]) -> list[tuple]:
         """Return a row of `TOKENS`, without the image, for each supervised token of a batch."""
         contrast = contrast_tokens(run_with_image(self.model, batch), score="logprob")
-        spelled = [spell_tokens(*one) for one in zip(batch["text"], batch["offsets"], strict=True)]
+        spelled = [spell_tokens(*rendered) for rendered in zip(batch["text"], batch["offsets"], strict=True)]
         answers = batch["answer"].tolist()
         columns = (
             contrast.sample_index,
@@ -127,8 +127,9 @@ class Auditor:
 def collate_with_hashes(collate: Collator, samples: list[dict]) -> tuple[Any, dict[int, str]]:
     """Collate samples without the bad ones, and hash the images of each good one, by its place."""
     good = [sample for sample in samples if "bad" not in sample]
-    shown = {one["place"]: one["image"] if isinstance(one["image"], list) else [one["image"]] for one in good}
-    return collate_good(collate, samples), {place: hash_images(images) for place, images in shown.items()}
+    images = [sample["image"] if isinstance(sample["image"], list) else [sample["image"]] for sample in good]
+    hashes = {sample["place"]: hash_images(shown) for sample, shown in zip(good, images, strict=True)}
+    return collate_good(collate, samples), hashes
 
 
 def hash_images(images: Sequence[Image.Image]) -> str:
@@ -186,13 +187,13 @@ def summarize_audit(parts: Iterable[pa.Table]) -> AuditSummary:
         sentences.append(summarize_sentences(tokens)[["index", "evidence"]])
     if not samples:
         raise ValueError("no sample could be audited")
-    found, of_sentences = pd.concat(samples, ignore_index=True), pd.concat(sentences, ignore_index=True)
+    table, of_sentences = pd.concat(samples, ignore_index=True), pd.concat(sentences, ignore_index=True)
     shares = {
-        "samples": estimate_share(found["evidence"].to_numpy()),
+        "samples": estimate_share(table["evidence"].to_numpy()),
         "sentences": estimate_share(of_sentences["evidence"].to_numpy(), of_sentences["index"].to_numpy()),
     }
-    found["p_mismatch"] = compute_posterior(found["evidence"].to_numpy(), shares["samples"]["value"])
-    return AuditSummary(found, shares)
+    table["p_mismatch"] = compute_posterior(table["evidence"].to_numpy(), shares["samples"]["value"])
+    return AuditSummary(table, shares)
 
 
 def add_delta(part: pa.Table) -> pd.DataFrame:

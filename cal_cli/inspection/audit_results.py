@@ -97,12 +97,12 @@ def decide(table: pd.DataFrame, share: float, choices: Choices) -> Decision:
     if choices.verdicts is not None:
         design, verdicts = read_verdicts(Path(choices.verdicts))
         known = dict(zip(table["index"], table["sample_id"], strict=True))
-        if design.samples != len(table) or any(known.get(one["index"]) != one["id"] for one in verdicts):
+        if design.samples != len(table) or any(known.get(judged["index"]) != judged["id"] for judged in verdicts):
             raise InputError(f"verdicts={choices.verdicts}: of an audit of other data: its samples are not these")
     assigned = design.assign(rank_samples(table, design.rank)["index"].to_numpy())
-    given = {one["index"]: one["verdict"] for one in verdicts}
+    given = {judged["index"]: judged["verdict"] for judged in verdicts}
     review, ranked = Review(assigned, given), rank_samples(table, choices.rank)
-    places, found = ranked["index"].to_numpy(), None
+    places, described = ranked["index"].to_numpy(), None
     cut = round((share if choices.drop is None else choices.drop) * len(table))
     if verdicts:
         calibrated = review.calibrate(places)
@@ -111,14 +111,14 @@ def decide(table: pd.DataFrame, share: float, choices: Choices) -> Decision:
             cut = find_cut(calibrated, choices.precision)
         elif choices.drop is None:
             cut = round(review.estimate_total()["value"])
-        found = review.describe(places, calibrated, cut)
+        described = review.describe(places, calibrated, cut)
     elif choices.verdicts is not None:
         raise InputError(f"verdicts={choices.verdicts}: no sample is judged yet")
     dropped = review.settle(places, cut) if choices.clean == "drop" else set()
     ranks = pd.Series(range(1, len(ranked) + 1), index=ranked.index)
     table = table.assign(rank=ranks, dropped=table["index"].isin(dropped)).merge(assigned, on="index")
     table["verdict"] = table["index"].map(given).astype("object")
-    return Decision(table, design if design.review else None, found)
+    return Decision(table, design if design.review else None, described)
 
 
 def describe_review(review: Mapping[str, Any]) -> str:

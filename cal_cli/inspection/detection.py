@@ -66,8 +66,8 @@ def trace_detector(evidence: np.ndarray, positive: np.ndarray) -> tuple[np.ndarr
     """Return false positive rate, recall and precision at each threshold from the highest, float64 [thresholds]."""
     order = np.argsort(-evidence, kind="stable")
     last = np.append(np.diff(evidence[order]) != 0, True)  # of equal values
-    found, true = np.arange(1, len(order) + 1)[last], positive[order].cumsum()[last]
-    return (found - true) / (~positive).sum(), true / positive.sum(), true / found
+    detected, true = np.arange(1, len(order) + 1)[last], positive[order].cumsum()[last]
+    return (detected - true) / (~positive).sum(), true / positive.sum(), true / detected
 
 
 def describe_detector(evidence: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
@@ -106,13 +106,13 @@ def describe_kinds(delta: np.ndarray, weight: np.ndarray, kind: np.ndarray, samp
     Returns:
         For each kind that occurs `tokens`, `delta` and `weight`, and, if another occurs too, `auc` and its `ci95`.
     """
-    found: dict[str, Any] = {}
-    known = np.array([one is not None for one in kind])
+    kinds: dict[str, Any] = {}
+    known = np.array([of_token is not None for of_token in kind])
     delta, weight, kind, sample = delta[known], weight[known], kind[known], sample[known]
     for name, evidence in EVIDENCE.items():
         of_it = kind == name
         if of_it.any():
-            found[name] = {
+            kinds[name] = {
                 "tokens": int(of_it.sum()),
                 "delta": float(delta[of_it].mean()),
                 "weight": float(weight[of_it].mean()),
@@ -120,8 +120,8 @@ def describe_kinds(delta: np.ndarray, weight: np.ndarray, kind: np.ndarray, samp
             if not of_it.all():
                 scores = evidence(delta)
                 interval = estimate_auc_interval(scores, of_it, sample)
-                found[name] |= {"auc": compute_auc(scores, of_it), "ci95": interval}
-    return found
+                kinds[name] |= {"auc": compute_auc(scores, of_it), "ci95": interval}
+    return kinds
 
 
 def draw_histogram(deltas: Mapping[str, np.ndarray], title: str = "", bound: float = 5.0) -> bytes:

@@ -38,12 +38,12 @@ def list_detectors(samples: pd.DataFrame) -> dict[str, np.ndarray]:
 
     A sample without a number has the lowest one.
     """
-    found = {}
+    by_column = {}
     for column in DETECTORS:
         if column in samples:
             values = DETECTORS[column][1] * samples[column].to_numpy(np.float64)
-            found[column] = np.where(np.isnan(values), np.nanmin(values, initial=0.0) - 1, values)
-    return found
+            by_column[column] = np.where(np.isnan(values), np.nanmin(values, initial=0.0) - 1, values)
+    return by_column
 
 
 def rank_samples(samples: pd.DataFrame, by: str) -> pd.DataFrame:
@@ -97,7 +97,7 @@ class Embedder:
         `clip` is the cosine of both embeddings, which have length 1. Of several images it is the mean of theirs.
         """
         collate = partial(collate_pairs, self.processor)
-        found: list[tuple[int, float, np.ndarray, np.ndarray]] = []
+        rows: list[tuple[int, float, np.ndarray, np.ndarray]] = []
         for kept, owner, images, texts in load_samples(data, places, self.batch_size, self.workers, collate):
             if not kept:
                 continue
@@ -106,8 +106,8 @@ class Embedder:
             image = F.normalize(seen.new_zeros(len(kept), seen.shape[1]).index_add(0, owner, seen), dim=1)
             text = self._embed(self.model.get_text_features, texts)
             cosine = (image * text).sum(dim=1)
-            found += zip(kept, cosine.tolist(), image.half().cpu().numpy(), text.half().cpu().numpy(), strict=True)
-        columns = [list(column) for column in zip(*found, strict=True)] or [[], [], [], []]
+            rows += zip(kept, cosine.tolist(), image.half().cpu().numpy(), text.half().cpu().numpy(), strict=True)
+        columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], [], []]
         vector = pa.list_(pa.float16())
         types = (pa.int64(), pa.float64(), vector, vector)
         arrays = [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)]
@@ -168,5 +168,5 @@ def add_similarity(samples: pd.DataFrame, parts: Sequence[pa.Table]) -> pd.DataF
     """Return samples with the columns `clip` and `neighbours`, from the tables of `Embedder.write_part`."""
     table = pa.concat_tables(parts)
     image, text = (torch.from_numpy(np.stack(table[name].to_numpy())).float() for name in ("image", "text"))
-    found = pd.DataFrame({"index": table["index"].to_numpy(), "clip": table["clip"].to_numpy()})
-    return samples.merge(found.assign(neighbours=compare_neighbours(image, text)), how="left", on="index")
+    similarity = pd.DataFrame({"index": table["index"].to_numpy(), "clip": table["clip"].to_numpy()})
+    return samples.merge(similarity.assign(neighbours=compare_neighbours(image, text)), how="left", on="index")

@@ -39,14 +39,14 @@ def draw_attention(samples: Sequence[AttentionSample], kind: int, file_format: s
         axes.set_axis_off()
     lines = iter(grid)
     for sample, places in zip(samples, chosen, strict=True):
-        found = {name: images[0] for name, images in sample.checkpoints}
+        shown = {name: images[0] for name, images in sample.checkpoints}
         maps = {
-            name: [one.maps[tokens, kind].mean(axis=0) for tokens in places.values()] for name, one in found.items()
+            name: [seen.maps[tokens, kind].mean(axis=0) for tokens in places.values()] for name, seen in shown.items()
         }
-        largest = [max(float(one.max()) for one in same) for same in zip(*maps.values(), strict=True)]
-        for name, one in found.items():
+        largest = [max(float(seen.max()) for seen in same) for same in zip(*maps.values(), strict=True)]
+        for name, seen in shown.items():
             line = next(lines)
-            image = np.asarray(one.image.convert("RGB"))
+            image = np.asarray(seen.image.convert("RGB"))
             for axes in line[: 1 + len(places)]:
                 axes.imshow(image, extent=(0, 1, 1, 0))
             lines_of_name = [part for words in name.split("__") for part in textwrap.wrap(words, 24)]
@@ -68,17 +68,19 @@ def choose_words(sample: AttentionSample, kind: int, words: Sequence[str]) -> di
         if word >= 0 and number is not None:
             spelled[word] = spelled.get(word, "") + text
             tokens.setdefault(word, []).append(number)
-    found: dict[str, list[int]] = {}
+    by_word: dict[str, list[int]] = {}
     for word, spelling in spelled.items():
         text = spelling.strip().strip(EDGES).lower()
         if any(character.isalnum() for character in text):
-            found.setdefault(text, tokens[word])
+            by_word.setdefault(text, tokens[word])
     if words:
-        chosen = [word for word in found if word in words]
+        chosen = [word for word in by_word if word in words]
         if not chosen:
-            raise ValueError(f"sample {sample.id} has none of the words {', '.join(words)}; it has {', '.join(found)}")
+            raise ValueError(
+                f"sample {sample.id} has none of the words {', '.join(words)}; it has {', '.join(by_word)}"
+            )
     else:
         maps = [images[0].maps[:, kind] for _, images in sample.checkpoints]
-        sums = {word: sum(float(one[found[word]].sum()) / len(found[word]) for one in maps) for word in found}
+        sums = {word: sum(float(heat[by_word[word]].sum()) / len(by_word[word]) for heat in maps) for word in by_word}
         chosen = sorted(sums, key=lambda word: -sums[word])[:WORDS]
-    return {word: found[word] for word in found if word in chosen}
+    return {word: by_word[word] for word in by_word if word in chosen}

@@ -260,14 +260,14 @@ def find_audited_samples(
         parts: the tokens of the audit.
     """
     wanted = pa.array(table["index"])
-    found: dict[int, pd.DataFrame] = {}
+    tokens: dict[int, pd.DataFrame] = {}
     for part in parts:
-        found |= dict(iter(add_delta(part.filter(pc.is_in(part["index"], wanted))).groupby("index", sort=False)))
+        tokens |= dict(iter(add_delta(part.filter(pc.is_in(part["index"], wanted))).groupby("index", sort=False)))
     ordered = table.assign(later=table["turn"] < 0).sort_values(["later", "rank"])
     for row in ordered.rename(columns={"index": "place"}).itertuples():
         entry = data.entries[row.place]
         images = [data.open_image(name) for name in get_image_names(entry)]
-        yield AuditedSample(images, make_turns(entry, found[row.place], row.begin, row.end), row)
+        yield AuditedSample(images, make_turns(entry, tokens[row.place], row.begin, row.end), row)
 
 
 def render_audit(

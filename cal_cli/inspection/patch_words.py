@@ -79,8 +79,8 @@ def find_patch_words(model: PreTrainedModel, batch: Mapping[str, Any], words: in
         best.append(head.finish(head.module(hidden).float()).softmax(dim=-1).topk(words))
     return PatchWords(
         stages=[PROJECTED, *(f"layer {layer}" for layer in chosen)],
-        ids=torch.stack([one.indices for one in best]).cpu(),
-        values=torch.stack([one.values for one in best]).cpu(),
+        ids=torch.stack([stage.indices for stage in best]).cpu(),
+        values=torch.stack([stage.values for stage in best]).cpu(),
     )
 
 

@@ -92,9 +92,9 @@ def describe_most(data: Conversations, places: np.ndarray, group: pd.Series) -> 
 
     `group` is the group of each sample, missing for those of none.
     """
-    found = []
+    groups = []
     for name, count in group.value_counts().head(LISTED).items():
         entries = [data.entries[int(place)] for place in places[(group == name).to_numpy()][:EXAMPLES]]
         examples = [{"id": entry["id"], "text": join_answers(entry)} for entry in entries]
-        found.append({"samples": int(count), "examples": examples})
-    return found
+        groups.append({"samples": int(count), "examples": examples})
+    return groups

@@ -86,9 +86,9 @@ def read_verdicts(path: Path) -> tuple[Design, list[dict[str, Any]]]:
     try:
         document = json.loads(path.read_text())
         design = Design(**{name: document[name] for name in ("rank", "samples", "review", "seed")})
-        judged = [one for one in document["verdicts"] if one["verdict"] is not None]
-        wrong = {one["verdict"] for one in judged} - set(VERDICTS)
-        named = [(int(one["index"]), str(one["id"])) for one in judged]
+        judged = [verdict for verdict in document["verdicts"] if verdict["verdict"] is not None]
+        wrong = {verdict["verdict"] for verdict in judged} - set(VERDICTS)
+        named = [(int(verdict["index"]), str(verdict["id"])) for verdict in judged]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"verdicts={path}: not a file that audit.html saved ({error!r})") from error
     if wrong:

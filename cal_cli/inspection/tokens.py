@@ -223,12 +223,12 @@ def find_touched(
         begin, end = (place - shift for place in offsets[column])
         return begin >= first if first == last else begin < last and end > first
 
-    found: dict[int, bool] = {}
+    touched: dict[int, bool] = {}
     for before, column in zip([-1, *columns], columns, strict=False):
-        found[column] = any(touches(column, *span) for span in spans)
-        if offsets[column][0] == offsets[column][1] and before in found:  # a further token of the character before
-            found[column] |= found[before]
-    return found
+        touched[column] = any(touches(column, *span) for span in spans)
+        if offsets[column][0] == offsets[column][1] and before in touched:  # a further token of the character before
+            touched[column] |= touched[before]
+    return touched
 
 
 EDGES = ".,;:!?\"'()[]{}<>"  # characters that do not belong to a word at its ends
@@ -277,14 +277,14 @@ def join_words(pieces: Sequence[Piece]) -> list[Word]:
     for number, piece in zip(number_words(inside), pieces, strict=True):
         if number >= 0:
             words.setdefault(number, []).append(piece)
-    found = []
+    joined = []
     for word in words.values():
         text = "".join(piece.text for piece in word).strip().strip(EDGES).lower()
         tokens = [piece.token for piece in word if piece.token is not None]
         kind = next((token.kind for token in tokens if token.kind), None)
         if any(character.isalnum() for character in text):
-            found.append(Word(text, sum(token.logprob_delta for token in tokens), kind))
-    return found
+            joined.append(Word(text, sum(token.logprob_delta for token in tokens), kind))
+    return joined
 
 
 def rank_words(samples: Iterable[Sequence[Piece]], least: int = 3, size: int = 12) -> list[list[RankedWord]]:

@@ -101,18 +101,18 @@ def load_model(
         logging.set_verbosity(verbosity)
     missing = sorted(weight for weight in info["missing_keys"] if not any(part in weight for part in without))
     over = [] if part else sorted(weight for weight in info["unexpected_keys"] if not weight.endswith(BUFFERS))
-    for weight, found, wanted in sorted(info["mismatched_keys"], key=str):
+    for weight, stored, wanted in sorted(info["mismatched_keys"], key=str):
         raise InputError(
-            f"{key}={name}: {weight} is {list(found)} in its weights and {list(wanted)} by its config: change them "
+            f"{key}={name}: {weight} is {list(stored)} in its weights and {list(wanted)} by its config: change them "
             "together, such as with model.resize_token_embeddings and save_pretrained"
         )
     if not missing and not over:
         return model
-    found = [f"{len(missing)} weights of the model are missing, such as {missing[0]}"] if missing else []
-    found += [f"{len(over)} weights are left over, such as {over[0]}"] if over else []
+    problems = [f"{len(missing)} weights of the model are missing, such as {missing[0]}"] if missing else []
+    problems += [f"{len(over)} weights are left over, such as {over[0]}"] if over else []
     wrapped = bool(over) and over[0].startswith(WRAPPERS)
     raise InputError(
-        f"{key}={name}: its weights are not those of a {type(model).__name__}: {'; '.join(found)}: save "
+        f"{key}={name}: its weights are not those of a {type(model).__name__}: {'; '.join(problems)}: save "
         + ("the model that the wrapper holds" if wrapped else "the whole model with save_pretrained")
     )
 

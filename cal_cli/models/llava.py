@@ -211,15 +211,15 @@ def load_projector(model: Any, folder: str) -> None:
         raise InputError(
             f"model.projector={folder}: no {PROJECTOR} there; give the projector/ of a run with stage=pretrain"
         )
-    found, own = load_file(path), get_projector(model)
-    found = {name: value for name, value in found.items() if name != "image_newline" or name in own}
+    saved, own = load_file(path), get_projector(model)
+    saved = {name: value for name, value in saved.items() if name != "image_newline" or name in own}
     for name, value in own.items():
-        if name not in found and name == "image_newline":
+        if name not in saved and name == "image_newline":
             continue  # a projector trained without tiles
-        if name not in found or found[name].shape != value.shape:
-            shape = list(found[name].shape) if name in found else "missing"
+        if name not in saved or saved[name].shape != value.shape:
+            shape = list(saved[name].shape) if name in saved else "missing"
             raise InputError(f"model.projector={folder}: {name} is {shape}, the model needs {list(value.shape)}")
-    whole: dict[str, Any] = {**found}
+    whole: dict[str, Any] = {**saved}
     set_model_state_dict(model.model, whole, options=StateDictOptions(full_state_dict=True, strict=False))
 
 

@@ -180,7 +180,7 @@ def verify_processor(processor: Any, model: Any, named: str) -> None:
     with torch.no_grad():
         pixels = batch["pixel_values"].to(model.device, model.dtype)
         features = model.get_image_features(pixel_values=pixels, **sizes).pooler_output
-    made, wanted = int((batch["input_ids"] == ids[1]).sum()), sum(len(one) for one in features)
+    made, wanted = int((batch["input_ids"] == ids[1]).sum()), sum(len(feature) for feature in features)
     if made != wanted:
         raise InputError(
             f"{named}: its processor makes {made} tokens of an image, its vision tower {wanted} features: correct "

@@ -47,10 +47,10 @@ def group_parameters(model: Any) -> dict[str, list[nn.Parameter]]:
         "image_newline": [p for name, p in model.named_parameters() if name.endswith("image_newline")],
     }
     part = {id(parameter): name for name, parameters in owners.items() for parameter in parameters}
-    found: dict[str, list[nn.Parameter]] = {name: [] for name in PARTS}
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in PARTS}
     for parameter in model.parameters():
-        found[part.get(id(parameter), "projector")].append(parameter)
-    return found
+        groups[part.get(id(parameter), "projector")].append(parameter)
+    return groups
 
 
 def freeze_parts(model: Any, rates: Rates, adapted: bool = False) -> dict[str, float]:
@@ -96,7 +96,8 @@ def complete_rates(rates: Rates, adapted: bool = False) -> dict[str, float]:
 
 def count_trainable(model: Any) -> dict[str, int]:
     """Count the parameters of each part that are trained."""
-    return {name: sum(p.numel() for p in found if p.requires_grad) for name, found in group_parameters(model).items()}
+    groups = group_parameters(model)
+    return {name: sum(p.numel() for p in members if p.requires_grad) for name, members in groups.items()}
 
 
 def describe_rounding(model: Any, rates: Mapping[str, float], learning_rate: float) -> str | None:

@@ -315,9 +315,9 @@ def check_head(model: PreTrainedModel) -> None:
     """Raise UnknownHead if a model has no language head, or one that was found not to make its logits."""
     if get_head_module(model) is None:
         raise UnknownHead(f"{type(model).__name__} has no language head: give an image-text-to-text model with one")
-    found = _FINISHES.get(model)
-    if isinstance(found, str):
-        raise UnknownHead(found)
+    problem = _FINISHES.get(model)
+    if isinstance(problem, str):
+        raise UnknownHead(problem)
 
 
 def find_head(model: PreTrainedModel, inputs: Mapping[str, Any], outputs: Any) -> LanguageHead:

@@ -63,9 +63,9 @@ class EvaluatedRun:
 
 def stack_scores(runs: Sequence[EvaluatedRun | None], metric: str) -> np.ndarray | None:
     """Stack the scores of a metric, float64 [runs, images]; None unless all runs have answers to the same questions."""
-    found = [run.scores[metric] for run in runs if run is not None and metric in run.scores]
+    scores = [run.scores[metric] for run in runs if run is not None and metric in run.scores]
     same = len({run.questions for run in runs if run is not None}) == 1
-    return np.stack(found) if same and len(found) == len(runs) else None
+    return np.stack(scores) if same and len(scores) == len(runs) else None
 
 
 def build_metric(folder: Path, results: Mapping[str, Any]) -> Metric:
@@ -158,11 +158,11 @@ def read_stored(folder: Path, benchmark: str) -> tuple[list[EvaluatedRun], dict[
     runs, starts = [], {}
     for number, row in enumerate(rows):
         own = order[(ends[number - 1] if number else 0) : ends[number]]
-        found = {key: json.loads(row[key]) for key in ("summary", "config", "projector", "results", "parts")}
-        parts = {name: scores[name].to_numpy()[own] for name in found.pop("parts")}
-        run = EvaluatedRun(Path(row["folder"]), **found, questions=row["questions"], parts=parts)
-        if (found := run.results.get("benchmark", benchmark)) != benchmark:
-            raise InputError(f"runs={folder}: has results on {found}, not {benchmark}: give results={found}")
+        documents = {key: json.loads(row[key]) for key in ("summary", "config", "projector", "results", "parts")}
+        parts = {name: scores[name].to_numpy()[own] for name in documents.pop("parts")}
+        run = EvaluatedRun(Path(row["folder"]), **documents, questions=row["questions"], parts=parts)
+        if (stored := run.results.get("benchmark", benchmark)) != benchmark:
+            raise InputError(f"runs={folder}: has results on {stored}, not {benchmark}: give results={stored}")
         if row["start"]:
             starts[row["start"]] = run
         else:

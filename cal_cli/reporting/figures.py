@@ -188,9 +188,9 @@ def make_curve_table(rows: Sequence[dict], metric: str) -> Table:
     table = make_table("condition", "objective", *targets, title=title)
     for row in rows:
         cells = []
-        for found in row["targets"].values():
-            some = "" if found["reached"] == found["seeds"] else f" ({found['reached']} of {found['seeds']} seeds)"
-            cells.append("-" if found["steps"] is None else f"{found['steps']:.0f}{some}")
+        for target in row["targets"].values():
+            some = "" if target["reached"] == target["seeds"] else f" ({target['reached']} of {target['seeds']} seeds)"
+            cells.append("-" if target["steps"] is None else f"{target['steps']:.0f}{some}")
         table.add_row(row["condition"], row["objective"], *cells)
     return table
 

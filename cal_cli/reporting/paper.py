@@ -80,17 +80,17 @@ def collect_paper_results(folders: list[str]) -> pd.DataFrame:
 
     Raises InputError if no run has results on a benchmark of the paper, or if runs cannot be compared.
     """
-    found = [
+    tables = [
         collect_results(folders, name, required=False).table.assign(benchmark=name)
         for columns in TABLES.values()
         for name in columns
     ]
-    if all(table.empty for table in found):
+    if all(table.empty for table in tables):
         raise InputError(
             f"runs={','.join(folders)}: no completed run with results on a benchmark of the paper; run "
             f"cal eval benchmark=paper checkpoint={folders[0]} first"
         )
-    return pd.concat([table for table in found if not table.empty], ignore_index=True)
+    return pd.concat([table for table in tables if not table.empty], ignore_index=True)
 
 
 def make_paper_rows(

@@ -89,11 +89,11 @@ class Results:
         compared = any(key == START for key, _ in self.table["condition"].iloc[0].settings)
         if not names or compared or not self.starts.keys() >= set(names):
             return {}
-        found = [self.starts[name] for name in names]
-        if len(found) == 1:
-            metrics = dict(found[0].results["metrics"])
+        starts = [self.starts[name] for name in names]
+        if len(starts) == 1:
+            metrics = dict(starts[0].results["metrics"])
         else:
-            scores = {name: stack_scores(found, name) for name in found[0].scores}
+            scores = {name: stack_scores(starts, name) for name in starts[0].scores}
             metrics = {name: estimate_over_runs(stacked) for name, stacked in scores.items() if stacked is not None}
         return metrics | {"checkpoint": ", ".join(names)} if metrics else {}
 
@@ -107,8 +107,8 @@ def collect_results(folders: Sequence[str], benchmark: str, required: bool = Tru
     runs: list[EvaluatedRun] = []
     starts: dict[str, EvaluatedRun] = {}
     for folder in folders:
-        found, before = load_runs(Path(folder), benchmark)
-        runs, starts = runs + found, starts | before
+        of_folder, before = load_runs(Path(folder), benchmark)
+        runs, starts = runs + of_folder, starts | before
     evaluated = [run for run in runs if run.results.get("metrics")]
     if required and not evaluated:
         raise InputError(
@@ -117,8 +117,8 @@ def collect_results(folders: Sequence[str], benchmark: str, required: bool = Tru
         )
     rows = []
     for run in evaluated:
-        for metric, found in run.results["metrics"].items():
-            rows.append([run.folder, metric, found["value"], *(found.get("ci95") or (np.nan, np.nan))])
+        for metric, estimate in run.results["metrics"].items():
+            rows.append([run.folder, metric, estimate["value"], *(estimate.get("ci95") or (np.nan, np.nan))])
     table = pd.DataFrame(rows, columns=["run", "metric", "value", "low", "high"])
     table = describe_runs(evaluated).merge(table, on="run", sort=False)
     headline: list[str] = next((run.results["headline"] for run in evaluated if run.results.get("headline")), [])
@@ -226,8 +226,8 @@ def compare(first: Path, second: Path) -> dict[str, Any] | None:
     for folder, lines in zip((first, second), answers, strict=True):
         if lines == []:
             raise InputError(f"{folder}: a split without answers is not scored, so it cannot be compared")
-    one, other = answers
-    if one is None or other is None:
+    first_answers, second_answers = answers
+    if first_answers is None or second_answers is None:
         return None
     runs = [load_run(folder, "", folder) for folder in (first, second)]
     for run in runs:
@@ -237,8 +237,8 @@ def compare(first: Path, second: Path) -> dict[str, Any] | None:
             f"{first} and {second} do not answer the same questions: give results of one benchmark with the same "
             "prompt, data and limit"
         )
-    images = [line["picture"] for line in one]
+    images = [line["picture"] for line in first_answers]
     names = runs[1].scores if len(set(images)) > 1 else ()
     differences = {name: estimate_over_runs((runs[1].scores[name] - runs[0].scores[name])[None]) for name in names}
-    test = run_group_test([line["score"] for line in one], [line["score"] for line in other], images)
+    test = run_group_test([line["score"] for line in first_answers], [line["score"] for line in second_answers], images)
     return {"differences": differences or None, "test": test, "n": len(images)}

@@ -27,8 +27,8 @@ def summarize_results(results: Results, metrics: Sequence[str], baseline: str) -
     ]
     for kind in ("difference", "gain"):
         tested = [row[kind] for row in rows if row[kind] and row[kind]["p"] is not None]
-        for found, p in zip(tested, adjust_for_family([one["p"] for one in tested]), strict=True):
-            found["p_holm"] = p
+        for difference, p in zip(tested, adjust_for_family([estimate["p"] for estimate in tested]), strict=True):
+            difference["p_holm"] = p
     return rows
 
 
@@ -79,8 +79,8 @@ def find_starts(group: pd.DataFrame) -> list[Any] | None:
 
 def estimate_mean(group: pd.DataFrame, metric: str, runs: Mapping[Any, EvaluatedRun]) -> dict[str, Any]:
     """Estimate the mean of a metric over runs; a single one has the interval of its `results.json`."""
-    found = stack_scores([runs.get(run) for run in group["run"]], metric)
-    mean = estimate_over_runs(group[["value"]].to_numpy() if found is None else found, find_starts(group))
+    scores = stack_scores([runs.get(run) for run in group["run"]], metric)
+    mean = estimate_over_runs(group[["value"]].to_numpy() if scores is None else scores, find_starts(group))
     if len(group) == 1:
         low, high = group[["low", "high"]].to_numpy()[0].tolist()
         mean["ci95"] = None if np.isnan(low) else [low, high]
@@ -108,12 +108,12 @@ def estimate_difference(pairs: pd.DataFrame, metric: str, runs: Mapping[Any, Eva
     scores = stack_scores([*sides[0], *sides[1]], metric)
     by_seed = (pairs["value"] - pairs["value_base"]).tolist()
     compared = np.array(by_seed)[:, None] if scores is None else scores[: len(pairs)] - scores[len(pairs) :]
-    found = estimate_over_runs(compared, find_starts(pairs))
-    half = found["ci95"][1] - found["value"] if found["ci95"] else None
-    return found | {
+    difference = estimate_over_runs(compared, find_starts(pairs))
+    half = difference["ci95"][1] - difference["value"] if difference["ci95"] else None
+    return difference | {
         "spread": float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None,
         "wins": count_wins(by_seed),
-        "detectable": half + POWER * found["error"] if half else None,
+        "detectable": half + POWER * difference["error"] if half else None,
     }
 
 
@@ -153,8 +153,8 @@ def make_headline_table(rows: Sequence[dict], before_training: Mapping[str, Any]
         return f"{value:.{digits}f}{half}"
 
     if set(metrics) <= before_training.keys():
-        found = [before_training[metric] for metric in metrics]
-        cells = [write(one["value"], one.get("ci95")) for one in found]
+        before = [before_training[metric] for metric in metrics]
+        cells = [write(mean["value"], mean.get("ci95")) for mean in before]
         table.add_row("-", "before training", *(["-"] if several else []), *cells)
     by_place: dict[tuple[str, str], dict[str, dict]] = {}
     for row in rows:
@@ -194,13 +194,13 @@ def make_mean_tables(rows: Sequence[dict], baseline: str) -> dict[str, Table]:
     """Make a table for each metric, with a line between conditions, without columns that would be empty throughout."""
     tables = {}
     for metric, of_metric in groupby(rows, key=lambda row: row["metric"]):
-        found = list(of_metric)
+        of_it = list(of_metric)
         kinds = {f"minus {baseline}": "difference", "minus before training": "gain"}
-        kinds = {header: kind for header, kind in kinds.items() if any(row[kind] for row in found)}
-        tests = ["p", "p, Holm", "detectable"] if any((row["difference"] or {}).get("p") for row in found) else []
+        kinds = {header: kind for header, kind in kinds.items() if any(row[kind] for row in of_it)}
+        tests = ["p", "p, Holm", "detectable"] if any((row["difference"] or {}).get("p") for row in of_it) else []
         headers = (name_condition(rows), "objective", "seeds", "mean", *kinds, *tests)
         table = make_table(*headers, title=metric.replace("_", " "), whole=("objective", "seeds", *tests))
-        for condition, section in groupby(found, key=lambda row: row["condition"]):
+        for condition, section in groupby(of_it, key=lambda row: row["condition"]):
             for row in section:
                 difference, seeds = row["difference"] or {}, str(len(row["seeds"]))
                 if difference and difference["n"] != len(row["seeds"]):  # the difference has only the seeds of both
@@ -224,11 +224,11 @@ def compare_runs(runs: pd.DataFrame, benchmark: str, baseline: str) -> list[dict
     for condition, objective, group in group_runs(runs[runs["objective"] != baseline], baseline):
         for seed, run in zip(group["seed"].tolist(), group["run"], strict=True) if len(group) == 1 else ():
             other = base.get((condition, seed))
-            found = None if other is None else compare(other / "eval" / benchmark, run / "eval" / benchmark)
-            if found is not None and found["differences"] is not None:
+            comparison = None if other is None else compare(other / "eval" / benchmark, run / "eval" / benchmark)
+            if comparison is not None and comparison["differences"] is not None:
                 key: dict[str, Any] = {"condition": condition.name, "settings": dict(condition.settings)}
                 key |= {"noise_kind": condition.noise_kind, "noise_ratio": condition.noise_ratio}
-                pairs.append(key | {"objective": objective, "seed": seed} | found)
+                pairs.append(key | {"objective": objective, "seed": seed} | comparison)
     return pairs
 
 

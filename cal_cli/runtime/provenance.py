@@ -55,8 +55,8 @@ def fingerprint(*paths: str | Path) -> str:
         known = json.loads(HASHES.read_text())
     before, digest = len(known), hashlib.sha256()
     for path in map(Path, paths):
-        found = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        for file in found:
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        for file in files:
             digest.update(f"{file.relative_to(path) if path.is_dir() else file.name}\0".encode())
             if not file.is_file():
                 continue

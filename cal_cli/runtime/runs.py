@@ -133,8 +133,8 @@ def find_unfinished_runs(folder: Path) -> list[Path]:
 
 def find_completed_runs(folder: Path) -> list[Path]:
     """Find all completed runs in a folder and its subfolders, sorted by name."""
-    found = sorted(path.parent for path in folder.rglob("summary.json"))
-    return [run for run in found if read_summary(run)["status"] == "completed"]
+    begun = sorted(path.parent for path in folder.rglob("summary.json"))
+    return [run for run in begun if read_summary(run)["status"] == "completed"]
 
 
 def find_checkpoints(given: str | None) -> list[Path]:
@@ -160,22 +160,22 @@ def find_checkpoints(given: str | None) -> list[Path]:
         runs = find_completed_runs(folder)
         if not runs:
             raise InputError(f"checkpoint={given}: the folder holds neither a model (config.json) nor a completed run")
-    found = [run / "checkpoint" for run in runs if (run / "checkpoint").is_dir()]
-    if not found:
+    checkpoints = [run / "checkpoint" for run in runs if (run / "checkpoint").is_dir()]
+    if not checkpoints:
         raise InputError(
             f"checkpoint={runs[-1] if given is None else given}: holds only a projector, from stage=pretrain; train "
             f"further with stage=finetune model.projector={runs[-1] / 'projector'}"
         )
-    return found
+    return checkpoints
 
 
 def find_checkpoint(given: str | None) -> Path:
     """Find the only checkpoint that `checkpoint=` names, see `find_checkpoints`; raises InputError for several."""
-    found = find_checkpoints(given)
-    if len(found) > 1:
-        names = ", ".join(str(checkpoint.parent) for checkpoint in found)
+    checkpoints = find_checkpoints(given)
+    if len(checkpoints) > 1:
+        names = ", ".join(str(checkpoint.parent) for checkpoint in checkpoints)
         raise InputError(f"checkpoint={given} holds several runs: give one of {names}")
-    return found[0]
+    return checkpoints[0]
 
 
 def find_start(config: Mapping[str, Any]) -> str | None:

@@ -20,8 +20,8 @@ def sum_by_group(parts: Sequence[Parts], groups: Sequence[str]) -> dict[str, np.
     """Sum each part over the questions of one group: float64 [groups], in the order of the groups' names."""
     places = {group: place for place, group in enumerate(sorted(set(groups)))}
     table: dict[str, np.ndarray] = {}
-    for one, group in zip(parts, groups, strict=True):
-        for name, value in one.items():
+    for summands, group in zip(parts, groups, strict=True):
+        for name, value in summands.items():
             table.setdefault(name, np.zeros(len(places)))[places[group]] += value
     return table
 
@@ -46,25 +46,25 @@ def estimate_values(
     table = sum_by_group(parts, groups)
     whole = values({name: column.sum() for name, column in table.items()})
     count = len(next(iter(table.values())))
-    found: dict[str, dict[str, Any]] = {name: {"value": float(value), "ci95": None} for name, value in whole.items()}
+    estimates: dict[str, Any] = {name: {"value": float(value), "ci95": None} for name, value in whole.items()}
 
     def statistic(drawn: np.ndarray, axis: int) -> np.ndarray:  # float64 [values, resamples]
         chosen = drawn.astype(np.int64)
         return np.array(list(values({name: column[chosen].sum(axis=axis) for name, column in table.items()}).values()))
 
     if count == 1:
-        return found
+        return estimates
     options: Any = {"n_resamples": RESAMPLES, "batch": 50, "method": "percentile", "rng": np.random.default_rng(0)}
     with warnings.catch_warnings():  # about scipy's own interval, which is not used
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         resampled = stats.bootstrap((np.arange(count),), statistic, **options).bootstrap_distribution
     for (name, value), drawn in zip(whole.items(), resampled, strict=True):
         low, high = np.nanquantile(drawn, (0.025, 0.975))
-        found[name]["ci95"] = [float(low), float(high)] if low < high else None
-        if found[name]["ci95"] is None and top is not None and value in (0, top):
+        estimates[name]["ci95"] = [float(low), float(high)] if low < high else None
+        if estimates[name]["ci95"] is None and top is not None and value in (0, top):
             wilson = stats.binomtest(count if value else 0, count).proportion_ci(0.95, method="wilson")
-            found[name]["ci95"] = [top * float(wilson.low), top * float(wilson.high)]
-    return found
+            estimates[name]["ci95"] = [top * float(wilson.low), top * float(wilson.high)]
+    return estimates
 
 
 def median_ratio(values: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
@@ -72,12 +72,14 @@ def median_ratio(values: Sequence[float], base: Sequence[float]) -> dict[str, An
     ratios = np.divide(values, base)
     interval = None
     if len(ratios) > 1:
-        found = stats.bootstrap((ratios,), np.median, method="percentile", rng=0).confidence_interval
-        interval = [float(found.low), float(found.high)]
+        limits = stats.bootstrap((ratios,), np.median, method="percentile", rng=0).confidence_interval
+        interval = [float(limits.low), float(limits.high)]
     return {"median": float(np.median(ratios)), "ci95": interval}
 
 
-def run_group_test(one: Sequence[float], other: Sequence[float], groups: Sequence[str]) -> dict[str, Any]:
+def run_group_test(
+    first_scores: Sequence[float], second_scores: Sequence[float], groups: Sequence[str]
+) -> dict[str, Any]:
     """Test whether two sets of scores of the same questions differ, by sign flips of whole groups.
 
     Without a difference the two could be exchanged for each image, with all its questions. For answers that are right
@@ -88,7 +90,7 @@ def run_group_test(one: Sequence[float], other: Sequence[float], groups: Sequenc
     answers are not simply right or wrong.
     """
     totals: dict[str, float] = {}
-    for a, b, group in zip(one, other, groups, strict=True):
+    for a, b, group in zip(first_scores, second_scores, groups, strict=True):
         totals[group] = totals.get(group, 0.0) + a - b
     differing = np.array([total for total in totals.values() if total])
     flips = 2 ** len(differing) if len(differing) <= 16 else 9_999
@@ -99,7 +101,7 @@ def run_group_test(one: Sequence[float], other: Sequence[float], groups: Sequenc
                 (differing,), np.sum, permutation_type="samples", n_resamples=flips, batch=500, vectorized=True, rng=0
             ).pvalue
         )
-    binary = set(one) | set(other) <= {0.0, 1.0}
-    first = sum(a > b for a, b in zip(one, other, strict=True)) if binary else None
-    second = sum(a < b for a, b in zip(one, other, strict=True)) if binary else None
+    binary = set(first_scores) | set(second_scores) <= {0.0, 1.0}
+    first = sum(a > b for a, b in zip(first_scores, second_scores, strict=True)) if binary else None
+    second = sum(a < b for a, b in zip(first_scores, second_scores, strict=True)) if binary else None
     return {"only_first": first, "only_second": second, "p": p}

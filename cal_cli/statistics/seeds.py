@@ -62,9 +62,9 @@ def estimate_over_runs(scores: np.ndarray, starts: Sequence[Any] | None = None) 
     """
     runs, images = scores.shape
     value = float(scores.mean())
-    found: dict[str, Any] = {"value": value, "ci95": None, "p": None, "error": None, "n": runs}
+    estimate: dict[str, Any] = {"value": value, "ci95": None, "p": None, "error": None, "n": runs}
     if not np.isfinite(scores).all() or runs * images == 1:
-        return found
+        return estimate
     by_run, by_image = scores.mean(axis=1), scores.mean(axis=0)
     of_image = by_image.var(ddof=1) / images if images > 1 else 0.0
     if runs == 1:  # all error is due to the images, and follows Student's distribution
@@ -75,7 +75,7 @@ def estimate_over_runs(scores: np.ndarray, starts: Sequence[Any] | None = None) 
             of_image = max(of_image - (rest**2).sum() / ((runs - 1) * (images - 1) * runs * images), 0.0)
         of_run, freedom = estimate_variance(by_run, starts)
     if of_run + of_image < 1e-18:
-        return found
+        return estimate
     error = float(np.sqrt(of_run + of_image))
     spread, mass = stats.t.ppf(stats.norm.cdf(NODES), freedom) * np.sqrt(of_run), stats.norm.pdf(NODES) * 0.02
 
@@ -86,7 +86,7 @@ def estimate_over_runs(scores: np.ndarray, starts: Sequence[Any] | None = None) 
         return float(2 * (mass * (tails[0] + tails[1])).sum())
 
     half = optimize.brentq(lambda half: find_tail(half) - 0.05, 0.0, 20 * error)
-    return found | {"ci95": [value - half, value + half], "p": min(find_tail(abs(value)), 1.0), "error": error}
+    return estimate | {"ci95": [value - half, value + half], "p": min(find_tail(abs(value)), 1.0), "error": error}
 
 
 def estimate_variance(means: np.ndarray, starts: Sequence[Any] | None) -> tuple[float, float]:
@@ -114,13 +114,13 @@ def estimate_variance(means: np.ndarray, starts: Sequence[Any] | None) -> tuple[
 
 def mean_over_seeds(values: Sequence[float]) -> dict[str, Any]:
     """Return mean, n and 95 % t interval of a metric over seeds; None for one seed, or if all values are equal."""
-    found = estimate_over_runs(np.array(values, dtype=float)[:, None])
-    return {key: found[key] for key in ("value", "ci95", "n")}
+    estimate = estimate_over_runs(np.array(values, dtype=float)[:, None])
+    return {key: estimate[key] for key in ("value", "ci95", "n")}
 
 
 def count_wins(differences: Sequence[float]) -> dict[str, Any]:
     """Return in how many seeds a method is better, and the 95 % interval of that probability (Wilson's); ties halve."""
-    won = sum(1.0 if one > 0 else 0.5 if one == 0 else 0.0 for one in differences)
+    won = sum(1.0 if difference > 0 else 0.5 if difference == 0 else 0.0 for difference in differences)
     n = len(differences)
     edges = proportion_confint(won, n, LEVEL, method="wilson")
     return {"won": won, "n": n, "ci95": [float(edge) for edge in np.clip(edges, 0, 1)]}

@@ -116,6 +116,6 @@ def write_irrelevant(words: int, random_state: random.Random) -> list[str]:
     phrases = []
     while words > 0:
         form = random_state.choice([form for form, length in LENGTHS.items() if length <= words])
-        phrases.append(re.sub(r"\{(\w+)\}", lambda found: random_state.choice(PHRASES["lists"][found[1]]), form))
+        phrases.append(re.sub(r"\{(\w+)\}", lambda match: random_state.choice(PHRASES["lists"][match[1]]), form))
         words -= LENGTHS[form]
     return phrases

@@ -85,11 +85,11 @@ def choose_families(names: Sequence[str] | None, grain: float, camera: str | Non
         raise InputError(f"{node}.grain={grain}: allowed is a number from 0 to 1")
     if camera is not None and camera not in CAMERAS:
         raise InputError(f"{node}.camera={camera}: allowed are {', '.join(CAMERAS)}")
-    found = list(FAMILIES) if names is None else list(names)
-    unknown = [name for name in found if name not in FAMILIES]
-    if unknown or not found or len(set(found)) < len(found):
-        raise InputError(f"{node}.families={found}: allowed are, once each, {', '.join(FAMILIES)}")
-    return found
+    chosen = list(FAMILIES) if names is None else list(names)
+    unknown = [name for name in chosen if name not in FAMILIES]
+    if unknown or not chosen or len(set(chosen)) < len(chosen):
+        raise InputError(f"{node}.families={chosen}: allowed are, once each, {', '.join(FAMILIES)}")
+    return chosen
 
 
 def write_conversation(

@@ -154,9 +154,9 @@ class BadSamples:
         """Return the number of samples in the file, those of other processes included."""
         return len(self.path.read_text().splitlines()) if self.path.is_file() else 0
 
-    def add(self, found: Iterable[Bad]) -> None:
+    def add(self, samples: Iterable[Bad]) -> None:
         """Record the samples that are not recorded yet. Raises InputError if there are more than allowed."""
-        for bad in found:
+        for bad in samples:
             if bad in self.known:
                 continue
             self.known.add(bad)

@@ -103,9 +103,9 @@ def prepare_scores(
             if batch is not None:
                 places = batch.pop("place")
                 batch.pop("bad", None)
-                found = score_before_training(objective, model, batch.to(model.device))
+                contrast = score_before_training(objective, model, batch.to(model.device))
                 for name, rows in columns.items():
-                    scores = zip(found.sample_index.tolist(), getattr(found, name).tolist(), strict=True)
+                    scores = zip(contrast.sample_index.tolist(), getattr(contrast, name).tolist(), strict=True)
                     for row, score in scores:
                         rows[places[row]].append(score)
         model.train(training)

@@ -36,7 +36,7 @@ def rename_weights(weights: Mapping[str, Tensor], names: Iterable[tuple[str, str
     names, renamed = list(names), {}
     for name, weight in weights.items():
         matches = ((re.fullmatch(pattern, name), new) for pattern, new in names)
-        new = next((found.expand(new) for found, new in matches if found), None)
+        new = next((match.expand(new) for match, new in matches if match), None)
         if new is None or new in renamed:
             raise ValueError(f"{name}: {'is not a known weight' if new is None else 'is there twice'}")
         renamed[new] = weight

@@ -40,8 +40,8 @@ class TokenScores:
     def __getitem__(self, chosen: Any) -> TokenScores:
         """Return the scores of some tokens: a slice, or a bool or int64 tensor."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        found: dict[str, Any] = {name: None if value is None else value[chosen] for name, value in values.items()}
-        return TokenScores(**found)
+        selected: dict[str, Any] = {name: None if value is None else value[chosen] for name, value in values.items()}
+        return TokenScores(**selected)
 
 
 class WeightRule:

@@ -102,8 +102,8 @@ class MismatchPosterior(WeightRule):
         r = self._move(self.r, independent / max(matched, 1e-6))
         return replace(changed, rho=rho if self.rho else 0.0, r=r if self.r else 0.0)
 
-    def _move(self, before: float, found: float) -> float:
-        return min(max(self.momentum * before + (1 - self.momentum) * found, LEAST), 1 - LEAST)
+    def _move(self, before: float, measured: float) -> float:
+        return min(max(self.momentum * before + (1 - self.momentum) * measured, LEAST), 1 - LEAST)
 
     def _compute_posteriors(self, scores: TokenScores) -> tuple[Tensor, Tensor, Tensor]:
         """Compute w_t, float32 [tokens], W, float32 [texts], and the text of each token, int64 [tokens]."""

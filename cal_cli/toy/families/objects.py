@@ -97,8 +97,8 @@ def find_unique(scene: Scene, *attributes: str) -> list[Thing]:
 
 def find_words(text: str, attribute: str) -> list[str]:
     """Return the words of an attribute in a text, in their order, synonyms by their meaning."""
-    found = [word.lower() for word in PATTERNS[attribute].findall(text)]
-    return [SYNONYMS.get(word, word) for word in found]
+    words = [word.lower() for word in PATTERNS[attribute].findall(text)]
+    return [SYNONYMS.get(word, word) for word in words]
 
 
 def find_things(text: str) -> list[tuple[str, str, str, str]]:
@@ -112,7 +112,7 @@ def find_things(text: str) -> list[tuple[str, str, str, str]]:
         current: dict[str, str] | None = None
         loose: dict[str, str] = {}
         for clause in re.split(r",|\band\b|\bwith\b", sentence):
-            values = {name: found[0] for name in PATTERNS if (found := find_words(clause, name))}
+            values = {name: words[0] for name in PATTERNS if (words := find_words(clause, name))}
             if "shape" in values:
                 current = loose | values
                 loose = {}

@@ -34,16 +34,16 @@ class Questions(SceneFamily):
     def converse(self, content: Scene, random_state: random.Random, irrelevant: float) -> list[Turn]:
         turns = []
         for kind in random_state.sample(KINDS, len(KINDS)):
-            if (found := write_question(content, kind, random_state)) is not None:
-                question, it, answer = found
+            if (written := write_question(content, kind, random_state)) is not None:
+                question, it, answer = written
                 form = random_state.choice(FORMS[kind])
                 turns.append(Turn(question, form.format(it=it, answer=mark_words(answer))))
         return turns[:2]
 
     def ask(self, content: Scene, random_state: random.Random, number: int) -> Asked | None:
         kind = KINDS[number % len(KINDS)]
-        found = write_question(content, kind, random_state)
-        return None if found is None else Asked(kind, found[0], [found[2]])
+        written = write_question(content, kind, random_state)
+        return None if written is None else Asked(kind, written[0], [written[2]])
 
     def rate(self, question: Question, prediction: str) -> Parts:
         kind = question.tags["kind"]
