@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cal_cli.toy.model import BASE
+from cal_cli.toy.world import make_scenes
 from tests.cal import cal
 
 
@@ -94,6 +95,21 @@ def test_several_checkpoints_are_compared(tmp_path):
     assert (folder / "tiny/tokens.parquet").read_bytes() == (folder / "other/tokens.parquet").read_bytes()
     refused = cal("token-weight-dump", *words, "output=a", folder=tmp_path, check=False)
     assert refused.returncode == 2 and "give one checkpoint" in refused.stderr
+
+
+def test_samples_whose_marked_words_are_rendered_differently_are_counted(tmp_path):
+    """A template that changes answers leaves the places of their words unknown: those samples are not in kinds.json."""
+    shutil.copytree(BASE, tmp_path / "other")
+    template = tmp_path / "other/chat_template.jinja"
+    template.write_text(
+        template.read_text().replace('" " + text + eos_token', '" " + (text | replace("a", "o")) + eos_token')
+    )
+    words = ["checkpoint=other", "data.n=24", "data.families=[captions]", "data.text_only_share=0", "heatmap_samples=0"]
+    told = cal("token-weight-dump", *words, "output=a", folder=tmp_path).stdout
+    data = make_scenes(24, families=["captions"], text_only_share=0.0)
+    lost = sum("a" in turn["value"] for entry in data.entries for turn in entry["conversations"][1:])
+    assert 0 < lost <= 24
+    assert f"kinds.json is without {lost} samples whose marked words the chat template renders differently" in told
 
 
 def test_a_manifest_of_other_data_is_refused(tmp_path):

@@ -232,3 +232,14 @@ def test_a_caption_that_is_no_text_is_named(caption, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([{"caption": "a ring"}, {"caption": caption}]))
     with pytest.raises(InputError, match="row 1: its caption must be a text, not"):
         load_conversations(str(tmp_path / "a.json"))
+
+
+def test_texts_that_datasets_reads_as_dates_are_refused(tmp_path, monkeypatch):
+    """A data set of the hub in JSON is read by `datasets`, which changes such texts; here its builder reads a file."""
+    rows = [{"caption": "2024-01-01", "image": "a.png"}, {"caption": "2024-01-02", "image": "b.png"}]
+    (tmp_path / "hub.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    built = datasets.load_dataset("json", data_files=str(tmp_path / "hub.jsonl"), cache_dir=str(tmp_path / "cache"))
+    assert "timestamp" in str(built["train"].data.schema)
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, *_, **__: built["train"])
+    with pytest.raises(InputError, match=r"someone/dated: `datasets` reads some of its texts as dates.*hf download"):
+        load_table("someone/dated", None, "train")
