@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from cal_cli.runtime.errors import InputError
 
 KINDS = (".parquet", ".tar", ".jsonl", ".json", ".arrow")
@@ -118,6 +120,8 @@ def get_folder(path: str) -> Path:
 def _load_files(datasets: Any, files: Sequence[Path]) -> Any:
     """Load files of one kind as a table with a single split."""
     kind = files[0].suffix
+    if kind == ".parquet" and not any(pq.read_metadata(file).num_rows for file in files):
+        raise ValueError("has no rows")
     if kind in BUILDERS:
         return datasets.load_dataset(BUILDERS[kind], data_files=[str(file) for file in files])["train"]
     # the state of the files is part of what `datasets` caches the table by

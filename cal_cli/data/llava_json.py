@@ -13,7 +13,7 @@ from PIL import Image
 
 from cal_cli.data.images import MAX_PIXELS, check_background, decode_inline, find_file_problem, open_content, open_image
 from cal_cli.data.sample import Bad, Conversations, Entry, get_image_names, rename_images
-from cal_cli.data.validate import find_problem, get_id, make_bad_fraction_error, normalize, parse_line
+from cal_cli.data.validate import find_problem, get_id, make_bad_error, normalize, parse_line
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_whole
 
@@ -137,7 +137,7 @@ def read_good_entries(sources: dict[str, Source], max_bad_fraction: float) -> tu
                 good[key].append(entry)
         total += len(entries)
     if len(bad) > max_bad_fraction * total:
-        raise make_bad_fraction_error(first, len(bad))
+        raise make_bad_error(first, len(bad))
     return good, bad
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from cal_cli.data.formats import IMAGE_SUFFIX, TALKS, get_folder, load_table
 from cal_cli.data.images import MAX_PIXELS, check_background, decode_inline, open_content
 from cal_cli.data.sample import ANNOTATIONS, LOSS_WEIGHTS, Bad, Conversations, Entry
-from cal_cli.data.validate import find_problem, get_id, make_bad_fraction_error, mark_images, normalize, parse_line
+from cal_cli.data.validate import MEDIA_KEY, find_problem, get_id, make_bad_error, mark_images, normalize, parse_line
 from cal_cli.runtime.errors import InputError
 
 IMAGES = ("image", "images")  # columns of images, beside those of tar shards, which are named by their format
@@ -80,7 +80,7 @@ def load_conversations(
         else:
             good.append(number)
     if len(bad) > max_bad_fraction * len(read):
-        raise make_bad_fraction_error(f"data.path={path}: {bad[0].id}: {bad[0].problem}", len(bad))
+        raise make_bad_error(f"data.path={path}: {bad[0].id}: {bad[0].problem}", len(bad))
     notes = [f"data.path={path}: {note}" for note in read.describe_images(missing)]
     data = Conversations(read.select(good) if bad else read, read.open_image, bad, max_bad_fraction)
     folder = read.folder if read.by_name else None
@@ -127,6 +127,9 @@ class Rows(Sequence[Entry]):
         try:
             self.image_columns, self.unread = find_image_columns(source)
             columns = [read_column(source, name) for name in self.image_columns]
+            for name, column in zip(self.image_columns, columns, strict=True):
+                if not holds_images(column.type, named=True):
+                    raise InputError(f"its column {name} holds {column.type}, not images: give bytes or names of files")
         except InputError as error:
             raise InputError(f"data.path={path}: {error}") from error
         self.by_name = bool(columns) and all(is_text(column.type) for column in columns)
@@ -200,6 +203,8 @@ class Rows(Sequence[Entry]):
             notes.append(
                 f"{doubled} rows have images in several of the columns {', '.join(self.image_columns)}: one is read"
             )
+        for column in filter(MEDIA_KEY.fullmatch, self.source.column_names):
+            notes.append(f"the column {column} is not read: only images are")
         if self.unread:
             notes.append(f"the images of {', '.join(self.unread)} are not read, those of {self.image_columns[0]} are")
         if missing and (self.unmarked or self.talk in CAPTIONS):
@@ -288,10 +293,12 @@ def is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def holds_images(kind: pa.DataType) -> bool:
-    """Return whether values of a type may be images, or lists of them."""
+def holds_images(kind: pa.DataType, named: bool = False) -> bool:
+    """Return whether values of a type may be images, or lists of them; also names of images if `named`."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return holds_images(kind.value_type)
+        return holds_images(kind.value_type, named)
+    if named and (is_text(kind) or pa.types.is_null(kind)):
+        return True
     fields = {kind.field(number).name for number in range(kind.num_fields)} if pa.types.is_struct(kind) else set()
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or {"bytes", "path"} <= fields
 

@@ -105,10 +105,11 @@ def count_same(first: str, second: str) -> int:
 
 
 IMAGE_KEY = re.compile(r"image|img|picture|photo", re.IGNORECASE)  # keys of an entry that are taken for an image's
+MEDIA_KEY = re.compile(r"(video|audio)s?(_path|_file|_url)?", re.IGNORECASE)  # keys of what is not read
 SPEAKERS = ("human", "gpt", "system")
 
 
-def make_bad_fraction_error(first: str, count: int) -> InputError:
+def make_bad_error(first: str, count: int) -> InputError:
     """Make the error that names the first of several bad samples."""
     more = f"; {count - 1} more are bad" if count > 1 else ""
     return InputError(f"{first}{more}; cal data-check lists all bad samples and writes the others")
@@ -138,6 +139,8 @@ def normalize(entry: Any) -> Any:
             del entry["image"]
         elif isinstance(entry["image"], str | list):
             mark_images(entry.get("conversations"), len(get_image_names(entry)))
+    if entry.get("image", "named") in (None, ""):  # text only, in other words
+        entry = {key: value for key, value in entry.items() if key != "image"}
     place = find_first_answer(entry)
     return entry if place is None else drop_turn(entry, place)
 
@@ -182,6 +185,8 @@ def find_problem(entry: object) -> str | None:
     unread = [key for key in entry if IMAGE_KEY.search(key) and entry[key]] if "image" not in entry else []
     if unread:
         return f"it has no 'image', but {unread[0]!r}, which is not read: rename the key to 'image'"
+    if media := [key for key in entry if "image" not in entry and MEDIA_KEY.fullmatch(key) and entry[key]]:
+        return f"it has {media[0]!r}, which is not read: only images are"
     named = entry.get("image", "")
     if not isinstance(named, str) and not (
         isinstance(named, list) and named and all(isinstance(n, str) for n in named)

@@ -146,6 +146,47 @@ def test_columns_of_images(tmp_path):
         load_conversations(str(tmp_path / "a.parquet"))
 
 
+@pytest.mark.parametrize(("images", "kind"), [([7, 8], "int64"), ([[1.0, 2.0], [3.0]], "list<(item|element): double>")])
+def test_a_column_of_numbers_is_no_column_of_images(images, kind, tmp_path):
+    pq.write_table(pa.table({"image": images, "caption": ["a", "b"]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=f"its column image holds {kind}, not images: give"):
+        load_conversations(str(tmp_path / "a.parquet"))
+    rows = [{"image": image, "caption": "a"} for image in images]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"its column image (holds|must hold)"):
+        load_conversations(str(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.parametrize("key", ["video", "videos", "audio_path"])
+def test_videos_are_not_read_as_text_alone(key, tmp_path):
+    """A sample with a video is no text: it is bad in LLaVA's JSON, and a table says which columns it does not read."""
+    turns = [{"from": "human", "value": "<video>\nwhat?"}, TURNS[1]]
+    (tmp_path / "a.json").write_text(json.dumps([{"id": "0", key: "a.mp4", "conversations": turns}]))
+    with pytest.raises(InputError, match=f"has '{key}', which is not read: only images are"):
+        load_llava_json(str(tmp_path / "a.json"))
+    pq.write_table(pa.table({key: ["a.mp4", "b.mp4"], "caption": ["a", "b"]}), tmp_path / "a.parquet")
+    data = load_conversations(str(tmp_path / "a.parquet"))
+    assert any(f"the column {key} is not read: only images are" in note for note in data.notes)
+
+
+def test_a_file_without_rows_is_refused(tmp_path):
+    pq.write_table(pa.table({"caption": pa.array([], pa.string())}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="has no rows"):
+        load_conversations(str(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_no_image_by_name_is_text_only(nothing, tmp_path):
+    """Also under the key `image`; with a mark in the text it is a sample that has lost its image."""
+    asked = {"from": "human", "value": "<image>\nwhat?"}
+    entries = [{"id": "0", "image": nothing, "conversations": TURNS}]
+    entries += [{"id": "1", "image": nothing, "conversations": [asked, TURNS[1]]}]
+    (tmp_path / "a.json").write_text(json.dumps(entries))
+    data = load_llava_json(str(tmp_path / "a.json"), max_bad_fraction=0.5)
+    assert [entry["id"] for entry in data.entries] == ["0"] and count_shown(data) == 0
+    assert data.bad[0].problem == "it has 0 images but its turns contain '<image>' 1 times"
+
+
 def test_contrasting_without_images_is_refused(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([{"id": str(n), "conversations": TURNS} for n in range(8)]))
     words = ["train", "data=llava_json", f"data.path={tmp_path / 'a.json'}", "max_steps=1", "batch_size=2"]
