@@ -29,8 +29,6 @@ from cal_cli.runtime.errors import InputError, SettingError
 
 PACKAGE = Path(__file__).parent.parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in a wheel, or in a checkout
-
-
 OPTIONAL = ("experiment", "peft", "stage")  # groups of which nothing may be chosen
 STUDY_KEYS = ("experiment", "jobs", "benchmark", "plan", "hydra", "words")  # other words are those of `cal train`
 

@@ -133,10 +133,7 @@ class AnswerLog:
         self.path = self.folder / f"{process}.jsonl"
 
     def begin(self, anew: bool) -> list[str]:
-        """Discard the answers of another evaluation, or all of them; only the first process calls this.
-
-        Returns the keys in which the discarded evaluation differs.
-        """
+        """Discard the answers of another evaluation, or all; return in what it differs. For the first process alone."""
         return begin_work(self.folder, self.identity, anew)
 
     def read(self) -> dict[str, str]:

@@ -94,9 +94,8 @@ def spell_word(tokenizer: Any, number: int) -> tuple[str, bool]:
     if token is None:
         return f"[{number}]", False
     text = tokenizer.convert_tokens_to_string([token]).strip()
-    return repr(token) if not text or "\ufffd" in text else text, token.startswith(WORD_START) and len(
-        text
-    ) > 1 and text.isalpha()
+    is_word = token.startswith(WORD_START) and len(text) > 1 and text.isalpha()
+    return repr(token) if not text or "\ufffd" in text else text, is_word
 
 
 BEST = 5  # words of an image token among which a region's word counts as said

@@ -99,12 +99,8 @@ def find_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
 def begin_work(folder: Path, identity: Mapping[str, Any], anew: bool = False) -> list[str]:
     """Prepare a folder for work that may be interrupted; discard what is there if its identity, in `_of.json`, differs.
 
-    Args:
-        folder: of the unfinished work.
-        identity: what the work depends on, as JSON.
-        anew: discard what is there in any case.
-
-    Returns the keys in which discarded work differs.
+    The identity is what the work depends on, as JSON; `anew` discards what is there in any case. Returns the keys in
+    which discarded work differs.
     """
     path = folder / "_of.json"  # readers of a folder of Parquet files ignore names that begin with an underscore
     before = read_json(path, {})
