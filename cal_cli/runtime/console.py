@@ -52,8 +52,10 @@ def track_items(items: Iterable[T], title: str, console: Console, total: int | N
 
 
 @contextmanager
-def show_progress(title: str, total: int, console: Console, done: int = 0) -> Iterator[Callable[..., None]]:
-    """Show a bar on a terminal, else a line every `QUIET` seconds, with the time left.
+def show_progress(
+    title: str, total: int, console: Console, done: int = 0, final: bool = False
+) -> Iterator[Callable[..., None]]:
+    """Show a bar on a terminal, else a line every `QUIET` seconds, with the time left; one at the end too if `final`.
 
     Yields a function of the number just done, and of a text to show. `done` is the number done before.
     """
@@ -68,9 +70,9 @@ def show_progress(title: str, total: int, console: Console, done: int = 0) -> It
         nonlocal done, last
         done, now = done + more, time.perf_counter()
         bar.update(task, advance=more, values=values)
-        if hidden and done < total and now - last >= QUIET:
+        if hidden and (final if done == total else now - last >= QUIET):
             last, left = now, (now - start) / (done - first) * (total - done)
-            console.print("  ".join(filter(None, (title, f"{done}/{total}", values, f"{left:.0f} s left"))))
+            console.print("  ".join(filter(None, (f"{title} {done}/{total}", values, f"{left:.0f} s left"))))
 
     with bar:
         yield advance

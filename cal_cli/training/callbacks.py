@@ -78,15 +78,17 @@ class ProgressReporter(TrainerCallback):
         self.shown = ExitStack()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        progress = show_progress(self.title, state.max_steps, self.console, state.global_step)
+        progress = show_progress(f"{self.title}  step", state.max_steps, self.console, state.global_step, final=True)
         self.advance = self.shown.enter_context(progress)
 
-    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        self.advance(1, self.values)
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not control.should_log:  # else `on_log` follows
+            self.advance(1, self.values)
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
             self.values = f"loss {logs['loss']:.4f}  {logs['tokens_per_second']:,.0f} tokens/s"
+            self.advance(1, self.values)
 
     def close(self) -> None:
         """Leave the terminal to others; may be called at any time, more than once."""
