@@ -130,6 +130,9 @@ class RowImages:
             return []
         (value,) = self.rows[self.number].values()
         images = value if isinstance(value, list) else [value]
+        for image in images:
+            if not isinstance(image, bytes | str | None) and not (isinstance(image, dict) and "bytes" in image):
+                raise InputError(f"benchmark.image: row {self.number} has {image!r:.80}: give bytes, or names of files")
         return [image for image in images if image is not None and image != {"bytes": None, "path": None}]
 
     def open(self) -> list[Image.Image]:

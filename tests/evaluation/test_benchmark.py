@@ -195,6 +195,14 @@ def test_what_does_not_fit_is_told(words, said, tmp_path):
         benchmark("pope", folder, *words)
 
 
+@pytest.mark.parametrize("image", [7, [1, 2], {"x": 1}])
+def test_a_column_of_other_things_than_images_is_refused(image, tmp_path):
+    rows = [{"question": "What is field?", "answers": ["x"], "questionId": 0, "image": image}]
+    (tmp_path / "validation.json").write_text(json.dumps(rows))
+    with pytest.raises(InputError, match=r"benchmark.image: row 0 has .*: give bytes, or names of files"):
+        benchmark("docvqa", tmp_path)
+
+
 def test_without_data_the_command_that_fetches_them_is_told(tmp_path):
     with pytest.raises(InputError, match="hf download --repo-type dataset lmms-lab-encoder/POPE --local-dir POPE"):
         benchmark("pope", "lmms-lab-encoder/POPE")
