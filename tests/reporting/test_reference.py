@@ -25,6 +25,7 @@ def results():
         ("camera", "report.json", "scenes"),
         ("camera", "objects/report.json", "scenes"),
         ("camera/no_text_only", "report.json", "scenes"),
+        ("camera/dark", "report.json", "scenes"),
         ("drawings", "report.json", "drawings"),
         ("drawings/never_text_only", "report.json", "drawings"),
     ],
