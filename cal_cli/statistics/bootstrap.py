@@ -32,8 +32,8 @@ def estimate_values(
     """Compute a metric's values, each with the percentile bootstrap's 95 % interval (Efron 1979; scipy's).
 
     Groups are drawn with all their questions, because answers about one image are not independent. If all draws
-    agree, they carry no information: at either end of a share, Wilson's interval over as many groups replaces them;
-    other values then have no interval. A single group has none either.
+    agree, they carry no information: at either end of a share, Wilson's interval over the groups that it is about
+    replaces them; other values then have no interval. A single group has none either.
 
     Args:
         values: computes the values from the sums of the parts.
@@ -61,10 +61,18 @@ def estimate_values(
     for (name, value), drawn in zip(whole.items(), resampled, strict=True):
         low, high = np.nanquantile(drawn, (0.025, 0.975))
         estimates[name]["ci95"] = [float(low), float(high)] if low < high else None
-        if estimates[name]["ci95"] is None and top is not None and value in (0, top):
-            wilson = stats.binomtest(count if value else 0, count).proportion_ci(0.95, method="wilson")
+        at_end = estimates[name]["ci95"] is None and top is not None and value in (0, top)
+        if at_end and (own := count_groups(values, table, name)):
+            wilson = stats.binomtest(own if value else 0, own).proportion_ci(0.95, method="wilson")
             estimates[name]["ci95"] = [top * float(wilson.low), top * float(wilson.high)]
     return estimates
+
+
+def count_groups(values: Values, table: Mapping[str, np.ndarray], name: str) -> int:
+    """Count the groups that a value is about, such as the images of one task: those with a part that can change it."""
+    sums = {part: np.array(2.0 + number) for number, part in enumerate(table)}  # no ratio is 0, whatever it is of
+    parts = [part for part in table if values(sums | {part: np.array(1.0)})[name] != values(sums)[name]]
+    return int(np.any([table[part] != 0 for part in parts], axis=0).sum())
 
 
 def median_ratio(values: Sequence[float], base: Sequence[float]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cal_cli.evaluation.metrics import POPE, Mean
+from cal_cli.evaluation.metrics import POPE, Mean, divide
 from cal_cli.statistics.bootstrap import estimate_values, run_group_test
 from tests.evaluation.test_metrics import asked
 
@@ -38,6 +38,21 @@ def test_all_alike_is_no_certainty(right):
     low, high = estimate_values(MEAN.compute, make_parts([right] * 20), [str(n) for n in range(20)], top=1.0)["m"][
         "ci95"
     ]
+    assert high - low == pytest.approx(0.1611, abs=5e-5)
+    assert right in (low, high)
+
+
+@pytest.mark.parametrize("right", [0.0, 1.0])
+def test_all_alike_of_one_kind_is_as_uncertain_as_its_own_images(right):
+    """20 images of one task among 500 of another: the interval of the first is that of 20, not of 520."""
+    kinds = ["few"] * 20 + ["many"] * 500
+    scores = [right] * 20 + (np.random.default_rng(0).random(500) < 0.5).astype(float).tolist()
+    parts = [{f"{kind}:score": score, f"{kind}:n": 1.0} for kind, score in zip(kinds, scores, strict=True)]
+
+    def values(sums):
+        return {kind: divide(sums[f"{kind}:score"], sums[f"{kind}:n"]) for kind in ("many", "few")}
+
+    low, high = estimate_values(values, parts, [str(n) for n in range(520)], top=1.0)["few"]["ci95"]
     assert high - low == pytest.approx(0.1611, abs=5e-5)
     assert right in (low, high)
 
