@@ -61,8 +61,9 @@ def estimate_values(
     for (name, value), drawn in zip(whole.items(), resampled, strict=True):
         low, high = np.nanquantile(drawn, (0.025, 0.975))
         estimates[name]["ci95"] = [float(low), float(high)] if low < high else None
-        at_end = estimates[name]["ci95"] is None and top is not None and value in (0, top)
-        if at_end and (own := count_groups(values, table, name)):
+        if low < high or top is None or value not in (0, top):
+            continue
+        if own := count_groups(values, table, name):
             wilson = stats.binomtest(own if value else 0, own).proportion_ci(0.95, method="wilson")
             estimates[name]["ci95"] = [top * float(wilson.low), top * float(wilson.high)]
     return estimates
