@@ -316,16 +316,10 @@ def load_data(config: DictConfig, console: Console) -> Conversations:
 def load_noisy_data(
     config: DictConfig, noise: NoiseConfig, manifest: str | None, console: Console, samples: int | None = None
 ) -> tuple[Conversations, dict[int, dict[str, Any]] | None]:
-    """Load the data of a config, with noise if some is asked for.
+    """Load the data of a config, with noise if some is asked for; say so if fewer conversations could be changed.
 
-    Args:
-        config: with the node `data`.
-        noise: what to change in the samples; a ratio of 0 changes nothing.
-        manifest: a `noise_manifest.json` of data that are changed already; None if there is none.
-        console: for a message if fewer conversations than asked for could be changed.
-        samples: number of samples, from the first; None means all.
-
-    Returns the data, and what was changed, by the index of the sample; None if that is unknown.
+    `manifest` is a `noise_manifest.json` of data that are changed already; `samples` is the number of samples, from the
+    first, None for all. Returns the data, and what was changed, by the index of the sample; None if that is unknown.
 
     Raises InputError if the manifest does not fit the data, or both a manifest and noise are given.
     """

@@ -19,7 +19,6 @@ from cal_cli.data.images import check_background, open_content
 from cal_cli.evaluation.metrics import Metric, Question
 from cal_cli.runtime.config import build
 from cal_cli.runtime.errors import InputError, shorten
-from cal_cli.runtime.files import hash_files
 
 IMAGE = "<image>"
 
@@ -319,7 +318,13 @@ def load_rows(path: str, name: str | None, split: str, revision: str | None) -> 
     if not files and find_files(path, "benchmark"):
         raise InputError(f"benchmark.path={path}: contains no {', '.join(KINDS)} file of the split {split}")
     rows = load_table(path, name, split, files, revision, key="benchmark")
-    return rows, {"sha256": hash_files(files)} if files else {"revision": find_commit(rows) or revision}
+    if not files:
+        return rows, {"revision": find_commit(rows) or revision}
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return rows, {"sha256": digest.hexdigest()}
 
 
 def find_split_files(path: Path, name: str | None, split: str) -> list[Path]:

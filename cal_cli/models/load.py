@@ -247,12 +247,6 @@ def set_aspect_ratio(processor: Any, image_aspect_ratio: str) -> None:
 NEW_TOKENS = 2  # <image> and <pad>, which assembling adds
 
 
-def get_published_config(name: str) -> Any:
-    """Return the config of a part of the paper's models, as on the hub; None for any other name."""
-    known = yaml.safe_load(Path(__file__).with_name("published_configs.yaml").read_text()).get(name)
-    return None if known is None else AutoConfig.for_model(**known)
-
-
 def load_part_config(name: str, key: str) -> Any:
     """Load the config of a language model or a vision tower.
 
@@ -265,8 +259,8 @@ def load_part_config(name: str, key: str) -> Any:
     except InputError:
         if Path(name).is_dir():
             raise
-        known = get_published_config(name)
-        return fetch(AutoConfig.from_pretrained, name, key) if known is None else known
+        known = yaml.safe_load(Path(__file__).with_name("published_configs.yaml").read_text()).get(name)
+        return AutoConfig.for_model(**known) if known else fetch(AutoConfig.from_pretrained, name, key)
 
 
 def load_config(

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -94,15 +94,6 @@ def remove_folder(folder: Path) -> None:
     if folder.exists():
         folder.rename(temporary)
         shutil.rmtree(temporary)
-
-
-def hash_files(files: Sequence[Path]) -> str:
-    """Return the SHA-256, in hexadecimal, of the hashes of several files in their order."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
 
 
 FORMATS = ("pdf", "png", "svg")

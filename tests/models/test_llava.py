@@ -17,7 +17,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from cal_cli.data.collator import IGNORED, Collator
 from cal_cli.models.llava import PROJECTOR, assemble, get_projector, make_empty_llava, make_llava_config
-from cal_cli.models.load import ModelSource, get_published_config
+from cal_cli.models.load import ModelSource, load_part_config
 from cal_cli.runtime.errors import InputError
 from cal_cli.toy.model import load_tiny
 from tests.models.parts import save_language_model, save_vision_tower
@@ -44,7 +44,8 @@ LLAMA_7B, LLAMA_13B, CLIP_L_336 = 6_738_415_616, 13_015_864_320, 303_507_456  # 
 @pytest.mark.parametrize("aspect", ["pad", "anyres"])
 @pytest.mark.parametrize(("name", "hidden", "llama"), [("vicuna-7b", 4096, LLAMA_7B), ("vicuna-13b", 5120, LLAMA_13B)])
 def test_the_published_models_have_these_shapes(name, hidden, llama, aspect):
-    text, vision = get_published_config(f"lmsys/{name}-v1.5"), get_published_config("openai/clip-vit-large-patch14-336")
+    parts = (f"lmsys/{name}-v1.5", "openai/clip-vit-large-patch14-336")
+    text, vision = (load_part_config(part, "model") for part in parts)
     text.vocab_size = 32064
     model = make_empty_llava(make_llava_config(text, vision, 32000, 32001, aspect))
     projector = 1024 * hidden + hidden + hidden * hidden + hidden + (hidden if aspect == "anyres" else 0)
