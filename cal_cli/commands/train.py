@@ -138,8 +138,9 @@ def prepare(
         write_whole(job.folder / "config.yaml", OmegaConf.to_yaml(config))
         write_json(job.folder / "inputs.json", {"fingerprints": inputs, "step_samples": step_samples})
     collate = Collator(processor, settings.max_length, keep_ids=True, leave_out=data.max_bad > 0)
-    if not trains_only_projector(rates) and not collate.closes_answers(data[0]):
-        console.print(UNCLOSED)
+    with suppress(InputError):  # a bad sample, which training reports
+        if not trains_only_projector(rates) and collate.find_end(data[0]) is None:
+            console.print(UNCLOSED)
     with state.main_process_first():  # the others read what the first has computed
         data = prepare_scores(objective, model, collate, data, settings.batch_size, console)
         last = find_last_checkpoint(job.folder)

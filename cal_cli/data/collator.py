@@ -111,18 +111,13 @@ class Collator:
             batch["bad"] = bad
         return batch
 
-    def closes_answers(self, sample: dict) -> bool:
-        """Return whether a sample's last supervised token is a special one, which teaches a model to stop.
-
-        For a bad sample, which training reports, this is True.
-        """
-        try:
-            labels = replace(self, max_length=None)([sample])["labels"][0]
-        except InputError:
-            return True
+    def find_end(self, sample: dict) -> int | None:
+        """Return the special token that closes a sample's last answer, which teaches a model to stop; None for none."""
+        labels = replace(self, max_length=None)([sample])["labels"][0]
         tokenizer = self.processor.tokenizer
         special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-        return int(labels[labels != IGNORED][-1]) in special | {tokenizer.eos_token_id}
+        end = int(labels[labels != IGNORED][-1])
+        return end if end in special | {tokenizer.eos_token_id} else None
 
     def _batch(self, samples: list[dict]) -> BatchFeature:
         offsets = {"return_offsets_mapping": True, "return_text_replacement_offsets": True}

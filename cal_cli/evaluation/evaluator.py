@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from accelerate.utils import gather_object
 from accelerate.utils.memory import should_reduce_batch_size
 from rich.console import Console
 
-from cal_cli.data.collator import to_messages
+from cal_cli.data.collator import Collator, to_messages
 from cal_cli.evaluation.benchmark import IMAGE, Benchmark
 from cal_cli.evaluation.metrics import UNREADABLE, Question
 from cal_cli.evaluation.results import AnswerLog, load_results, score_answers
@@ -23,33 +24,18 @@ from cal_cli.runtime.runs import get_run_name
 from cal_cli.statistics.bootstrap import sum_by_group
 
 
+@dataclass
 class Evaluator:
-    """Lets checkpoints answer the questions of benchmarks; keeps the last model that it loaded.
+    """Lets checkpoints answer the questions of benchmarks; keeps the last model that it loaded."""
 
-    Args:
-        state: the processes that share the questions.
-        console: for messages and progress.
-        command: the command line that regenerates the results.
-        batch_size: questions answered at once by a device.
-        dtype: of the weights, see `load_checkpoint`.
-        anew: discard the answers of an interrupted evaluation, which otherwise are used again.
-        max_bad_fraction: largest fraction of questions whose image cannot be read, which are scored as wrong.
-    """
-
-    def __init__(
-        self,
-        state: PartialState,
-        console: Console,
-        command: str,
-        batch_size: int,
-        dtype: str | None,
-        anew: bool = False,
-        max_bad_fraction: float = 0.0,
-    ) -> None:
-        self.max_bad_fraction = max_bad_fraction
-        self.state, self.console, self.command = state, console, command
-        self.batch_size, self.dtype, self.anew = batch_size, dtype, anew
-        self.loaded: tuple[Path, Any, Any] | None = None
+    state: PartialState  # the processes that share the questions
+    console: Console
+    command: str  # that regenerates the results
+    batch_size: int  # questions answered at once by a device
+    dtype: str | None  # of the weights, see `load_checkpoint`
+    anew: bool = False  # discard the answers of an interrupted evaluation, which otherwise are used again
+    max_bad_fraction: float = 0.0  # of the questions: those whose image cannot be read, which are scored as wrong
+    loaded: tuple[Path, Any, Any] | None = None
 
     def load(self, checkpoint: Path) -> tuple[Any, Any]:
         """Load a checkpoint's model and processor."""
@@ -68,6 +54,8 @@ class Evaluator:
         state = self.state
         model, processor = self.load(checkpoint)
         asked = benchmark.questions
+        if note := add_end_token(model, processor, asked[0]):
+            self.console.print(note, soft_wrap=True)
         # as the model reads them, with each image as its placeholder token
         blank = [to_messages(make_turns(question), [None] * question.question.count(IMAGE)) for question in asked]
         prompts = [processor.apply_chat_template(messages, add_generation_prompt=True) for messages in blank]
@@ -137,6 +125,25 @@ class Evaluator:
         shares = gather_object([new])
         assert len(set().union(*shares)) == sum(map(len, shares))  # no question was answered by two processes
         return {identity: text for share in shares for identity, text in share.items()}
+
+
+def add_end_token(model: Any, processor: Any, question: Question) -> str | None:
+    """Let generation end at the token with which the chat template closes answers; return a sentence if it did not.
+
+    A model that was trained with this template would write on after its answer.
+    """
+    turns = [*make_turns(question), {"from": "gpt", "value": "a"}]
+    try:
+        end = Collator(processor).find_end({"id": "", "image": question.images(), "conversations": turns})
+    except Exception:  # whatever is wrong with the question is reported when it is asked
+        return None
+    given = model.generation_config.eos_token_id
+    known = given if isinstance(given, list) else [given]
+    if end is None or end in known:
+        return None
+    model.generation_config.eos_token_id = [end, *(number for number in known if number is not None)]
+    token = processor.tokenizer.convert_ids_to_tokens(end)
+    return f"answers end at {token} too, as in the chat template: generation_config.json has no such eos_token_id"
 
 
 class Scorer:

@@ -1,5 +1,8 @@
 """Batched, left-padded greedy answers equal answers one by one."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,6 +13,8 @@ from cal_cli.evaluation import evaluator as generation
 from cal_cli.evaluation.evaluator import generate_answers, make_batches
 from cal_cli.evaluation.metrics import Question
 from cal_cli.runtime.errors import InputError
+from cal_cli.toy.model import BASE
+from tests.cal import cal
 
 
 def ask(number, picture=None, text="what is it? "):
@@ -75,3 +80,17 @@ def test_answers_are_kept_batch_by_batch(model, processor, questions):
     answers = generate_answers(model, processor, questions, 3, 1, keep=kept.append)
     assert [len(found) for found in kept] == [1, 3, 3]  # the longest; one picture's; the other's and one without
     assert {place: text for found in kept for place, text in found.items()} == answers
+
+
+def test_answers_end_where_the_chat_template_ends_them(tmp_path):
+    """A checkpoint whose generation_config.json does not know the end token would write on after its answers."""
+    shutil.copytree(BASE, tmp_path / "other")
+    path = tmp_path / "other/generation_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "eos_token_id": None}))
+    words = ("benchmark.n=4", "benchmark.families=[questions]", "benchmark.max_new_tokens=40")
+    told = cal("eval", "checkpoint=other", *words, folder=tmp_path).stdout
+    assert "answers end at </s> too, as in the chat template: generation_config.json has no such eos_token_id" in told
+    assert "answers end at" not in cal("eval", "checkpoint=tiny", *words, folder=tmp_path).stdout
+    answers = [(tmp_path / f"runs/eval/scenes/{name}/predictions.jsonl").read_text() for name in ("other", "tiny")]
+    assert answers[0] == answers[1]
