@@ -128,10 +128,7 @@ class Evaluator:
 
 
 def add_end_token(model: Any, processor: Any, question: Question) -> str | None:
-    """Let generation end at the token with which the chat template closes answers; return a sentence if it did not.
-
-    A model that was trained with this template would write on after its answer.
-    """
+    """Let generation end where the chat template ends answers, as training teaches; return a sentence if it did not."""
     turns = [*make_turns(question), {"from": "gpt", "value": "a"}]
     try:
         end = Collator(processor).find_end({"id": "", "image": question.images(), "conversations": turns})
