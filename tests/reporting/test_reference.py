@@ -26,6 +26,7 @@ def results():
         ("camera", "objects/report.json", "scenes"),
         ("camera/no_text_only", "report.json", "scenes"),
         ("camera/dark", "report.json", "scenes"),
+        ("camera/breaks", "report.json", "scenes"),
         ("drawings", "report.json", "drawings"),
         ("drawings/never_text_only", "report.json", "drawings"),
     ],
