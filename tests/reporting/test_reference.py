@@ -27,6 +27,7 @@ def results():
         ("camera/no_text_only", "report.json", "scenes"),
         ("camera/dark", "report.json", "scenes"),
         ("camera/breaks", "report.json", "scenes"),
+        ("camera/habit", "report.json", "scenes"),
         ("drawings", "report.json", "drawings"),
         ("drawings/never_text_only", "report.json", "drawings"),
     ],
@@ -82,3 +83,17 @@ def test_training_on_audited_data_is_as_its_answers_say():
             assert found["ci95"] == pytest.approx(stored[task][f"{other} minus {base}"]["ci95"], abs=1e-6)
     page = " ".join((ROOT / "docs/audit.md").read_text().split())
     assert format_interval(stored["captions"]["cut minus noisy"], signed=True) in page
+
+
+def test_the_mistakes_of_a_habit_are_those_of_the_answers():
+    folder = ROOT / "runs/reference/camera/habit"
+    answers, stored = pd.read_parquet(folder / "mistakes.parquet"), json.loads((folder / "mistakes.json").read_text())
+    page = " ".join((ROOT / "docs/studies/limits.md").read_text().split())
+    for texts in ("half", "all"):
+        runs = answers[answers["texts"] == texts].astype({"purple": float})
+        table = runs.pivot(index=["objective", "seed"], columns="question", values="purple")
+        difference = estimate_over_runs((table.loc["posterior"] - table.loc["ce"]).to_numpy())
+        assert difference["ci95"] == pytest.approx(stored[texts]["difference"]["ci95"], abs=1e-9)
+        assert format_interval(difference, signed=True) in page
+        for objective in ("ce", "posterior"):
+            assert format_interval(estimate_over_runs(table.loc[objective].to_numpy())) in page
