@@ -97,3 +97,20 @@ def test_the_mistakes_of_a_habit_are_those_of_the_answers():
         assert format_interval(difference, signed=True) in page
         for objective in ("ce", "posterior"):
             assert format_interval(estimate_over_runs(table.loc[objective].to_numpy())) in page
+
+
+def test_training_on_audited_drawings_is_as_its_answers_say():
+    folder = ROOT / "runs/reference/audit"
+    answers, stored = (
+        pd.read_parquet(folder / "drawings_answers.parquet"),
+        json.loads((folder / "drawings.json").read_text()),
+    )
+    scores = answers.pivot(index=["arm", "seed"], columns="question", values="score").astype(float)
+    page = " ".join((ROOT / "docs/audit.md").read_text().split())
+    for arm in ("noisy", "cut", "weighed", "posterior"):
+        for base in ("before", "noisy"):
+            if arm != base:
+                start = scores.loc[base].to_numpy()  # one row before training, one for each seed after it
+                found = estimate_over_runs(scores.loc[arm].to_numpy() - start)
+                assert found["ci95"] == pytest.approx(stored["name_exact"][f"{arm} minus {base}"]["ci95"], abs=1e-9)
+                assert format_interval(found, signed=True) in page
