@@ -54,9 +54,9 @@ class Choices:
             if key and getattr(self, key) is None:
                 raise InputError(f"rank={by}: give {key}= too, from which its numbers come")
         if self.clean == "weigh" and (self.drop, self.max_length, self.precision) != (None, None, None):
-            raise InputError(
-                "clean=weigh weighs all tokens of all samples: leave drop and max_length out, and precision"
-            )
+            raise InputError("clean=weigh weighs all tokens of all samples: leave drop, max_length and precision out")
+        if self.precision is not None and self.precision > 1:
+            raise InputError(f"precision={self.precision}: allowed is a share from 0 to 1")
         if self.precision is not None and (self.verdicts is None or self.drop is not None):
             raise InputError("precision: the cut for it follows from verdicts=verdicts.json, and replaces drop=")
         if self.export is not None and self.export not in FORMATS:
@@ -128,7 +128,7 @@ def describe_review(review: Mapping[str, Any]) -> str:
     return (
         f"Judged: {review['judged']:,}, of which {review['wrong']:,} wrong ({review['unsure']:,} unsure, not counted). "
         f"Estimated number of wrong texts: {total['value']:,.0f} [{low}, {high}] of {total['n']:,}. "
-        f"Of the worst {worst:,}, an estimated {PRECISIONS[2]:.0%} are wrong."
+        f"The cut for a precision of {PRECISIONS[2]:.0%}, by the calibrated p_mismatch: the worst {worst:,}."
     )
 
 

@@ -20,6 +20,7 @@ SMALL = ["data-audit", "data.n=24", "page_samples=5", "max_length=null"]
         (["score_column=rating"], "score_column=rating: no sample has it"),
         (["verdicts=none.json"], "verdicts=none.json: there is no such file; the page audit.html saves it"),
         (["precision=0.9"], "precision: the cut for it follows from verdicts=verdicts.json"),
+        (["precision=1.5"], "precision=1.5: allowed is a share from 0 to 1"),
         (["clean=weigh", "drop=0.1"], "clean=weigh weighs all tokens of all samples"),
         (["export=yolo"], "export=yolo: allowed are llava, swift"),
         (["export=llama_factory", "clean=weigh"], "export=llama_factory has no place for weights: give llava"),

@@ -105,7 +105,7 @@ def test_every_word_reaches_hydra(tmp_path):
         ("data-audit rank=x", "rank=x: allowed are contradiction, evidence, loss"),
         ("data-audit clean=x", "clean=x: allowed are drop and weigh"),
         ("data-audit drop=1", "drop=1.0: allowed is a share from 0 to below 1"),
-        ("data-audit clean=weigh drop=0.1", "leave drop and max_length out"),
+        ("data-audit clean=weigh drop=0.1", "leave drop, max_length and precision out"),
         ("data-audit batch_size=0", "batch_size=0: must be at least 1"),
         ("data-audit launch=fsdp launch.processes=2", "give single or ddp"),
         ("data-audit data.n=6 data.text_only_share=1", "no sample shows an image"),
