@@ -54,7 +54,7 @@ class Evaluator:
         state = self.state
         model, processor = self.load(checkpoint)
         asked = benchmark.questions
-        if note := add_end_token(model, processor, asked[0]):
+        if note := add_end_token(model, processor):
             self.console.print(note, soft_wrap=True)
         # as the model reads them, with each image as its placeholder token
         blank = [to_messages(make_turns(question), [None] * question.question.count(IMAGE)) for question in asked]
@@ -127,12 +127,12 @@ class Evaluator:
         return {identity: text for share in shares for identity, text in share.items()}
 
 
-def add_end_token(model: Any, processor: Any, question: Question) -> str | None:
+def add_end_token(model: Any, processor: Any) -> str | None:
     """Let generation end where the chat template ends answers, as training teaches; return a sentence if it did not."""
-    turns = [*make_turns(question), {"from": "gpt", "value": "a"}]
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
     try:
-        end = Collator(processor).find_end({"id": "", "image": question.images(), "conversations": turns})
-    except Exception:  # whatever is wrong with the question is reported when it is asked
+        end = Collator(processor).find_end({"id": "", "image": None, "conversations": turns})
+    except Exception:  # a processor with which we cannot train may yet ask questions
         return None
     given = model.generation_config.eos_token_id
     known = given if isinstance(given, list) else [given]
