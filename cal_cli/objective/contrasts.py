@@ -56,39 +56,49 @@ class ImageContrast:
         raise NotImplementedError
 
 
+class OwnContrast(ImageContrast):
+    """The model itself, shown something else than the image."""
+
+    def compute_states(self, forward: ForwardPass) -> Tensor:
+        """Compute the last hidden states without gradient, [positions with an image, hidden]; raises as `score`."""
+        raise NotImplementedError
+
+    def score(self, forward: ForwardPass, score: str) -> Tensor:
+        labels = forward.positions.labels[forward.positions.has_image]
+        return score_labels(forward.head, self.compute_states(forward), labels, score)
+
+
 @dataclass
-class NoImage(ImageContrast):
+class NoImage(OwnContrast):
     """The text alone."""
 
     name = "no_image"
 
-    def score(self, forward: ForwardPass, score: str) -> Tensor:
+    def compute_states(self, forward: ForwardPass) -> Tensor:
         if forward.hidden_without_image is None:  # logits and log-probabilities share one pass
             forward.hidden_without_image = run_without_image(forward)
-        labels = forward.positions.labels[forward.positions.has_image]
-        return score_labels(forward.head, forward.hidden_without_image, labels, score)
+        return forward.hidden_without_image
 
 
-class ChangedImage(ImageContrast):
+class ChangedImage(OwnContrast):
     """The same image, changed."""
 
     def change(self, pixels: Tensor, model: Any) -> Tensor:
         """Return the pixel values of the changed images, in the same shape."""
         raise NotImplementedError
 
-    def score(self, forward: ForwardPass, score: str) -> Tensor:
+    def compute_states(self, forward: ForwardPass) -> Tensor:
         positions = forward.positions
         shown = positions.has_image
         if not shown.any():
-            return torch.empty(0, device=positions.rows.device)
+            return forward.hidden.new_empty(0, forward.hidden.shape[-1])
         if forward.refusal is not None:
             raise ValueError(forward.refusal)
         inputs = select_model_inputs(forward.model, forward.batch)
         inputs["pixel_values"] = self.change(inputs["pixel_values"], forward.model)
         with torch.no_grad():
             outputs, _ = run_below_head(forward.model, inputs)
-        chosen = outputs.last_hidden_state[positions.rows[shown], positions.columns[shown]]
-        return score_labels(forward.head, chosen, positions.labels[shown], score)
+        return outputs.last_hidden_state[positions.rows[shown], positions.columns[shown]]
 
 
 @dataclass

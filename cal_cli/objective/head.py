@@ -96,6 +96,23 @@ class LanguageHead:
         with torch.no_grad():
             return self._in_chunks(hidden, torch.zeros(len(hidden), device=hidden.device), read)
 
+    def divergences(self, hidden: Tensor, others: Tensor) -> Tensor:
+        """Compute the Kullback-Leibler divergence of each prediction from another, in nats, without gradient.
+
+        Args:
+            hidden: [positions, hidden], the last hidden states of the predictions.
+            others: [positions, hidden], those of the predictions that they are compared with.
+
+        Returns float32 [positions].
+        """
+
+        def read(logits: Tensor, unused: Tensor) -> Tensor:  # [positions, 2, vocabulary]
+            logprobs, other = logits.log_softmax(dim=-1).unbind(dim=1)
+            return (logprobs.exp() * (logprobs - other)).nan_to_num().sum(dim=1)  # nan: a word of probability 0
+
+        with torch.no_grad():
+            return self._in_chunks(torch.stack([hidden, others], dim=1), torch.zeros_like(hidden[:, 0]), read)
+
     def label_logprobs(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Compute the log-probability of each label, float32 [positions], without gradient; see `label_logits`."""
         with torch.no_grad():

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from cal_cli.objective.contrasts import CONTRASTS, Cached, Contrast, Reference, contrast_tokens, make_contrast
+from cal_cli.objective.contrasts import (
+    CONTRASTS,
+    Cached,
+    Contrast,
+    OwnContrast,
+    Reference,
+    contrast_tokens,
+    make_contrast,
+)
 from cal_cli.objective.passes import GIVEN_WEIGHTS, ForwardPass, Positions, run_with_image, score_labels
 from cal_cli.objective.rules import ClampedDifference, EqualWeights, TextImprobability, TokenScores, WeightRule
 from cal_cli.objective.weights import (
@@ -135,6 +143,8 @@ class RuleLoss:
             contrast = rule.contrast
         if contrast in ("cached", "reference") and pooling == "flat":
             raise ValueError(f"contrast={contrast} only knows supervised tokens: use pooling=answer")
+        if "divergence" in rule.reads and contrast in ("cached", "reference"):
+            raise ValueError(f"contrast={contrast} only has the labels' scores: {kind} needs whole predictions")
         if rule.once and contrast not in ("no_image", "blur", "reference"):
             raise ValueError(
                 f"contrast={contrast}: {kind} is computed once before training; allowed are no_image, blur, reference"
@@ -281,6 +291,11 @@ class RuleLoss:
             scores.without_image[positions.has_image] = without_image
         if "entropy" in reads:
             scores.entropy = forward.head.entropies(forward.hidden)
+        if "divergence" in reads:
+            assert isinstance(self.contrast, OwnContrast)
+            shown, others = positions.has_image, self.contrast.compute_states(forward)
+            scores.divergence = torch.zeros_like(positions.labels, dtype=torch.float32)
+            scores.divergence[shown] = forward.head.divergences(forward.hidden[shown], others)
         if "given" in reads:
             given = forward.batch.get(GIVEN_WEIGHTS)
             if given is None:

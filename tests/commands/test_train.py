@@ -290,7 +290,7 @@ CONTRASTED = ("negative", "ratio", "posterior", "excess")
 
 
 @pytest.mark.parametrize(
-    "objective", ["dft", "gce", "negative", "ratio", "posterior", "vig", "excess", "truncate", "gmm"]
+    "objective", ["dft", "gce", "negative", "ratio", "posterior", "vig", "dependence", "excess", "truncate", "gmm"]
 )
 def test_every_rule_trains(objective, tmp_path):
     words = ["train", f"objective={objective}", "data.n=32", "batch_size=8", "logging_steps=1", "name=t"]

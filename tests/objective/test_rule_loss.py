@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 
 import datasets
 import pytest
@@ -19,6 +20,7 @@ from cal_cli.objective.rules import (
     ProbabilityRatio,
     TextImprobability,
     TopExcess,
+    VisualDependence,
     VisualInformationGain,
     WeightRule,
 )
@@ -158,6 +160,20 @@ def test_a_rule_of_the_user_s_reads_the_entropy(model, hard_batch):  # noqa: F81
     probabilities = logits[:, :-1].softmax(-1)[labels != -100]
     expected = (probabilities * probabilities.log()).sum(-1).exp()
     torch.testing.assert_close(RuleLoss(Confident())(model, hard_batch).weights, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_dependence_keeps_the_tokens_of_a_text_with_the_largest_divergence(model, hard_batch):  # noqa: F811
+    output = RuleLoss(VisualDependence(share=0.5), contrast="no_image")(model, hard_batch)
+    supervised = hard_batch["labels"][:, 1:] != -100
+    shown, hidden = (logits[:, :-1].log_softmax(-1) for logits in naive_logits(model, hard_batch))
+    divergence = F.kl_div(hidden, shown, reduction="none", log_target=True).sum(-1)
+    for row, has_image in enumerate((hard_batch["input_ids"] == model.config.image_token_id).any(1)):
+        own = divergence[row][supervised[row]]
+        expected = own >= own.sort(descending=True).values[math.ceil(0.5 * len(own)) - 1]
+        weights = output.weights[supervised.nonzero()[:, 0] == row]
+        assert torch.equal(weights, expected.float() if has_image else torch.ones_like(own))
+    with pytest.raises(ValueError, match="contrast=reference only has the labels' scores"):
+        RuleLoss(VisualDependence(), contrast="reference")
 
 
 def test_a_rule_that_is_computed_once_takes_its_weights_from_the_batch(model, weighted_batch):

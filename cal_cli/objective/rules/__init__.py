@@ -14,6 +14,7 @@ from cal_cli.objective.rules.base import (
     TextImprobability,
     TokenScores,
     TopExcess,
+    VisualDependence,
     VisualInformationGain,
     WeightRule,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "TextImprobability",
     "TokenScores",
     "TopExcess",
+    "VisualDependence",
     "VisualInformationGain",
     "WeightRule",
 ]

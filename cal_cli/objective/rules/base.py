@@ -23,6 +23,7 @@ class TokenScores:
         without_image: float32, the same score given the text alone, or whatever the image is compared with.
         sample_index: int64, the sample that each token belongs to.
         entropy: float32, the entropy of the prediction with the image, in nats.
+        divergence: float32, the Kullback-Leibler divergence of the prediction with the image from that without.
         given: float32, the weights that come with the data.
     """
 
@@ -30,6 +31,7 @@ class TokenScores:
     without_image: Tensor = None  # type: ignore[assignment]
     sample_index: Tensor = None  # type: ignore[assignment]
     entropy: Tensor = None  # type: ignore[assignment]
+    divergence: Tensor = None  # type: ignore[assignment]
     given: Tensor = None  # type: ignore[assignment]
 
     @property
@@ -49,9 +51,9 @@ class WeightRule:
 
     Attributes:
         score: what it reads, `logit` or `logprob`.
-        reads: the fields of `TokenScores` that it needs, of `with_image`, `without_image`, `entropy` and `given`. A
-            rule that reads `without_image` is given only the tokens of samples with an image, and the others have
-            weight 1.
+        reads: the fields of `TokenScores` that it needs, all but `sample_index`, which is always there. A rule that
+            reads `without_image` or `divergence` is given only the tokens of samples with an image, and the others
+            have weight 1.
         contrast: what the image is compared with unless the loss says otherwise, see `contrasts.py`.
         mixes_samples: whether a token's weight depends on other samples of the batch.
         once: whether the weights are computed once, for all samples together, with the model before training.
@@ -65,8 +67,8 @@ class WeightRule:
 
     @property
     def contrasts(self) -> bool:
-        """Whether it needs a second score."""
-        return "without_image" in self.reads
+        """Whether it needs a second pass."""
+        return not {"without_image", "divergence"}.isdisjoint(self.reads)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -270,6 +272,43 @@ class VisualInformationGain(WeightRule):
         gains = average_by(scores.delta, member, len(indices))
         threshold = gains.sort(descending=True).values[math.ceil(self.share * len(gains)) - 1]
         return ((scores.delta >= threshold) & (gains >= threshold)[member]).float()
+
+
+@dataclass(frozen=True)
+class VisualDependence(WeightRule):
+    """w = 1 for the fraction of each text's tokens whose prediction depends most on the image, else 0.
+
+    The dependence is the Kullback-Leibler divergence of the prediction with the image from that with a masked image. It
+    does not depend on the label: wrong words count as much as right ones. The number of tokens is rounded up.
+
+    Args:
+        share: share of the tokens of a text that count, above 0 and at most 1; 0.4 is the published one.
+
+    Raises ValueError for a share outside its range.
+
+    Source: Huang et al., "Spotlight on Token Perception for Multimodal Reinforcement Learning" (VPPO), arXiv
+    2510.09285: its filter of tokens. Its other part, the weight of a trajectory's advantage, has no counterpart here.
+
+    Example:
+        >>> scores = TokenScores(divergence=torch.tensor([0.1, 2.0, 3.0, 0.0]), sample_index=torch.tensor([0, 0, 1, 1]))
+        >>> VisualDependence(share=0.5)(scores)
+        tensor([0., 1., 1., 0.])
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("divergence",)
+    contrast: ClassVar[str] = "masked_patches"
+    share: float = 0.4
+
+    def __post_init__(self) -> None:
+        check_share(self.share)
+
+    def __call__(self, scores: TokenScores) -> Tensor:
+        _, member, counts = scores.sample_index.unique(return_inverse=True, return_counts=True)
+        order = scores.divergence.argsort(descending=True, stable=True)
+        order = order[member[order].argsort(stable=True)]  # text by text
+        rank = torch.arange(len(order), device=order.device) - (counts.cumsum(dim=0) - counts)[member[order]]
+        kept = rank < (self.share * counts).ceil()[member[order]]
+        return torch.zeros_like(scores.divergence).index_copy(0, order, kept.float())
 
 
 def average_by(values: Tensor, member: Tensor, groups: int) -> Tensor:

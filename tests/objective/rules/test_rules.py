@@ -19,6 +19,7 @@ from cal_cli.objective.rules import (
     TextImprobability,
     TokenScores,
     TopExcess,
+    VisualDependence,
     VisualInformationGain,
 )
 from tests.objective.rules.naive import mean, naive_weights
@@ -121,3 +122,17 @@ def test_visual_information_gain_keeps_the_share_of_samples(tokens, share):
 def test_options_outside_their_range_are_refused(make, said):
     with pytest.raises(ValueError, match=said):
         make()
+
+
+@given(
+    tokens=st.lists(st.tuples(st.floats(0, 9), st.integers(0, 3)), min_size=1, max_size=20), share=st.floats(0.01, 1)
+)
+def test_dependence_keeps_the_same_fraction_of_each_text(tokens, share):
+    divergence, texts = (torch.tensor(column) for column in zip(*tokens, strict=True))
+    weights = VisualDependence(share)(TokenScores(divergence=divergence, sample_index=texts))
+    for text in texts.unique():
+        own = texts == text
+        kept = weights[own] == 1
+        assert kept.sum() == (torch.tensor(share) * own.sum()).ceil()
+        assert set(weights.tolist()) <= {0.0, 1.0}
+        assert kept.all() or divergence[own][kept].min() >= divergence[own][~kept].max()
