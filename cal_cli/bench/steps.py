@@ -1,4 +1,4 @@
-"""Ways to compute one training step, timed in turns; they differ in the loss only."""
+"""Ways to compute one training step, timed in turns; they differ in the loss only. One is the paper's released code."""
 
 import json
 import tempfile
@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cal_cli.bench.released import compute_released_loss
-from cal_cli.objective import RuleLoss, scores_without_image
+from cal_cli.objective import IGNORED, RuleLoss, scores_without_image
 from cal_cli.objective.contrasts import Cached
 
 WAYS = {  # besides our objectives
@@ -123,3 +124,46 @@ def measure_tensor_bytes(step: Callable[[], Any]) -> int:
         profile.export_chrome_trace(str(path))
         events = json.loads(path.read_text())["traceEvents"]
     return max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]")
+
+
+def compute_released_loss(model: Any, batch: Mapping[str, Any], alpha: float = 1.0, beta: float = 5.0) -> Tensor:
+    """Compute the loss of a model like LLaVA (image features among the text's embeddings), a differentiable scalar.
+
+    Raises ValueError if the model passes its decoder more than embeddings, mask and positions.
+    """
+    given: dict[str, Any] = {}
+    decoder = model.get_decoder()
+    hook = decoder.register_forward_pre_hook(lambda _, __, kwargs: given.update(kwargs), with_kwargs=True)
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    with_image = model(**inputs, use_cache=False).logits.float()
+    hook.remove()
+    known = {"inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache", "cache_position"}
+    beside = sorted(name for name in given.keys() - known if given[name] is not None)
+    positions = given.get("position_ids")
+    own_positions = positions is not None and positions.dim() != 2
+    if beside or own_positions or not torch.is_tensor(given["attention_mask"]) or given["attention_mask"].dim() != 2:
+        raise ValueError(
+            f"{type(model).__name__} is not like LLaVA, for which the released code was written: leave cal_released "
+            "out of the ways"
+        )
+    with torch.no_grad():
+        text = batch["attention_mask"] * (batch["input_ids"] != model.config.image_token_id)
+        hidden = decoder(
+            inputs_embeds=given["inputs_embeds"],
+            attention_mask=text,
+            position_ids=torch.arange(text.shape[1], device=text.device)[None],
+            use_cache=False,
+        ).last_hidden_state
+        without_image = model.lm_head(hidden).float()
+
+    labels = batch["labels"][:, 1:].flatten()
+    supervised = labels != IGNORED
+    logits, others = (part[:, :-1].flatten(0, 1) for part in (with_image, without_image))
+    with torch.no_grad():
+        target = labels.clamp_min(0)[:, None]
+        delta = (logits.gather(1, target) - others.gather(1, target))[:, 0]
+        # over the whole flattened batch, supervised or not
+        weights = F.avg_pool1d(delta.clamp(alpha, beta)[None], 3, stride=1, padding=1, count_include_pad=False)[0]
+        weights = weights * supervised
+    cross_entropy = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+    return (cross_entropy * weights).sum() / (weights.sum() + 1e-6)

@@ -20,7 +20,7 @@ from cal_cli.runtime.config import build, check_types, limited
 from cal_cli.runtime.console import make_console, make_table, track_items
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_json
-from cal_cli.runtime.provenance import get_device_name, get_versions
+from cal_cli.runtime.runs import get_device_name, get_versions
 from cal_cli.statistics.bootstrap import median_ratio
 from cal_cli.statistics.seeds import format_interval
 from cal_cli.training.reference import load_objective_reference

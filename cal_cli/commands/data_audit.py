@@ -29,17 +29,23 @@ from cal_cli.inspection.audit import (
     write_sentences,
 )
 from cal_cli.inspection.audit_results import Choices, decide, describe_review, write_clean, write_page
-from cal_cli.inspection.detection import describe_detector, draw_detectors
-from cal_cli.inspection.detectors import DETECTORS, Embedder, add_similarity, list_detectors, read_scores
+from cal_cli.inspection.detectors import (
+    DETECTORS,
+    Embedder,
+    add_similarity,
+    describe_detector,
+    draw_detectors,
+    list_detectors,
+    read_scores,
+)
 from cal_cli.inspection.repeats import describe_repeats, find_repeats
 from cal_cli.models.load import ModelSource, check_objective, load_checkpoint
 from cal_cli.runtime.config import check_types, limited
 from cal_cli.runtime.console import make_console, make_table, show_progress
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import read_json, write_json, write_parquet, write_whole
+from cal_cli.runtime.files import begin_work, fingerprint, read_json, write_json, write_parquet, write_whole
 from cal_cli.runtime.processes import LaunchConfig, count_cores, count_processes, distribute, get_process_state
-from cal_cli.runtime.provenance import begin_work, fingerprint, get_device_name, get_versions
-from cal_cli.runtime.runs import find_checkpoint, get_run_name, hold
+from cal_cli.runtime.runs import find_checkpoint, get_device_name, get_run_name, get_versions, hold
 from cal_cli.statistics.seeds import format_interval
 from cal_cli.training.record import identify_data
 

@@ -24,7 +24,7 @@ from cal_cli.runtime.console import make_console, make_table, render_markdown, t
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_json, write_parquet, write_whole
 from cal_cli.runtime.processes import count_cores
-from cal_cli.runtime.provenance import get_versions
+from cal_cli.runtime.runs import get_versions
 
 SHOWN = 20  # bad samples on the terminal and in report.md; bad_samples.jsonl has all
 

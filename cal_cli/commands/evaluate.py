@@ -21,8 +21,8 @@ from cal_cli.runtime import runs
 from cal_cli.runtime.config import build, check_types, limited, update_target
 from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
+from cal_cli.runtime.files import fingerprint
 from cal_cli.runtime.processes import LaunchConfig, count_processes, distribute, get_process_state
-from cal_cli.runtime.provenance import fingerprint
 from cal_cli.statistics.seeds import format_interval
 
 

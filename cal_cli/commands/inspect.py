@@ -29,9 +29,8 @@ from cal_cli.objective.passes import find_image_columns
 from cal_cli.runtime.config import check_types, limited, list_names
 from cal_cli.runtime.console import make_console, make_table, show_progress
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import FORMATS, write_whole
-from cal_cli.runtime.provenance import fingerprint, get_device_name
-from cal_cli.runtime.runs import find_checkpoint, find_checkpoints, get_result_folder, get_run_name
+from cal_cli.runtime.files import FORMATS, fingerprint, write_whole
+from cal_cli.runtime.runs import find_checkpoint, find_checkpoints, get_device_name, get_result_folder, get_run_name
 from cal_cli.statistics.seeds import format_interval
 
 

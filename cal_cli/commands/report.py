@@ -9,8 +9,7 @@ from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
 from cal_cli.reporting import figures, paper, tables
-from cal_cli.reporting.answers import RUNS, store_runs
-from cal_cli.reporting.results import choose_baseline, collect_results, compare
+from cal_cli.reporting.results import RUNS, choose_baseline, collect_results, compare, store_runs
 from cal_cli.runtime.config import check_types
 from cal_cli.runtime.console import make_console, make_table, render_markdown
 from cal_cli.runtime.errors import InputError

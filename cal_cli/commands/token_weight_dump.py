@@ -13,9 +13,8 @@ from rich.table import Table
 from cal_cli.commands.hydra_app import get_job
 from cal_cli.data.noise import NoiseConfig, load_noisy_data
 from cal_cli.data.sample import CORRELATED, Conversations, get_image_names
-from cal_cli.inspection.detection import compute_auc, describe_kinds, draw_histogram, estimate_auc_interval
 from cal_cli.inspection.pages import HeatmapSample, render_heatmap
-from cal_cli.inspection.tokens import Piece, RankedWord, make_token_table, rank_words
+from cal_cli.inspection.tokens import Piece, RankedWord, describe_kinds, draw_histogram, make_token_table, rank_words
 from cal_cli.models.load import ModelSource, check_objective, load_checkpoint
 from cal_cli.objective import RuleLoss
 from cal_cli.objective.contrasts import Cached, Reference
@@ -24,6 +23,7 @@ from cal_cli.runtime.console import make_console, make_table
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import read_json, write_json, write_parquet, write_whole
 from cal_cli.runtime.runs import LEARNT, find_checkpoint, get_result_folder, get_run_name
+from cal_cli.statistics.bootstrap import compute_auc, estimate_auc_interval
 from cal_cli.statistics.seeds import format_interval
 
 

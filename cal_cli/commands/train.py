@@ -22,8 +22,7 @@ from transformers import PrinterCallback, set_seed
 
 from cal_cli.commands.hydra_app import Job, get_job
 from cal_cli.data.collator import Collator
-from cal_cli.data.dropout import drop_images
-from cal_cli.data.noise import describe_changes, inject_noise, load_data
+from cal_cli.data.noise import describe_changes, drop_images, inject_noise, load_data
 from cal_cli.data.sample import NEIGHBOURS, Conversations
 from cal_cli.evaluation.evaluator import Scorer
 from cal_cli.models.load import ModelSource, check_objective, checkpoint_activations

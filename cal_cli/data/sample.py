@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from cal_cli.data.images import decode_inline
 from cal_cli.runtime.errors import InputError, shorten
-from cal_cli.runtime.provenance import fingerprint_states
+from cal_cli.runtime.files import fingerprint_states
 
 Entry = dict
 LOSS_WEIGHTS = "loss_weights"  # key of an entry: the weights of its answers or of their tokens

@@ -19,8 +19,7 @@ from cal_cli.evaluation.results import AnswerLog, load_results, score_answers
 from cal_cli.models.load import load_checkpoint
 from cal_cli.runtime.console import show_progress
 from cal_cli.runtime.errors import InputError, shorten
-from cal_cli.runtime.provenance import get_device_name, get_versions
-from cal_cli.runtime.runs import get_run_name
+from cal_cli.runtime.runs import get_device_name, get_run_name, get_versions
 from cal_cli.statistics.bootstrap import sum_by_group
 
 

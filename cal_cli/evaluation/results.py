@@ -9,9 +9,8 @@ from typing import Any
 from cal_cli.evaluation.benchmark import Benchmark
 from cal_cli.evaluation.metrics import UNREADABLE, Question
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import read_json, write_json, write_whole
-from cal_cli.runtime.provenance import begin_work, find_differences, get_versions
-from cal_cli.runtime.runs import flatten
+from cal_cli.runtime.files import begin_work, find_differences, read_json, write_json, write_whole
+from cal_cli.runtime.runs import flatten, get_versions
 from cal_cli.statistics.bootstrap import estimate_values
 
 

@@ -29,8 +29,8 @@ from cal_cli.objective.contrasts import contrast_tokens
 from cal_cli.objective.passes import run_with_image
 from cal_cli.objective.rules import MismatchPosterior, TokenScores
 from cal_cli.runtime.files import write_parquet
-from cal_cli.statistics.mixture import compute_posterior, estimate_share
 from cal_cli.statistics.seeds import format_interval
+from cal_cli.statistics.shares import compute_posterior, estimate_share
 
 PART = 256  # samples of a part
 ENDS = (".", "!", "?", "。", "！", "？", "\n")  # of sentences

@@ -1,6 +1,6 @@
-"""What may detect a wrong text: the audit's own numbers, a dual encoder such as CLIP, and numbers of the data."""
+"""What may detect a wrong text, and how well: the audit's own numbers, a dual encoder such as CLIP, and the data's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from transformers import AutoModel
 
 from cal_cli.data.noise import find_rows
@@ -18,7 +19,8 @@ from cal_cli.data.tables import read_column
 from cal_cli.models.hub import load_model
 from cal_cli.models.load import load_processor
 from cal_cli.runtime.errors import InputError
-from cal_cli.runtime.files import write_parquet
+from cal_cli.runtime.files import encode_figure, write_parquet
+from cal_cli.statistics.bootstrap import compute_auc, estimate_auc_interval
 
 # each column of a number of samples, what it is called, and 1 if high numbers mark wrong texts, -1 if low ones do
 DETECTORS = {
@@ -170,3 +172,36 @@ def add_similarity(samples: pd.DataFrame, parts: Sequence[pa.Table]) -> pd.DataF
     image, text = (torch.from_numpy(np.stack(table[name].to_numpy())).float() for name in ("image", "text"))
     similarity = pd.DataFrame({"index": table["index"].to_numpy(), "clip": table["clip"].to_numpy()})
     return samples.merge(similarity.assign(neighbours=compare_neighbours(image, text)), how="left", on="index")
+
+
+def trace_detector(evidence: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return false positive rate, recall and precision at each threshold from the highest, float64 [thresholds]."""
+    order = np.argsort(-evidence, kind="stable")
+    last = np.append(np.diff(evidence[order]) != 0, True)  # of equal values
+    detected, true = np.arange(1, len(order) + 1)[last], positive[order].cumsum()[last]
+    return (detected - true) / (~positive).sum(), true / positive.sum(), true / detected
+
+
+def describe_detector(evidence: np.ndarray, positive: np.ndarray) -> dict[str, Any]:
+    """Describe how well evidence detects positive samples: `auc`, its `ci95` over samples, and `average_precision`.
+
+    The last is the precision at each threshold, weighted by the recall gained there.
+    """
+    interval = estimate_auc_interval(evidence, positive, np.arange(len(evidence)))
+    _, recall, precision = trace_detector(evidence, positive)
+    average = float((np.diff(recall, prepend=0.0) * precision).sum())
+    return {"auc": compute_auc(evidence, positive), "ci95": interval, "average_precision": average}
+
+
+def draw_detectors(evidence: Mapping[str, np.ndarray], positive: np.ndarray) -> bytes:
+    """Draw the ROC and precision-recall curves of several detectors as a PNG; see `compute_auc` for the arguments."""
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    roc, precision_recall = figure.subplots(1, 2)
+    for name, values in evidence.items():
+        false, recall, precision = trace_detector(values, positive)
+        roc.plot([0, *false], [0, *recall], label=name)
+        precision_recall.plot(recall, precision)
+    roc.set(xlabel="false positive rate", ylabel="recall")
+    precision_recall.set(xlabel="recall", ylabel="precision", ylim=(0, 1.05))
+    figure.legend(loc="outside lower center", ncols=len(evidence), fontsize=8)
+    return encode_figure(figure)

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import optimize
 
 from cal_cli.runtime.errors import InputError
-from cal_cli.statistics.strata import Strata
+from cal_cli.statistics.shares import Strata
 
 VERDICTS = ("right", "wrong", "unsure")
 TOP = 0.2  # fraction of the samples to judge that are the worst of the ranking

@@ -1,11 +1,13 @@
-"""The token table: each supervised token with both scores, delta, weight and the kind of its word; words, ranked."""
+"""The token table: each supervised token with both scores, delta, weight and the kind of its word; words and kinds."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
+from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
 from cal_cli.data.collator import Collator
@@ -13,6 +15,8 @@ from cal_cli.data.sample import CORRELATED, Conversations, Entry
 from cal_cli.objective import RuleLoss
 from cal_cli.objective.contrasts import contrast_tokens
 from cal_cli.objective.passes import find_image_columns, run_with_image
+from cal_cli.runtime.files import encode_figure
+from cal_cli.statistics.bootstrap import compute_auc, estimate_auc_interval
 
 # the paper's kinds of words
 CORRELATED_WORD = "correlated"  # it can only be known by looking
@@ -306,3 +310,59 @@ def rank_words(samples: Iterable[Sequence[Piece]], least: int = 3, size: int = 1
     visual = sorted((word for word in ranked if word.delta > 0), key=lambda word: -word.delta)
     contradicted = sorted((word for word in ranked if word.delta < 0), key=lambda word: word.delta)
     return [visual[:size], contradicted[:size]]
+
+
+# what is high for the tokens of a kind: delta, minus delta, and how near delta is to 0
+EVIDENCE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    CORRELATED_WORD: np.positive,
+    IRRELEVANT_WORD: lambda delta: -np.abs(delta),
+    CONTRADICTED_WORD: np.negative,
+}
+
+
+def describe_kinds(delta: np.ndarray, weight: np.ndarray, kind: np.ndarray, sample: np.ndarray) -> dict[str, Any]:
+    """Describe the tokens of each kind of word: number, mean delta and weight, and delta as a detector of the kind.
+
+    Args:
+        delta, weight: float [tokens].
+        kind: str or None [tokens]; tokens of an unknown kind are left out.
+        sample: int [tokens], the sample that each token belongs to.
+
+    Returns:
+        For each kind that occurs `tokens`, `delta` and `weight`, and, if another occurs too, `auc` and its `ci95`.
+    """
+    kinds: dict[str, Any] = {}
+    known = np.array([of_token is not None for of_token in kind])
+    delta, weight, kind, sample = delta[known], weight[known], kind[known], sample[known]
+    for name, evidence in EVIDENCE.items():
+        of_it = kind == name
+        if of_it.any():
+            kinds[name] = {
+                "tokens": int(of_it.sum()),
+                "delta": float(delta[of_it].mean()),
+                "weight": float(weight[of_it].mean()),
+            }
+            if not of_it.all():
+                scores = evidence(delta)
+                interval = estimate_auc_interval(scores, of_it, sample)
+                kinds[name] |= {"auc": compute_auc(scores, of_it), "ci95": interval}
+    return kinds
+
+
+def draw_histogram(deltas: Mapping[str, np.ndarray], title: str = "", bound: float = 5.0) -> bytes:
+    """Draw distributions of delta (float [tokens]) by their names as a PNG.
+
+    The label of each has its number of tokens, and the fraction at or below `bound`, the paper's upper clamp bound.
+    """
+    figure = Figure(figsize=(7, 4 + 0.2 * len(deltas)), layout="constrained")
+    axes = figure.subplots()
+    together = np.concatenate(list(deltas.values()))
+    low, high = np.floor(together.min()), np.ceil(together.max())
+    bins: Any = np.linspace(low, max(high, low + 1), 61)
+    for name, delta in deltas.items():
+        label = f"{name}: {len(delta):,} tokens, {(delta <= bound).mean():.1%} at or below {bound:g}"
+        axes.hist(delta, bins, histtype="stepfilled" if len(deltas) < 3 else "step", alpha=0.6, label=label)
+    axes.axvline(bound, color="black", linestyle="--")
+    axes.set(xlabel="delta (with image minus without)", ylabel="tokens", yscale="log", title=title)
+    figure.legend(loc="outside lower center", fontsize=8)
+    return encode_figure(figure)

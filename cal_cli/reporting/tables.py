@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from cal_cli.reporting.answers import EvaluatedRun, stack_scores
-from cal_cli.reporting.results import Results, compare, group_runs
+from cal_cli.reporting.results import EvaluatedRun, Results, compare, group_runs, stack_scores
 from cal_cli.runtime.console import make_table
 from cal_cli.runtime.errors import InputError
 from cal_cli.statistics.seeds import adjust_for_family, count_wins, estimate_over_runs, format_interval

@@ -114,3 +114,47 @@ def run_group_test(
     first = sum(a > b for a, b in zip(first_scores, second_scores, strict=True)) if binary else None
     second = sum(a < b for a, b in zip(first_scores, second_scores, strict=True)) if binary else None
     return {"only_first": first, "only_second": second, "p": p}
+
+
+def compute_auc(evidence: np.ndarray, positive: np.ndarray) -> float:
+    """Compute the area under the ROC curve of a detector.
+
+    This is the probability that of a positive and a negative token the positive one has more evidence, with ties
+    counted half: the Mann-Whitney U statistic divided by the number of pairs.
+
+    Args:
+        evidence: float [tokens].
+        positive: bool [tokens], with both values present.
+    """
+    yes, no = evidence[positive], evidence[~positive]
+    return float(stats.mannwhitneyu(yes, no).statistic / (len(yes) * len(no)))
+
+
+def estimate_auc_interval(
+    evidence: np.ndarray, positive: np.ndarray, sample: np.ndarray, resamples: int = 500, seed: int = 0
+) -> list[float] | None:
+    """Estimate the 95 % percentile bootstrap interval of `compute_auc`, by drawing samples with all their tokens.
+
+    Args:
+        evidence, positive: as in `compute_auc`; samples with positive tokens and those without are drawn apart.
+        sample: int [tokens], the sample that each token belongs to.
+        resamples, seed: number of draws, and their seed.
+
+    Returns the interval, or None if there are too few samples.
+    """
+    members = [np.flatnonzero(sample == number) for number in np.unique(sample)]
+    mixed = np.array([positive[tokens].any() for tokens in members])
+
+    # drawn separately, so that the numbers of samples with and without positive tokens are the same in every resample
+    groups = [group for group in (np.flatnonzero(~mixed), np.flatnonzero(mixed)) if len(group)]
+    if any(len(group) < 2 for group in groups):
+        return None
+
+    def statistic(*drawn: np.ndarray) -> float:
+        tokens = np.concatenate([members[int(number)] for number in np.concatenate(drawn)])
+        chosen = positive[tokens]
+        return compute_auc(evidence[tokens], chosen) if chosen.any() and not chosen.all() else np.nan
+
+    drawn = stats.bootstrap(groups, statistic, n_resamples=resamples, vectorized=False, method="percentile", rng=seed)
+    interval = [float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)]
+    return None if np.isnan(interval).any() else interval

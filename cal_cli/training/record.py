@@ -14,8 +14,8 @@ from cal_cli.data.sample import Conversations
 from cal_cli.models.llava import save_projector
 from cal_cli.models.parts import count_trainable, merge_adapters, trains_only_projector
 from cal_cli.objective.passes import unwrap_adapters
-from cal_cli.runtime.files import read_json, replace_folder
-from cal_cli.runtime.provenance import find_differences, get_device_name, get_git_commit, get_versions, identify_files
+from cal_cli.runtime.files import find_differences, identify_files, read_json, replace_folder
+from cal_cli.runtime.runs import get_device_name, get_git_commit, get_versions
 from cal_cli.training.arguments import TrainConfig
 from cal_cli.training.run_trainer import RunTrainer
 

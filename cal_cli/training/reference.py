@@ -27,7 +27,7 @@ from cal_cli.objective.rules import TokenScores, WeightRule
 from cal_cli.runtime.console import track_items
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_parquet
-from cal_cli.runtime.provenance import get_versions
+from cal_cli.runtime.runs import get_versions
 
 CACHE = Path("runs/scores_without_image")
 SCORES = pa.list_(pa.float32())

@@ -10,9 +10,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from cal_cli.bench.released import compute_released_loss
 from cal_cli.bench.shapes import Checkpoint, MGMShape, Shape
-from cal_cli.bench.steps import WAYS, count_operations, make_loss, measure_peak_memory
+from cal_cli.bench.steps import WAYS, compute_released_loss, count_operations, make_loss, measure_peak_memory
 from cal_cli.commands.bench import make_step_table
 from cal_cli.objective import ContrastiveAlignmentLoss, CrossEntropyLoss, RuleLoss
 from cal_cli.objective.rules import MismatchPosterior, ProbabilityPower

@@ -29,7 +29,7 @@ def test_help_names_choices_keys_and_an_example(command, tmp_path):
     assert f"  cal {command}" in text
     assert len(re.findall(r"^  [\w.]+=", text, re.MULTILINE)) >= 5
     if command == "train":
-        assert "objective: cal, cal_blur, cal_cached, cal_masked, cal_released, ce, column, dft" in text
+        assert "objective: cal, cal_blur, cal_cached, cal_masked, cal_released, ce, column, dependence, dft" in text
         assert len(re.findall(r"^  [\w.]+=", text, re.MULTILINE)) == 10
 
 

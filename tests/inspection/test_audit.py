@@ -25,10 +25,10 @@ from cal_cli.inspection.audit import (
     summarize_samples,
     summarize_sentences,
 )
-from cal_cli.inspection.detection import compute_auc, describe_detector, draw_detectors, trace_detector
-from cal_cli.inspection.detectors import rank_samples
+from cal_cli.inspection.detectors import describe_detector, draw_detectors, rank_samples, trace_detector
 from cal_cli.inspection.pages import PAGE_LENGTH, AuditedSample, Run, make_turns, render_audit
 from cal_cli.objective import contrast_logits
+from cal_cli.statistics.bootstrap import compute_auc
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,14 @@ from PIL import Image
 
 from cal_cli.data.collator import Collator
 from cal_cli.data.noise import NoiseConfig, inject_noise
-from cal_cli.inspection.detection import compute_auc, describe_kinds, draw_histogram, estimate_auc_interval
 from cal_cli.inspection.pages import HeatmapSample, render_heatmap
 from cal_cli.inspection.tokens import (
     Piece,
     RankedWord,
     Token,
     Word,
+    describe_kinds,
+    draw_histogram,
     find_touched,
     find_truths,
     join_words,
@@ -30,6 +31,7 @@ from cal_cli.inspection.tokens import (
 )
 from cal_cli.objective import ContrastiveAlignmentLoss, RuleLoss, contrast_logits
 from cal_cli.objective.rules import ProbabilityPower, ProbabilityRatio
+from cal_cli.statistics.bootstrap import compute_auc, estimate_auc_interval
 from cal_cli.toy.world import make_scenes
 from tests.cal import cal
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from cal_cli.reporting.answers import RUNS, SCORES
-from cal_cli.reporting.results import collect_results
+from cal_cli.reporting.results import RUNS, SCORES, collect_results
 from cal_cli.reporting.tables import summarize_results
 from cal_cli.runtime.errors import InputError
 from cal_cli.statistics.seeds import estimate_over_runs

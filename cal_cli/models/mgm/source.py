@@ -1,5 +1,7 @@
-"""Load an MGM: a checkpoint, or one assembled from a language model, a CLIP and a ConvNeXt."""
+"""Load an MGM: a checkpoint, published or ours, or one assembled from a language model, a CLIP and a ConvNeXt."""
 
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoConfig, ConvNextConfig, ConvNextModel
 
 from cal_cli.models.hub import fetch
 from cal_cli.models.llava import assemble, load_projector
 from cal_cli.models.load import ModelSource, load_config
 from cal_cli.models.mgm.model import CONVNEXT_LARGE, MGMConfig, MGMForConditionalGeneration, PatchInfoMining
-from cal_cli.models.mgm.weights import CONVNEXT, PUBLISHED, rename_weights
 from cal_cli.runtime.errors import InputError
 
 OPEN_CLIP = "open_clip_model.safetensors"  # the weights of a model of OpenCLIP, on the hub and in folders
@@ -207,3 +209,41 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     if not weights:
         raise InputError(f"checkpoint={folder}: no .safetensors or .bin file there")
     return weights
+
+
+# of timm's ConvNeXt, behind `stem.` and `stages.`; MGM's checkpoints call these `vision_stem.` and `vision_stages.`
+CONVNEXT = [
+    (r"(?:vision_)?stem\.0\.(.*)", r"embeddings.patch_embeddings.\1"),
+    (r"(?:vision_)?stem\.1\.(.*)", r"embeddings.layernorm.\1"),
+    (r"(?:vision_)?stages\.(\d+)\.downsample\.(\d)\.(.*)", r"encoder.stages.\1.downsampling_layer.\2.\3"),
+    (r"(?:vision_)?stages\.(\d+)\.blocks\.(\d+)\.gamma", r"encoder.stages.\1.layers.\2.layer_scale_parameter"),
+    (r"(?:vision_)?stages\.(\d+)\.blocks\.(\d+)\.conv_dw\.(.*)", r"encoder.stages.\1.layers.\2.dwconv.\3"),
+    (r"(?:vision_)?stages\.(\d+)\.blocks\.(\d+)\.norm\.(.*)", r"encoder.stages.\1.layers.\2.layernorm.\3"),
+    (r"(?:vision_)?stages\.(\d+)\.blocks\.(\d+)\.mlp\.fc(\d)\.(.*)", r"encoder.stages.\1.layers.\2.pwconv\3.\4"),
+]
+PUBLISHED = [
+    (r"lm_head\.(.*)", r"lm_head.\1"),
+    (r"model\.vision_tower\.vision_tower\.(?:vision_model\.)?(.*)", r"model.vision_tower.\1"),
+    (r"model\.mm_projector\.0\.(.*)", r"model.multi_modal_projector.linear_1.\1"),
+    (r"model\.mm_projector\.2\.(.*)", r"model.multi_modal_projector.linear_2.\1"),
+    (r"model\.vlm_uni_query_projector\.(.*)", r"model.mining.query.\1"),
+    (r"model\.vlm_uni_aux_projector\.(.*)", r"model.mining.key.\1"),
+    (r"model\.vlm_uni_val_projector\.(.*)", r"model.mining.value.\1"),
+    *((rf"model\.vision_tower_aux\.{old}", rf"model.aux_vision_tower.{new}") for old, new in CONVNEXT),
+    (r"model\.((?:embed_tokens|layers|norm)\..*)", r"model.language_model.\1"),
+]
+
+
+def rename_weights(weights: Mapping[str, Tensor], names: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
+    """Return weights under their new names, each by the first pattern that its whole name matches.
+
+    Raises ValueError if a weight has no new name, or two have the same.
+    """
+    names, renamed = list(names), {}
+    for name, weight in weights.items():
+        matches = ((re.fullmatch(pattern, name), new) for pattern, new in names)
+        new = next((match.expand(new) for match, new in matches if match), None)
+        if new is None or new in renamed:
+            raise ValueError(f"{name}: {'is not a known weight' if new is None else 'is there twice'}")
+        renamed[new] = weight
+    return renamed

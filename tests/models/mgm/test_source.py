@@ -9,8 +9,7 @@ from transformers import ConvNextConfig, ConvNextModel
 
 from cal_cli.data.collator import Collator
 from cal_cli.models.mgm.model import CONVNEXT_LARGE, MGMConfig, MGMForConditionalGeneration
-from cal_cli.models.mgm.source import MGMSource, convert_published
-from cal_cli.models.mgm.weights import CONVNEXT, PUBLISHED, rename_weights
+from cal_cli.models.mgm.source import CONVNEXT, PUBLISHED, MGMSource, convert_published, rename_weights
 from cal_cli.models.parts import group_parameters
 from cal_cli.runtime.errors import InputError
 from cal_cli.toy.world import make_scenes
