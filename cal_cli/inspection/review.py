@@ -90,7 +90,8 @@ def read_verdicts(path: Path) -> tuple[Design, list[dict[str, Any]]]:
         wrong = {verdict["verdict"] for verdict in judged} - set(VERDICTS)
         named = [(int(verdict["index"]), str(verdict["id"])) for verdict in judged]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"verdicts={path}: not a file that audit.html saved ({error!r})") from error
+        problem = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"verdicts={path}: not a file that audit.html saved: {problem}") from error
     if wrong:
         raise InputError(f"verdicts={path}: a verdict is {', '.join(VERDICTS)} or null, not {sorted(wrong)[0]!r}")
     if len(set(named)) < len(named):

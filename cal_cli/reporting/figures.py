@@ -73,7 +73,7 @@ def draw_lines(panel: Axes, rows: Sequence[Mapping[str, Any]], axis: str, kinds:
     for line, ((objective, rest), means) in enumerate(points.items()):
         places = sorted(means)
         # so that bars can be seen
-        aside = 0 if log else 0.012 * (line - (len(points) - 1) / 2) * (shown[-1] - shown[0])
+        aside = 0 if log else 0.012 * (line - (len(points) - 1) / 2) * (shown[-1] - shown[0] or 4)
         values = [means[x]["value"] for x in places]
         edges = [means[x]["ci95"] or [means[x]["value"]] * 2 for x in places]
         bars = [[value - low, high - value] for value, (low, high) in zip(values, edges, strict=True)]
@@ -81,6 +81,8 @@ def draw_lines(panel: Axes, rows: Sequence[Mapping[str, Any]], axis: str, kinds:
         label = f"{objective}, {rest}" if rest else objective
         drawn = list(zip(*bars, strict=True)) if any(map(any, bars)) else None
         panel.errorbar([x + aside for x in places], values, drawn, capsize=2, marker=".", label=label, **style)
+    if len(shown) == 1:
+        panel.set_xticks(shown)
     if log:
         panel.set_xscale("log")
         panel.set_xticks(shown, [f"{x:g}" for x in shown])
@@ -139,7 +141,7 @@ def split_condition(condition: Condition, axis: str, kind: str) -> tuple[float, 
     """Return the place of a condition on the axis, and what else distinguishes it, with a kind of noise."""
     settings = dict(condition.settings)
     x = condition.noise_ratio if axis == NOISE else settings.pop(axis)
-    rest = [f"{key}={write_setting(value)}" for key, value in settings.items()]
+    rest = [f"{key}={write_setting(value)}" for key, value in settings.items() if value is not None]
     if axis != NOISE and condition.noise_ratio:
         rest.append(f"noise {condition.noise_ratio:g}")
     return x, ", ".join([*rest, *([kind] if kind else [])])

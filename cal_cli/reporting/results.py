@@ -197,10 +197,10 @@ class Condition:
 
     @property
     def name(self) -> str:
-        """Settings and noise in words; the ratio alone for swapped conversations."""
+        """Settings that are given, and noise, in words; the ratio alone for swapped conversations."""
         noise = f"{self.noise_ratio:g}" if self.noise_kind == SWAP else f"{self.noise_kind} {self.noise_ratio:g}"
-        settings = [f"{key}={write_setting(value)}" for key, value in self.settings]
-        return ", ".join([*settings, f"noise {noise}" if settings else noise])
+        settings = [f"{key}={write_setting(value)}" for key, value in self.settings if value is not None]
+        return ", ".join([*settings, f"noise {noise}" if self.settings else noise])
 
     @property
     def order(self) -> tuple:

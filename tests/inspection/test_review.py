@@ -130,7 +130,7 @@ DOCUMENT = {"rank": "loss", "samples": 9, "review": 2, "seed": 0}
     ("content", "message"),
     [
         ("no json", "not a file that audit.html saved"),
-        (json.dumps({"verdicts": []}), "not a file that audit.html saved"),
+        (json.dumps({"verdicts": []}), "not a file that audit.html saved: it has no 'rank'"),
         (json.dumps(DOCUMENT | {"verdicts": [{"index": 1, "verdict": "right"}]}), "not a file that audit.html saved"),
         (json.dumps(DOCUMENT | {"verdicts": [{"index": 1, "id": "a", "verdict": "good"}]}), "not 'good'"),
         (json.dumps(DOCUMENT | {"verdicts": [{"index": 1, "id": "a", "verdict": "wrong"}] * 2}), "two verdicts"),

@@ -1,5 +1,9 @@
 """The figure of differences against the intervals that it shows."""
 
+import itertools
+
+import pytest
+
 from cal_cli.reporting import figures as differences
 from cal_cli.reporting.figures import describe_intervals, draw_differences
 
@@ -41,3 +45,20 @@ def test_the_title_says_that_one_seed_has_no_interval():
 def test_there_is_no_figure_without_a_difference():
     assert draw_differences([make_row("reading", "0", "ce")], "ce") is None
     assert draw_differences([make_row("reading", "0", "cal", 0.1, [0.0, 0.2])], "ce").startswith(b"\x89PNG")
+
+
+def test_points_at_a_single_ratio_are_side_by_side():
+    figures = []
+    rows = [
+        {"condition": "0.5", "settings": {}, "noise_kind": "swap", "noise_ratio": 0.5, "objective": name}
+        | {"metric": "scene_accuracy", "seeds": [0], "mean": {"value": 0.5, "ci95": [0.4, 0.6]}}
+        for name in ("ce", "cal", "posterior")
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(differences, "encode_figure", lambda figure, **_: figures.append(figure) or b"")
+        differences.draw_noise_figure(rows)
+    panel = figures[0].axes[0]
+    places = [container[0].get_xdata()[0] for container in panel.containers]
+    low, high = panel.get_xlim()
+    assert len(set(places)) == 3 and min(abs(a - b) for a, b in itertools.pairwise(places)) > 0.1 * (high - low)
+    assert list(panel.get_xticks()) == [0.5]
