@@ -109,6 +109,8 @@ def classify_problem(problem: str) -> str:
         ("no supervised token", "no supervised token"),
         ("cut within its image", "cut within its image"),
         ("turns must go", "turns out of order"),
+        ("answer is empty", "empty answer"),
+        ("where an image belongs", "place of an image not marked by <image>"),
         ("its turns contain", "<image> and images do not match"),
         ("human turns only", "<image> in an answer"),
     ):

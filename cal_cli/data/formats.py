@@ -15,8 +15,10 @@ from cal_cli.runtime.errors import InputError
 KINDS = (".parquet", ".tar", ".jsonl", ".json", ".arrow")
 BUILDERS = {".parquet": "parquet", ".arrow": "arrow"}  # of `datasets`; JSON and tar shards are read below
 DESCRIPTION = re.compile(r"(.*_stats|dataset_(infos?|dict)|state)\.json")  # of a data set, beside its rows
+HELD_OUT = ("val", "validation", "dev")  # names of the same split
 MEMBER = re.compile(r"((?:.*/)?[^./][^/.]*)\.([^/]+)")  # of a tar shard: the sample's key and the name of a column
-IMAGE_SUFFIX = re.compile(r"(?:.*\.)?(jpe?g|png|webp|gif|bmp|tiff?|jp2|ppm)")
+IMAGE_SUFFIX = re.compile(r"(?:.*\.)?(jpe?g|png|webp|gif|bmp|tiff?|jp2|ppm|avif)")
+UNREAD = ("heic", "heif", "jxl", "svg")  # of images too
 # columns of conversations; the first that exists is used
 TALKS = ("conversations", "messages", "texts", "json", "caption", "txt", "text")
 
@@ -35,9 +37,9 @@ def load_table(
 
     Args:
         path: a file, a folder or a hub id.
-        name: the configuration, on the hub.
-        split: on the hub.
-        files: the files to read, of a folder; None means all.
+        name: the configuration, of several.
+        split: such as `train` or `train[:1000]`.
+        files: the files to read, of a folder; None means those of `find_split_files`.
         revision: on the hub.
         key: config key, for messages.
 
@@ -45,16 +47,20 @@ def load_table(
     """
     import datasets  # takes seconds, so only where it is needed
 
-    files = find_files(path, key) if files is None else files
+    files = find_split_files(path, name, split, key) if files is None else files
     if not files and Path(path).exists():
-        raise InputError(f"{key}.path={path}: contains no {', '.join(KINDS)} file")
+        others = ", ".join(file.name for file in find_files(path, key)[:3])
+        advice = f" of the split {split}: give {key}.split=, or the path of a file, such as {others}" if others else ""
+        raise InputError(f"{key}.path={path}: contains no {', '.join(KINDS)} file{advice}")
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     verbosity = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # a failure is reported once, below
     try:
         table = (
-            _load_files(datasets, files) if files else datasets.load_dataset(path, name, split=split, revision=revision)
+            _load_files(datasets, files, split)
+            if files
+            else datasets.load_dataset(path, name, split=split, revision=revision)
         )
     except Exception as error:  # any failure of a builder
         cause = str(error.__cause__ or error).strip().splitlines()
@@ -112,13 +118,43 @@ def find_files(path: str, key: str = "data") -> list[Path]:
     return files
 
 
+def find_split_files(path: str, name: str | None, split: str, key: str = "data") -> list[Path]:
+    """Find the data files of a path that belong to a configuration and a split, by their names; see `find_files`.
+
+    Names in the hub's format (`test-00000-of-00002.parquet`) must contain the split, and so must other names if they
+    contain one at all; `val`, `validation` and `dev` are equal. A path to a single file is used as it is.
+    """
+
+    def select(words: Sequence[str], files: list[Path]) -> list[Path]:
+        pattern = re.compile(rf"(^|\W|_)({'|'.join(map(re.escape, words))})(\W|_|$)")
+        return [file for file in files if pattern.search(str(file.relative_to(path)))]
+
+    files, split = find_files(path, key), split.partition("[")[0]
+    if Path(path).is_file():
+        return files
+    if name is not None:
+        files = select([name], files) or files
+    of_split = select([split], files) or select(HELD_OUT if split in HELD_OUT else [split], files)
+    others = select(["train", "test", *HELD_OUT], files)
+    return of_split or [file for file in files if file not in others and not re.search(r"-\d+-of-\d+", file.name)]
+
+
 def get_folder(path: str) -> Path:
     """Return the folder that image names are relative to by default."""
     return Path(path) if Path(path).is_dir() else Path(path).parent
 
 
-def _load_files(datasets: Any, files: Sequence[Path]) -> Any:
-    """Load files of one kind as a table with a single split."""
+def _load_files(datasets: Any, files: Sequence[Path], split: str) -> Any:
+    """Load files of one kind as a table, or the slice of it that `split` asks for, such as `train[:1000]`."""
+    table = _load_whole_files(datasets, files)
+    if "[" not in split:
+        return table
+    whole, slices = split.partition("[")[0], datasets.ReadInstruction.from_spec(split)
+    rows = [range(part.from_, part.to) for part in slices.to_absolute({whole: len(table)})]
+    return table.select([row for part in rows for row in part])
+
+
+def _load_whole_files(datasets: Any, files: Sequence[Path]) -> Any:
     kind = files[0].suffix
     if kind == ".parquet" and not any(pq.read_metadata(file).num_rows for file in files):
         raise ValueError("has no rows")
@@ -201,6 +237,8 @@ def read_members(shard: Path) -> Iterator[tuple[str, str, tarfile.TarFile, tarfi
         for member in tar:
             named = MEMBER.fullmatch(member.name) if member.isfile() else None
             sample, column = (named[1], named[2].lower()) if named else ("", "")
+            if column in UNREAD:
+                raise ValueError(f"{shard.name}: {member.name} is not read: give images as JPEG, PNG, WebP or AVIF")
             if column not in TALKS and not IMAGE_SUFFIX.fullmatch(column):
                 continue
             if sample != before and sample in known:
@@ -226,8 +264,11 @@ def read_shards(files: Sequence[Path], states: Sequence[str]) -> Iterator[dict[s
             content = tar.extractfile(member).read()  # type: ignore[union-attr]
             row["__key__"] = sample
             if IMAGE_SUFFIX.fullmatch(column):
-                row[column] = {"bytes": content, "path": member.name}
-            else:
+                row[column] = {"bytes": content, "path": None}
+                continue
+            try:
                 row[column] = content.decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{file.name}: {member.name} is not a text in UTF-8 ({error})") from None
         if row:
             yield row

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageCms, ImageColor, ImageOps
+from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 
 from cal_cli.runtime.errors import InputError, shorten
 
@@ -45,6 +45,7 @@ def open_image(
                 return make_rgb(orient(convert_colours(image) if icc else image), background)
     except Exception as error:  # each format's decoder fails with errors of its own
         problem = error.strerror if isinstance(error, OSError) and error.strerror else error or type(error).__name__
+        problem = "unknown format" if isinstance(error, UnidentifiedImageError) else problem
         raise InputError(f"{named}cannot be read as an image ({problem})") from error
     if width * height > max_pixels:
         raise InputError(f"{named}has {width} x {height} pixels, more than {max_pixels}")
@@ -99,6 +100,8 @@ def find_file_problem(name: str, folder: Path) -> str | None:
         return str(error)
     except Exception:  # each format's decoder fails with errors of its own
         return f"its image {shown} cannot be read as an image"
+    if "://" in name:
+        return f"its image is at {shown}: only files are read; download it first"
     # links below the folder are followed: LLaVA's data are usually laid out with them
     if ".." in Path(name).parts or not Path(os.path.abspath(folder / name)).is_relative_to(os.path.abspath(folder)):
         return f"its image {shown} leaves the folder {folder}"

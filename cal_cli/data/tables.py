@@ -18,14 +18,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from cal_cli.data.formats import IMAGE_SUFFIX, TALKS, get_folder, load_table
-from cal_cli.data.images import MAX_PIXELS, check_background, decode_inline, open_content
-from cal_cli.data.sample import ANNOTATIONS, LOSS_WEIGHTS, Bad, Conversations, Entry
+from cal_cli.data.formats import IMAGE_SUFFIX, TALKS, find_files, find_split_files, get_folder, load_table
+from cal_cli.data.images import MAX_PIXELS, check_background, decode_inline, find_file_problem, open_content
+from cal_cli.data.sample import ANNOTATIONS, LOSS_WEIGHTS, Bad, Conversations, Entry, get_image_names
 from cal_cli.data.validate import MEDIA_KEY, find_problem, get_id, make_bad_error, mark_images, normalize, parse_line
 from cal_cli.runtime.errors import InputError
 
 IMAGES = ("image", "images")  # columns of images, beside those of tar shards, which are named by their format
-IMAGE_NAME = re.compile(r"data:image/.*|.*\.(jpe?g|png|webp|gif|bmp|tiff?)(\?.*)?", re.IGNORECASE | re.DOTALL)
+IMAGE_NAME = re.compile(r"data:image/.*|.*\.(jpe?g|png|webp|gif|bmp|tiff?|avif)(\?.*)?", re.IGNORECASE | re.DOTALL)
 READ_AT_ONCE = 1000  # rows
 
 
@@ -44,8 +44,9 @@ def load_conversations(
 
     Args:
         path: a file or a folder of `.parquet`, `.tar` (WebDataset shards), `.jsonl` or `.arrow` files, or a hub id.
-        name: the configuration, for a hub data set that has several.
-        split: of a hub data set, such as `train` or `train[:1000]`.
+        name: the configuration, if there are several.
+        split: such as `train` or `train[:1000]`; of a folder those files are read whose names have it, or all if none
+            has a split.
         image_folder: folder of the images, if their column holds file names; None means that of `path`.
         rows: a `rows.json` of `cal data-check`, with the numbers of the rows to use; None means all.
         weights: a `weights.parquet` of `cal data-audit clean=weigh`, with `loss_weights` for each row; None means none.
@@ -71,17 +72,25 @@ def load_conversations(
     good: list[int] = []
     bad: list[Bad] = []
     missing: list[int] = []
+    absent: list[str] = []
     for number, entry in zip(read.kept.tolist(), read, strict=True):
         if "image" not in entry:
             missing.append(number)
         problem = find_problem(entry)
         if problem:
             bad.append(Bad(get_id(entry), problem))
-        else:
-            good.append(number)
+            continue
+        good.append(number)
+        if problem := read.find_image_problem(number, entry):
+            absent.append(f"row {number}: {problem}")
     if len(bad) > max_bad_fraction * len(read):
         raise make_bad_error(f"data.path={path}: {bad[0].id}: {bad[0].problem}", len(bad))
     notes = [f"data.path={path}: {note}" for note in read.describe_images(missing)]
+    if absent:
+        notes.append(f"data.path={path}: {len(absent)} of {len(read)} rows cannot be used, the first is {absent[0]}")
+    read_files, files = find_split_files(path, name, split), find_files(path)
+    if len(read_files) < len(files):
+        notes.append(f"data.path={path}: {len(read_files)} of {len(files)} files are read, those of the split {split}")
     data = Conversations(read.select(good) if bad else read, read.open_image, bad, max_bad_fraction)
     folder = read.folder if read.by_name else None
     return data.replace(image_folder=folder, identify_image=read.identify_image, notes=notes)
@@ -100,6 +109,7 @@ class Rows(Sequence[Entry]):
         kept: the numbers of the selected rows, int64; at first all rows.
         weights: `loss_weights` of each row of the source, instead of its own; None means these.
         unmarked: whether the text of a row that was read has an image but no mark of its place.
+        unread_keys: keys of messages, in rows that were read, that have a value and no meaning here.
         as_written: leave the entries as the data set has them; else they are normalised, see `normalize`.
 
     Raises InputError if there is no column of conversations.
@@ -122,7 +132,9 @@ class Rows(Sequence[Entry]):
                 f"data.path={path}: has no column of conversations: it has {', '.join(source.column_names)}, but one "
                 f"of {', '.join(TALKS)} is needed"
             )
-        self.talk = talks[0]
+        self.talk, self.other_talks = talks[0], talks[1:]
+        if self.other_talks and self.talk == "json" and not is_talk(source[:1]["json"][0]):  # metadata beside a caption
+            self.talk, *self.other_talks = [*self.other_talks, "json"]
         self.folder = Path(image_folder) if image_folder is not None else get_folder(path)
         try:
             self.image_columns, self.unread = find_image_columns(source)
@@ -135,7 +147,8 @@ class Rows(Sequence[Entry]):
         self.by_name = bool(columns) and all(is_text(column.type) for column in columns)
         self.counts = np.stack([np.zeros(len(source), dtype=np.int64), *map(count_images, columns)])
         self.images, self.chosen = self.counts.max(axis=0), self.counts.argmax(axis=0) - 1  # the column of each row
-        self.unmarked = False
+        self.within = np.stack([np.zeros(len(source), dtype=bool), *map(find_within, columns)])  # not files of a name
+        self.unmarked, self.unread_keys = False, set[str]()
         names = [self.talk, *(column for column in ("id", "__key__", *ANNOTATIONS) if column in source.column_names)]
         self.words = source.select_columns([*names, *(self.image_columns if self.by_name else ())])
         self.kept = np.arange(len(source))
@@ -169,6 +182,9 @@ class Rows(Sequence[Entry]):
         within = parse_line(within) if self.talk == "json" and isinstance(within, str) else within
         talk = unwrap({self.talk: within})
         carried = find_message_images(talk)
+        for turn in talk if isinstance(talk, list) else ():
+            keys = [key for key in turn if turn[key] not in (None, "", [])] if isinstance(turn, dict) else []
+            self.unread_keys.update(key for key in keys if key not in MESSAGE_KEYS)
         images = int(self.images[index]) or len(carried)
         entry: Entry = {"id": str(identity), "conversations": make_turns(talk)}
         self.unmarked |= mark_images(entry["conversations"], images)
@@ -185,6 +201,10 @@ class Rows(Sequence[Entry]):
         elif images:
             named = self.by_name and self.images[index]
             entry["image"] = row[self.image_columns[self.chosen[index]]] if named else f"{index:08d}.png"
+        if self.talk == "json" and not is_talk(within):
+            entry["problem"] = f"its json has none of {', '.join(TALKS)}"
+        if isinstance(within, ValueError):
+            entry["problem"] = f"its json is not valid ({within})"
         if self.talk in CAPTIONS and not isinstance(within, str):
             entry["problem"] = f"its {self.talk} must be a text, not {within!r:.80}"
         if carried and (self.images[index] or self.by_name):
@@ -205,6 +225,10 @@ class Rows(Sequence[Entry]):
             )
         for column in filter(MEDIA_KEY.fullmatch, self.source.column_names):
             notes.append(f"the column {column} is not read: only images are")
+        if self.other_talks:
+            notes.append(f"the texts of {', '.join(self.other_talks)} are not read, those of {self.talk} are")
+        if self.unread_keys:
+            notes.append(f"messages have {', '.join(sorted(self.unread_keys))}, which are not read")
         if self.unread:
             notes.append(f"the images of {', '.join(self.unread)} are not read, those of {self.image_columns[0]} are")
         if missing and (self.unmarked or self.talk in CAPTIONS):
@@ -217,6 +241,19 @@ class Rows(Sequence[Entry]):
     def open_image(self, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """Open an image by the name that an entry has for it; see `cal_cli.data.images.open_image`."""
         return open_content(self._find_image(name), self.folder, max_pixels, self.background, self.icc)
+
+    def find_image_problem(self, number: int, entry: Entry) -> str | None:
+        """Describe why an image that a row names, or carries in its messages, is not there; None if it is."""
+        if self.within[self.chosen[number] + 1, number]:
+            return None
+        for name in get_image_names(entry):
+            try:
+                content = self._find_image(name)
+            except InputError as error:
+                return str(error)
+            if isinstance(content, str) and (problem := find_file_problem(content, self.folder)):
+                return problem
+        return None
 
     def identify_image(self, name: str) -> str:
         """Return the same text for images with the same contents, by their names in entries."""
@@ -238,9 +275,9 @@ class Rows(Sequence[Entry]):
         image = image[int(number or 0)] if isinstance(image, list) else image
         if isinstance(image, bytes | str):
             return image
-        if image is None or image["bytes"] is image["path"]:
+        if image is None or not (image["bytes"] or image["path"]):
             raise InputError("its image is missing: it has neither bytes nor a path")
-        if image["bytes"] is not None:
+        if image["bytes"]:
             return image["bytes"]
         return image["path"] if Path(self.path).exists() else Path(image["path"])
 
@@ -295,8 +332,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 def holds_images(kind: pa.DataType, named: bool = False) -> bool:
     """Return whether values of a type may be images, or lists of them; also names of images if `named`."""
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return holds_images(kind.value_type, named)
+    kind = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
     if named and (is_text(kind) or pa.types.is_null(kind)):
         return True
     fields = {kind.field(number).name for number in range(kind.num_fields)} if pa.types.is_struct(kind) else set()
@@ -314,21 +350,35 @@ def read_column(source: Any, name: str) -> pa.ChunkedArray:
 
 
 def count_images(column: pa.ChunkedArray) -> np.ndarray:
-    """Count the images of each row, int64 [rows], without reading them."""
+    """Count the images of each row, int64 [rows], without reading them; empty bytes and names are none."""
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         return np.asarray(pc.fill_null(pc.list_value_length(column), 0), dtype=np.int64)
+    if pa.types.is_null(column.type):
+        return np.zeros(len(column), dtype=np.int64)
     if pa.types.is_struct(column.type):
-        fields = [pc.is_valid(pc.struct_field(column, name)) for name in ("bytes", "path")]
-        return np.asarray(pc.and_(pc.is_valid(column), pc.or_(*fields))).astype(np.int64)
-    if is_text(column.type):
-        column = pc.if_else(pc.equal(column, ""), None, column)
-    return np.asarray(pc.is_valid(column)).astype(np.int64)
+        return np.maximum(*(count_images(pc.struct_field(column, name)) for name in ("bytes", "path")))
+    return np.asarray(pc.fill_null(pc.greater(pc.binary_length(column), 0), False)).astype(np.int64)
+
+
+def find_within(column: pa.ChunkedArray) -> np.ndarray:
+    """Find the rows of a column whose images are in it, and not files that it names, bool [rows]."""
+    if pa.types.is_struct(column.type):
+        column = pc.struct_field(column, "bytes")
+    kind = getattr(column.type, "value_type", column.type)  # of lists
+    return np.zeros(len(column), dtype=bool) if is_text(kind) else count_images(column) > 0
 
 
 CAPTIONS = ("caption", "txt", "text")
 STRUCTURED = ("conversations", "messages", "texts", "json")  # text in them is JSON
 IMAGE_PARTS = ("image", "image_url")  # types of a message's parts
+MESSAGE_KEYS = ("role", "content", "from", "value", "user", "assistant", "source", "id", "name")
 ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
+
+
+def is_talk(document: Any) -> bool:
+    """Return whether a JSON document, or its text, is a conversation, a caption, or an object that has one."""
+    parsed = parse_line(document) if isinstance(document, str) else document
+    return not isinstance(parsed, dict) or any(parsed.get(name) is not None for name in TALKS)
 
 
 def unwrap(talk: Any) -> Any:

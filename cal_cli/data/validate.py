@@ -106,6 +106,9 @@ def count_same(first: str, second: str) -> int:
 
 IMAGE_KEY = re.compile(r"image|img|picture|photo", re.IGNORECASE)  # keys of an entry that are taken for an image's
 MEDIA_KEY = re.compile(r"(video|audio)s?(_path|_file|_url)?", re.IGNORECASE)  # keys of what is not read
+# how other data mark the place of an image; the first two hold a file's name, or occur in no text without an image
+NAMED_PLACE = r"<img>[^<>]*\.\w+</img>|<image_placeholder>|<ImageHere>"
+PLACE = re.compile(rf"{NAMED_PLACE}|<\s*image[\s_-]*\d*\s*>|<\|image[\w|]*\|>", re.IGNORECASE)
 SPEAKERS = ("human", "gpt", "system")
 
 
@@ -146,14 +149,29 @@ def normalize(entry: Any) -> Any:
 
 
 def mark_images(turns: Any, images: int) -> bool:
-    """Put `<image>` for each image before the first question if no turn has it, in place; return whether none has."""
+    """Put `<image>` for each image before the first question if no turn marks a place; return whether it did.
+
+    `turns` are modified. Other marks stay as they are, and are reported when the entry is checked.
+    """
     valid = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
     if not images or not valid or any("<image>" in str(turn.get("value")) for turn in turns):
+        return False
+    if find_place(turns, images):
         return False
     asked: dict = next((turn for turn in turns if turn.get("from") == "human"), {})
     if isinstance(asked.get("value"), str):
         asked["value"] = f"{'<image>' * images}\n{asked['value']}".rstrip("\n")
     return True
+
+
+def find_place(turns: list[dict[str, Any]], images: int) -> str | None:
+    """Find how the questions of an entry mark the place of an image, if not by `<image>`; None if they do not.
+
+    Without an image only what cannot be a text about such marks counts.
+    """
+    asked = " ".join(str(turn.get("value")) for turn in turns if turn.get("from") == "human")
+    place = re.search(PLACE if images else NAMED_PLACE, asked)
+    return place and place[0]
 
 
 def find_first_answer(entry: Any) -> int | None:
@@ -181,7 +199,8 @@ def find_problem(entry: object) -> str | None:
         return entry["problem"]
     missing = [key for key in ("id", "conversations") if key not in entry]
     if missing:
-        return f"has no {missing[0]!r}" + ("; data=table reads chat messages" if "messages" in entry else "")
+        others = {"messages", "caption", "text"} & entry.keys()
+        return f"has no {missing[0]!r}{'; data=table reads chat messages and captions' if others else ''}"
     unread = [key for key in entry if IMAGE_KEY.search(key) and entry[key]] if "image" not in entry else []
     if unread:
         return f"it has no 'image', but {unread[0]!r}, which is not read: rename the key to 'image'"
@@ -208,9 +227,13 @@ def find_problem(entry: object) -> str | None:
     speakers = [turn["from"] for turn in turns if turn["from"] != "system"]
     if speakers != (["human", "gpt"] * len(speakers))[: len(speakers)] or len(speakers) < 2 or len(speakers) % 2:
         return f"its turns must go human, gpt, human, gpt, ..., not {', '.join(speakers)}"
+    if any(turn["from"] == "gpt" and not turn["value"].strip() for turn in turns):
+        return "its answer is empty"
     if any("<image>" in turn["value"] for turn in turns if turn["from"] != "human"):
         return "'<image>' is allowed in human turns only"
     markers, images = sum(turn["value"].count("<image>") for turn in turns), len(get_image_names(entry))
+    if not markers and (other := find_place(turns, images)):
+        return f"its text has {other:.80}, which is not read: write <image> where an image belongs"
     if markers != images:
         return f"it has {images} image{'s' * (images != 1)} but its turns contain '<image>' {markers} times"
     return find_annotation_problem(entry)

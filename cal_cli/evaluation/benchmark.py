@@ -14,7 +14,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 
-from cal_cli.data.formats import KINDS, find_files, get_folder, load_table
+from cal_cli.data.formats import find_split_files, get_folder, load_table
 from cal_cli.data.images import check_background, open_content
 from cal_cli.evaluation.metrics import Metric, Question
 from cal_cli.runtime.config import build
@@ -306,17 +306,12 @@ def place_images(prompt: str, images: int) -> str:
     return IMAGE.join([*placed, rest.replace(IMAGE, "")])
 
 
-HELD_OUT = ("val", "validation", "dev")  # names of the same split
-
-
 def load_rows(path: str, name: str | None, split: str, revision: str | None) -> tuple[Any, dict[str, Any]]:
     """Load a data set with its images as bytes, and what identifies it: a commit of the hub, or the files' hash.
 
     Raises InputError if it is not available.
     """
-    files = find_split_files(Path(path), name, split)
-    if not files and find_files(path, "benchmark"):
-        raise InputError(f"benchmark.path={path}: contains no {', '.join(KINDS)} file of the split {split}")
+    files = find_split_files(path, name, split, "benchmark")
     rows = load_table(path, name, split, files, revision, key="benchmark")
     if not files:
         return rows, {"revision": find_commit(rows) or revision}
@@ -325,27 +320,6 @@ def load_rows(path: str, name: str | None, split: str, revision: str | None) -> 
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return rows, {"sha256": digest.hexdigest()}
-
-
-def find_split_files(path: Path, name: str | None, split: str) -> list[Path]:
-    """Find the data files of a folder that belong to a configuration and a split, by their names.
-
-    Names in the hub's format (`test-00000-of-00002.parquet`) must contain the split, and so must other names if they
-    contain one at all; `val`, `validation` and `dev` are equal. A path to a single file is used as it is.
-    """
-
-    def select(words: Sequence[str], files: list[Path]) -> list[Path]:
-        pattern = re.compile(rf"(^|\W|_)({'|'.join(map(re.escape, words))})(\W|_|$)")
-        return [file for file in files if pattern.search(str(file.relative_to(path)) if file != path else file.name)]
-
-    files = find_files(str(path), "benchmark")
-    if path.is_file():
-        return files
-    if name is not None:
-        files = select([name], files) or files
-    of_split = select([split], files) or select(HELD_OUT if split in HELD_OUT else [split], files)
-    others = select(["train", "test", *HELD_OUT], files)
-    return of_split or [file for file in files if file not in others and not re.search(r"-\d+-of-\d+", file.name)]
 
 
 def find_commit(rows: Any) -> str | None:

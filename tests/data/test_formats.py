@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 
 import datasets
@@ -284,3 +285,103 @@ def test_texts_that_datasets_reads_as_dates_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda path, *_, **__: built["train"])
     with pytest.raises(InputError, match=r"someone/dated: `datasets` reads some of its texts as dates.*hf download"):
         load_table("someone/dated", None, "train")
+
+
+@pytest.mark.parametrize("mark", ["<image_placeholder>", "<ImageHere>", "<image 1>", "<Image>", "<|image_pad|>"])
+def test_a_place_that_is_marked_in_another_way_is_named(mark, tmp_path):
+    """It would stay in the text as words, beside an `<image>` that nobody wrote."""
+    (tmp_path / "a.png").write_bytes(png())
+    turns = [{"from": "human", "value": f"{mark}\nwhat?"}, TURNS[1]]
+    (tmp_path / "a.json").write_text(json.dumps([{"id": "0", "images": ["a.png"], "conversations": turns}]))
+    for load in (load_llava_json, load_conversations):
+        with pytest.raises(InputError, match=re.escape(f"its text has {mark}, which is not read: write <image>")):
+            load(str(tmp_path / "a.json"))
+    turns[0]["value"] = f"<image>\nWhat is in {mark}?"  # a reference in the text
+    (tmp_path / "a.json").write_text(json.dumps([{"id": "0", "images": ["a.png"], "conversations": turns}]))
+    assert load_llava_json(str(tmp_path / "a.json")).entries[0]["conversations"] == turns
+
+
+def test_an_image_that_is_named_within_the_text_is_not_read_as_text_alone(tmp_path):
+    turns = [{"from": "human", "value": "Picture 1: <img>a.png</img>\nwhat?"}, TURNS[1]]
+    (tmp_path / "a.json").write_text(json.dumps([{"id": "0", "conversations": turns}]))
+    for load in (load_llava_json, load_conversations):
+        with pytest.raises(InputError, match=r"its text has <img>a\.png</img>, which is not read"):
+            load(str(tmp_path / "a.json"))
+    turns[0]["value"] = "What does the tag <img> do, and what the component <Image>?"
+    (tmp_path / "a.json").write_text(json.dumps([{"id": "0", "conversations": turns}]))
+    assert not count_shown(load_llava_json(str(tmp_path / "a.json")))
+
+
+@pytest.mark.parametrize("answer", ["", " \n"])
+def test_an_empty_answer_is_bad(answer, tmp_path):
+    rows = [{"id": str(n), "caption": "a disc"} for n in range(3)] + [{"id": "3", "caption": answer}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="3: its answer is empty"):
+        load_conversations(str(tmp_path / "a.jsonl"))
+    data = load_conversations(str(tmp_path / "a.jsonl"), max_bad_fraction=0.3)
+    assert len(data) == 3 and [bad.id for bad in data.bad] == ["3"]
+
+
+def test_images_without_bytes_are_missing_and_absent_files_are_counted(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    rows = [{"bytes": png(), "path": None}, {"bytes": b"", "path": None}, {"bytes": None, "path": "a.png"}]
+    rows += [{"bytes": b"", "path": "b.png"}]
+    pq.write_table(pa.table({"image": rows, "caption": ["a"] * 4}), tmp_path / "a.parquet")
+    data = load_conversations(str(tmp_path / "a.parquet"))
+    assert count_shown(data) == 3
+    assert ["1 of 4 rows have no image" in data.notes[0], len(data.notes)] == [True, 2]
+    assert data.notes[1].endswith(
+        f"1 of 4 rows cannot be used, the first is row 3: its image b.png is not in {tmp_path}"
+    )
+    (tmp_path / "b.jsonl").write_text(json.dumps({"images": ["a.png", "https://x.org/c.png"], "caption": "a"}))
+    (note,) = load_conversations(str(tmp_path / "b.jsonl")).notes
+    assert "row 0: its image is at https://x.org/c.png: only files are read; download it first" in note
+    pq.write_table(pa.table({"image": [[["a.png"]]], "caption": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="its column image holds list<.*list<.*string>>, not images"):
+        load_conversations(str(tmp_path / "a.parquet"))
+
+
+def test_of_several_splits_one_is_read(tmp_path):
+    """A test set beside the training set is no training data."""
+    for split, count in (("train", 10), ("test", 3)):
+        rows = [{"caption": f"{split} {n}"} for n in range(count)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = load_conversations(str(tmp_path))
+    assert {entry["conversations"][1]["value"][:5] for entry in data.entries} == {"train"} and len(data) == 10
+    assert any(note.endswith("1 of 2 files are read, those of the split train") for note in data.notes)
+    assert len(load_conversations(str(tmp_path), split="test")) == 3
+    assert len(load_conversations(str(tmp_path), split="train[:30%]")) == 3
+    with pytest.raises(InputError, match="Unrecognized instruction format"):
+        load_conversations(str(tmp_path), split="train[:x]")
+    (tmp_path / "train.jsonl").unlink()
+    with pytest.raises(InputError, match=r"file of the split train: give data\.split=, or the path .* test\.jsonl"):
+        load_conversations(str(tmp_path))
+
+
+def test_texts_and_keys_that_are_not_read_are_named(tmp_path):
+    document = {"status": "success", "width": 8}
+    write_tar(tmp_path / "a.tar", [("0.png", png()), ("0.json", json.dumps(document)), ("0.txt", "a disc")])
+    data = load_conversations(str(tmp_path / "a.tar"))  # metadata beside a caption, as img2dataset writes them
+    assert data.entries[0]["conversations"][1]["value"] == "a disc"
+    assert data.notes == [f"data.path={tmp_path / 'a.tar'}: the texts of json are not read, those of txt are"]
+    write_tar(tmp_path / "a.tar", [("0.png", png()), ("0.json", json.dumps(document))])
+    with pytest.raises(InputError, match="0: its json has none of conversations, messages"):
+        load_conversations(str(tmp_path / "a.tar"))
+    write_tar(tmp_path / "a.tar", [("0.png", png()), ("0.json", "{bad")])
+    with pytest.raises(InputError, match="0: its json is not valid"):
+        load_conversations(str(tmp_path / "a.tar"))
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}))
+    (note,) = load_conversations(str(tmp_path / "a.jsonl")).notes
+    assert note.endswith("messages have weight, which are not read")
+
+
+def test_members_of_a_shard_that_cannot_be_read_are_named(tmp_path):
+    write_tar(tmp_path / "a.tar", [("0.heic", b"x"), ("0.txt", "a disc")])
+    with pytest.raises(InputError, match=r"a\.tar: 0\.heic is not read: give images as JPEG"):
+        load_conversations(str(tmp_path / "a.tar"))
+    write_tar(tmp_path / "a.tar", [("0.png", png()), ("0.txt", "caf\xe9".encode("latin-1"))])
+    with pytest.raises(InputError, match=r"a\.tar: 0\.txt is not a text in UTF-8"):
+        load_conversations(str(tmp_path / "a.tar"))
+    write_tar(tmp_path / "a.tar", [("0.avif", png(9, "AVIF")), ("0.txt", "a disc")])
+    assert load_conversations(str(tmp_path / "a.tar"))[0]["image"].size == (8, 8)

@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from cal_cli.commands.hydra_app import CONF
-from cal_cli.evaluation.benchmark import find_split_files, place_images
+from cal_cli.data.formats import find_split_files
+from cal_cli.evaluation.benchmark import place_images
 from cal_cli.runtime.config import build
 from cal_cli.runtime.errors import InputError
 from tests.evaluation.fixtures import NAMES, rows_of, write
@@ -91,9 +92,9 @@ def test_of_a_folder_s_files_those_of_the_split_are_read(tmp_path, files, split,
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("[]")
-    found = find_split_files(tmp_path, "a", split)
+    found = find_split_files(str(tmp_path), "a", split)
     assert [str(path.relative_to(tmp_path)) for path in found] == taken
-    assert find_split_files(tmp_path / files[0], None, split) == [tmp_path / files[0]]
+    assert find_split_files(str(tmp_path / files[0]), None, split) == [tmp_path / files[0]]
 
 
 def test_questions_about_one_picture_are_known_by_its_contents(tmp_path):
