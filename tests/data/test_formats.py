@@ -337,7 +337,7 @@ def test_images_without_bytes_are_missing_and_absent_files_are_counted(tmp_path)
     (note,) = load_conversations(str(tmp_path / "b.jsonl")).notes
     assert "row 0: its image is at https://x.org/c.png: only files are read; download it first" in note
     pq.write_table(pa.table({"image": [[["a.png"]]], "caption": ["a"]}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="its column image holds list<.*list<.*string>>, not images"):
+    with pytest.raises(InputError, match=r"its column image holds list<.*list<.*string>>, not images"):
         load_conversations(str(tmp_path / "a.parquet"))
 
 
