@@ -210,5 +210,8 @@ def build_benchmark(node: DictConfig, settings: EvalConfig, evaluator: Evaluator
     with evaluator.state.main_process_first():  # the others find its downloads in the cache
         benchmark: Benchmark = build(OmegaConf.create({"benchmark": node}), "benchmark")
     benchmark.questions = benchmark.questions[: settings.limit]
+    hidden = sum(question.image_name is None for question in benchmark.questions)
+    if 0 < hidden < len(benchmark.questions):
+        evaluator.console.print(f"{hidden} of {len(benchmark.questions)} questions have no image: they are text only")
     benchmark.metric.check_requirements()
     return benchmark

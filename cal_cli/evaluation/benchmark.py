@@ -255,14 +255,15 @@ class RowReader:
         )
 
     def _read_answers(self, known: Mapping[str, Any]) -> list[str]:
-        """Return the right answers of a question; none if they are null or blank, as in a split for submission."""
+        """Return the right answers of a question; none if they are null, nan or blank, as in a split for submission."""
         try:
             answers = self._evaluate("answers", known)
         except InputError:
             if all(known.get(column, "") is not None for column in self._answer_columns):
                 raise
             return []  # an expression that needs more of a column than null
-        answers = [answer for answer in (answers if isinstance(answers, list) else [answers]) if answer is not None]
+        answers = answers if isinstance(answers, list) else [answers]
+        answers = [answer for answer in answers if answer is not None and answer == answer]  # nan is no answer
         for answer in answers:
             if not isinstance(answer, str | int | float):
                 raise InputError(

@@ -1,10 +1,12 @@
 """Answers from elsewhere: the scores of what a checkpoint said, worked out by hand, and files that do not fit."""
 
 import json
+import math
 
 import datasets
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 
 from cal_cli.evaluation.benchmark import Benchmark, make_benchmark
 from cal_cli.evaluation.metrics import Question
@@ -106,7 +108,7 @@ def rows(*answers, **more):
     return [{"question": f"what, {n}?", "answers": answer, **more} for n, answer in enumerate(answers)]
 
 
-@pytest.mark.parametrize("unknown", [None, [None, None], [], [""], "", " "])
+@pytest.mark.parametrize("unknown", [None, [None, None], [], [""], "", " ", math.nan, [math.nan]])
 def test_a_question_without_answers_is_asked_but_not_scored(unknown, tmp_path):
     found = ask(tmp_path, rows(["red", None], unknown, ["none"]))
     assert [question.answers for question in found.questions] == [["red"], [], ["none"]]
@@ -213,6 +215,20 @@ def test_an_image_of_neither_bytes_nor_path_is_none(tmp_path):
         image="images",
     )
     assert [len(question.images()) for question in found.questions] == [1, 0]
+
+
+def test_questions_that_lack_their_image_are_counted(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    rows = [{"image": name, "question": "what?", "answer": "red"} for name in ("a.png", None, "a.png")]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = lines(tmp_path / "p.jsonl", *({"id": str(number), "prediction": "red"} for number in range(3)))
+    words = ["benchmark=dataset", "benchmark.path=test.jsonl", "benchmark.prompt='{{ question }}'"]
+    words += [
+        "benchmark.answers=answer",
+        f"benchmark.metric={{_target_:{MEAN['_target_']},rule:exact_match,name:right}}",
+    ]
+    told = cal("eval", *words, f"predictions={path}", folder=tmp_path).stdout
+    assert "1 of 3 questions have no image: they are text only" in told
 
 
 def test_a_split_for_submission_and_a_checkpoint_without_a_padding_token(tmp_path):
