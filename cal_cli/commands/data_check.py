@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from cal_cli.commands.hydra_app import get_job
 from cal_cli.data.check import Checked, check_entries, classify_problem, compute_quantiles, convert_boxes, find_sources
 from cal_cli.data.collator import Collator
+from cal_cli.data.formats import describe_split
 from cal_cli.data.llava_json import read_entries, write_llava_json
 from cal_cli.data.sample import rename_images
 from cal_cli.data.tables import Rows
@@ -80,7 +81,7 @@ def data_check(config: DictConfig) -> None:
                 kept = changed
             clean.append(rename_images(kept, partial(os.path.join, source.folder.resolve())))
         if isinstance(source, Rows):
-            notes += source.describe_images(missing)
+            notes += [*source.describe_images(missing), *describe_split(node["path"], node["name"], node["split"])]
         read += len(entries)
         if clean and isinstance(source, Rows):
             written.append(job.folder / "rows.json")

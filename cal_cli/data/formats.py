@@ -139,6 +139,12 @@ def find_split_files(path: str, name: str | None, split: str, key: str = "data")
     return of_split or [file for file in files if file not in others and not re.search(r"-\d+-of-\d+", file.name)]
 
 
+def describe_split(path: str, name: str | None, split: str) -> list[str]:
+    """Describe that not all data files of a path are read, in a sentence; none if they are. See `find_split_files`."""
+    chosen, files = find_split_files(path, name, split), find_files(path)
+    return [f"{len(chosen)} of {len(files)} files are read, those of the split {split}"] if chosen != files else []
+
+
 def get_folder(path: str) -> Path:
     """Return the folder that image names are relative to by default."""
     return Path(path) if Path(path).is_dir() else Path(path).parent

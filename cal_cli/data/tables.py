@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from cal_cli.data.formats import IMAGE_SUFFIX, TALKS, find_files, find_split_files, get_folder, load_table
+from cal_cli.data.formats import IMAGE_SUFFIX, TALKS, describe_split, get_folder, load_table
 from cal_cli.data.images import MAX_PIXELS, check_background, decode_inline, find_file_problem, open_content
 from cal_cli.data.sample import ANNOTATIONS, LOSS_WEIGHTS, Bad, Conversations, Entry, get_image_names
 from cal_cli.data.validate import MEDIA_KEY, find_problem, get_id, make_bad_error, mark_images, normalize, parse_line
@@ -85,15 +85,13 @@ def load_conversations(
             absent.append(f"row {number}: {problem}")
     if len(bad) > max_bad_fraction * len(read):
         raise make_bad_error(f"data.path={path}: {bad[0].id}: {bad[0].problem}", len(bad))
-    notes = [f"data.path={path}: {note}" for note in read.describe_images(missing)]
+    notes = [*read.describe_images(missing), *describe_split(path, name, split)]
     if absent:
-        notes.append(f"data.path={path}: {len(absent)} of {len(read)} rows cannot be used, the first is {absent[0]}")
-    read_files, files = find_split_files(path, name, split), find_files(path)
-    if len(read_files) < len(files):
-        notes.append(f"data.path={path}: {len(read_files)} of {len(files)} files are read, those of the split {split}")
+        notes.append(f"{len(absent)} of {len(read)} rows cannot be used, the first is {absent[0]}")
     data = Conversations(read.select(good) if bad else read, read.open_image, bad, max_bad_fraction)
     folder = read.folder if read.by_name else None
-    return data.replace(image_folder=folder, identify_image=read.identify_image, notes=notes)
+    named = [f"data.path={path}: {note}" for note in notes]
+    return data.replace(image_folder=folder, identify_image=read.identify_image, notes=named)
 
 
 class Rows(Sequence[Entry]):
