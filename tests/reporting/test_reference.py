@@ -27,6 +27,7 @@ def results():
         ("camera/no_text_only", "report.json", "scenes"),
         ("camera/dark", "report.json", "scenes"),
         ("camera/breaks", "report.json", "scenes"),
+        ("camera/eight_epochs", "report.json", "scenes"),
         ("camera/habit", "report.json", "scenes"),
         ("drawings", "report.json", "drawings"),
         ("drawings/never_text_only", "report.json", "drawings"),
