@@ -51,6 +51,28 @@ def test_every_interval_of_a_report_is_that_of_the_answers(scores, name, benchma
                         assert found[kind][key] == pytest.approx(stored[kind][key], abs=1e-9), (kind, key)
 
 
+@pytest.mark.parametrize(
+    ("report", "page"),
+    [
+        ("camera/report.json", "new_camera"),
+        ("camera/objects/report.json", "new_camera"),
+        ("camera/dark/report.json", "limits"),
+        ("drawings/report.json", "drawings"),
+        ("drawings/never_text_only/report.json", "drawings"),
+    ],
+)
+def test_a_page_has_every_interval_of_its_report(report, page):
+    text = (ROOT / f"docs/studies/{page}.md").read_text()
+    for row in json.loads((ROOT / "runs/reference" / report).read_text())["rows"]:
+        for kind in ("mean", "difference", *([] if "objects" in report else ["gain"])):
+            if row[kind] is not None:
+                assert format_interval(row[kind], signed=kind != "mean") in text, (
+                    row["objective"],
+                    row["metric"],
+                    kind,
+                )
+
+
 def test_a_mean_over_runs_is_that_of_their_images(results):
     """By hand, from the parts of the answers: fully described images of those that show a scene."""
     shares = [run.parts["captions:score"].sum() / run.parts["captions:n"].sum() for run in results.runs]
