@@ -36,7 +36,7 @@ class DataCheckConfig:
 
     model: Any
     data: Any
-    max_length: int | None
+    max_length: int | None = limited(1)
     max_pixels: int = limited(1)
     boxes: str | None = limited(choices=(None, "image"))
     workers: int | None = limited(0)

@@ -39,7 +39,7 @@ class TokenWeightDumpConfig:
     noise: NoiseConfig
     manifest: str | None
     batch_size: int = limited(1)
-    heatmap_samples: int
+    heatmap_samples: int = limited(0)
     output: str | None
 
 

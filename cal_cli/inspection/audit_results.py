@@ -20,7 +20,7 @@ from cal_cli.inspection.audit import AuditSummary, weigh_tokens
 from cal_cli.inspection.detectors import DETECTORS, rank_samples
 from cal_cli.inspection.pages import find_audited_samples, render_audit
 from cal_cli.inspection.review import PRECISIONS, Design, Review, find_cut, read_verdicts
-from cal_cli.runtime.config import limited
+from cal_cli.runtime.config import SEEDS, limited
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.files import write_json, write_parquet, write_whole
 
@@ -32,7 +32,7 @@ LEVELS = {"token": pa.list_(pa.list_(pa.float32())), "message": pa.list_(pa.floa
 class Choices:
     """What to make of an audit: keys of `conf/data_audit.yaml`, which documents each."""
 
-    seed: int
+    seed: int = limited(0, below=SEEDS)
     rank: str = limited(choices=tuple(DETECTORS))
     clip: str | None
     score_column: str | None
@@ -44,7 +44,7 @@ class Choices:
     precision: float | None = limited(0)
     export: str | None
     page_samples: int = limited(0)
-    max_length: int | None
+    max_length: int | None = limited(1)
 
     def check(self) -> None:
         """Raise InputError, before hours of work, for choices that exclude each other, or unreadable verdicts."""

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import inspect
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, TypeVar, get_type_hints
@@ -60,6 +61,9 @@ OmegaConf.register_new_resolver("unnamed_keys", lambda: ["name", "experiment", *
 OmegaConf.register_new_resolver("command_name", lambda config_name: config_name.replace("_", "-"), replace=True)
 
 
+SEEDS = 2**32  # numpy's generators take no larger ones
+
+
 def limited(least: float | None = None, below: float | None = None, choices: Sequence[Any] = ()) -> Any:
     """Declare the range of a setting, as the default of a field for `check_types`; null is within every range."""
     return dataclasses.field(metadata={"least": least, "below": below, "choices": choices})
@@ -84,14 +88,17 @@ def check_types(config: DictConfig, schema: type[T]) -> T:
 def check_range(
     name: str, value: Any, least: float | None = None, below: float | None = None, choices: Sequence[Any] = ()
 ) -> None:
-    """Raise InputError if a value is outside its range; null is within every range."""
+    """Raise InputError if a value is outside its range, or not finite; null is within every range."""
     if value is None:
         return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingError(f"{name}={value}: must be a finite number")
     if choices and value not in choices:
         *others, last = ("null" if choice is None else str(choice) for choice in choices)
         raise SettingError(f"{name}={value}: allowed are {', '.join(others)} and {last}")
     if least is not None and below is not None and not least <= value < below:
-        raise SettingError(f"{name}={value}: allowed is a share from {least} to below {below}")
+        kind = "a share" if below == 1 else "a number"
+        raise SettingError(f"{name}={value}: allowed is {kind} from {least} to below {below}")
     if least is not None and value < least:
         raise SettingError(f"{name}={value}: must be at least {least}")
 

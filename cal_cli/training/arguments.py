@@ -12,7 +12,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from cal_cli.data.noise import NoiseConfig
 from cal_cli.data.sample import Conversations
 from cal_cli.models.parts import AdapterConfig, complete_rates
-from cal_cli.runtime.config import limited
+from cal_cli.runtime.config import SEEDS, limited
 from cal_cli.runtime.errors import InputError
 from cal_cli.runtime.processes import LaunchConfig, count_cores, get_process_state
 
@@ -22,7 +22,7 @@ class TrainConfig:
     """The types and ranges of `conf/train.yaml`, which documents each key."""
 
     name: str
-    seed: int
+    seed: int = limited(0, below=SEEDS)
     model: Any
     data: Any
     objective: Any
@@ -43,7 +43,7 @@ class TrainConfig:
     group_by_modality_length: bool
     gradient_checkpointing: bool
     report_to: Any  # a name or a list of names
-    max_length: int | None
+    max_length: int | None = limited(1)
     bf16: bool | None
     workers: int = limited(0)
     logging_steps: int = limited(1)
