@@ -1,6 +1,7 @@
 """`cal eval`: score a checkpoint, or every run in a folder, on one benchmark or several."""
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,14 +143,17 @@ def evaluate_subject(
     """Evaluate a checkpoint, or a file of predictions, unless `folder` has results that are still valid."""
     identity = {"benchmark": OmegaConf.to_container(node), "limit": settings.limit, "data": benchmark.source}
     identity |= {"checkpoint": str(subject), "weights": fingerprint(subject), "dtype": settings.dtype}
-    known, differing = load_results(folder, identity)
-    if known and not settings.force:
-        if not differing:
-            evaluator.console.print(f"{folder}: already evaluated; force=true repeats it")
-            return known
-        evaluator.console.print(f"{folder}: evaluating again; the results there differ in {', '.join(differing)}")
-    if settings.predictions is None:
-        return evaluator.evaluate(subject, name, benchmark, identity, folder)
+    console, state = evaluator.console, evaluator.state
+    with runs.hold(folder, console.print) if state.is_main_process else nullcontext():
+        state.wait_for_everyone()  # until another command that evaluates the same is done
+        known, differing = load_results(folder, identity)
+        if known and not settings.force:
+            if not differing:
+                console.print(f"{folder}: already evaluated; force=true repeats it")
+                return known
+            console.print(f"{folder}: evaluating again; the results there differ in {', '.join(differing)}")
+        if settings.predictions is None:
+            return evaluator.evaluate(subject, name, benchmark, identity, folder)
     texts = read_predictions(subject, benchmark.questions, beyond=settings.limit is not None)
     facts = {"checkpoint": None, "predictions": str(subject), "prompt": None, "generation": None}
     return score_answers(name, benchmark, texts, facts | {"settings": identity, "command": evaluator.command}, folder)

@@ -226,3 +226,11 @@ def test_what_is_in_the_cache_needs_no_network(fetched, tmp_path):
     cal("eval", "benchmark=pope", "benchmark.max_new_tokens=2", "checkpoint=tiny", folder=tmp_path, **fetched)
     told = json.loads((tmp_path / "runs/eval/pope/tiny/results.json").read_text())
     assert told["n"] == 4 and told["data"] == {"path": "lmms-lab-encoder/POPE", "name": None, "revision": COMMIT}
+
+
+def test_two_commands_that_evaluate_the_same_wait_for_each_other(tmp_path):
+    words = ["eval", "checkpoint=tiny", "benchmark.n=16", "batch_size=2"]
+    both = [started(*words, folder=tmp_path) for _ in range(2)]
+    told = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert sum("already evaluated" in text for text in told) == 1
