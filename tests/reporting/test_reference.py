@@ -28,6 +28,7 @@ def results():
         ("camera/dark", "report.json", "scenes"),
         ("camera/breaks", "report.json", "scenes"),
         ("camera/eight_epochs", "report.json", "scenes"),
+        ("camera/rivals", "report.json", "scenes"),
         ("camera/habit", "report.json", "scenes"),
         ("drawings", "report.json", "drawings"),
         ("drawings/never_text_only", "report.json", "drawings"),
@@ -57,6 +58,7 @@ def test_every_interval_of_a_report_is_that_of_the_answers(scores, name, benchma
         ("camera/report.json", "new_camera"),
         ("camera/objects/report.json", "new_camera"),
         ("camera/dark/report.json", "limits"),
+        ("camera/rivals/report.json", "limits"),
         ("drawings/report.json", "drawings"),
         ("drawings/never_text_only/report.json", "drawings"),
     ],
@@ -64,7 +66,7 @@ def test_every_interval_of_a_report_is_that_of_the_answers(scores, name, benchma
 def test_a_page_has_every_interval_of_its_report(report, page):
     text = (ROOT / f"docs/studies/{page}.md").read_text()
     for row in json.loads((ROOT / "runs/reference" / report).read_text())["rows"]:
-        for kind in ("mean", "difference", *([] if "objects" in report else ["gain"])):
+        for kind in ("mean", "difference", *([] if "objects" in report or "rivals" in report else ["gain"])):
             if row[kind] is not None:
                 assert format_interval(row[kind], signed=kind != "mean") in text, (
                     row["objective"],
