@@ -69,20 +69,7 @@ def load_conversations(
         read.weights = read_weights(weights, len(read))
     if rows is not None:
         read = read.select(read_row_numbers(rows, len(read)))
-    good: list[int] = []
-    bad: list[Bad] = []
-    missing: list[int] = []
-    absent: list[str] = []
-    for number, entry in zip(read.kept.tolist(), read, strict=True):
-        if "image" not in entry:
-            missing.append(number)
-        problem = find_problem(entry)
-        if problem:
-            bad.append(Bad(get_id(entry), problem))
-            continue
-        good.append(number)
-        if problem := read.find_image_problem(number, entry):
-            absent.append(f"row {number}: {problem}")
+    good, bad, missing, absent = check_rows(read)
     if len(bad) > max_bad_fraction * len(read):
         raise make_bad_error(f"data.path={path}: {bad[0].id}: {bad[0].problem}", len(bad))
     notes = [*read.describe_images(missing), *describe_split(path, name, split)]
@@ -278,6 +265,25 @@ class Rows(Sequence[Entry]):
         if image["bytes"]:
             return image["bytes"]
         return image["path"] if Path(self.path).exists() else Path(image["path"])
+
+
+def check_rows(read: Rows) -> tuple[list[int], list[Bad], list[int], list[str]]:
+    """Return the numbers of good rows, the bad rows, the numbers without an image, and problems of absent images."""
+    good: list[int] = []
+    bad: list[Bad] = []
+    missing: list[int] = []
+    absent: list[str] = []
+    for number, entry in zip(read.kept.tolist(), read, strict=True):
+        if "image" not in entry:
+            missing.append(number)
+        problem = find_problem(entry)
+        if problem:
+            bad.append(Bad(get_id(entry), problem))
+            continue
+        good.append(number)
+        if problem := read.find_image_problem(number, entry):
+            absent.append(f"row {number}: {problem}")
+    return good, bad, missing, absent
 
 
 def read_weights(file: str, rows: int) -> pa.ChunkedArray:
