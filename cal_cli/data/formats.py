@@ -49,9 +49,7 @@ def load_table(
 
     files = find_split_files(path, name, split, key) if files is None else files
     if not files and Path(path).exists():
-        others = ", ".join(file.name for file in find_files(path, key)[:3])
-        advice = f" of the split {split}: give {key}.split=, or the path of a file, such as {others}" if others else ""
-        raise InputError(f"{key}.path={path}: contains no {', '.join(KINDS)} file{advice}")
+        raise make_missing_error(path, split, key)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     verbosity = datasets.logging.get_verbosity()
@@ -86,6 +84,13 @@ def load_table(
         elif isinstance(getattr(feature, "feature", None), datasets.Image):
             table = table.cast_column(column, datasets.List(plain))
     return table
+
+
+def make_missing_error(path: str, split: str, key: str) -> InputError:
+    """Make the error of a path without a data file of a split, which names files of other splits."""
+    others = ", ".join(file.name for file in find_files(path, key)[:3])
+    advice = f" of the split {split}: give {key}.split=, or the path of a file, such as {others}" if others else ""
+    return InputError(f"{key}.path={path}: contains no {', '.join(KINDS)} file{advice}")
 
 
 def find_files(path: str, key: str = "data") -> list[Path]:
