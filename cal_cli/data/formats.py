@@ -61,8 +61,7 @@ def load_table(
             else datasets.load_dataset(path, name, split=split, revision=revision)
         )
     except Exception as error:  # any failure of a builder
-        cause = str(error.__cause__ or error).strip().splitlines()
-        problem = cause[0] if cause else type(error).__name__
+        problem = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
         if files:
             raise InputError(f"{key}.path={path}: cannot be read: {problem}") from error
         raise InputError(
