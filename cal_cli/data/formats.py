@@ -18,7 +18,7 @@ DESCRIPTION = re.compile(r"(.*_stats|dataset_(infos?|dict)|state)\.json")  # of 
 HELD_OUT = ("val", "validation", "dev")  # names of the same split
 MEMBER = re.compile(r"((?:.*/)?[^./][^/.]*)\.([^/]+)")  # of a tar shard: the sample's key and the name of a column
 IMAGE_SUFFIX = re.compile(r"(?:.*\.)?(jpe?g|png|webp|gif|bmp|tiff?|jp2|ppm|avif)")
-UNREAD = ("heic", "heif", "jxl", "svg")  # of images too
+UNREAD = ("heic", "heif", "jxl", "svg")  # formats of images that Pillow does not open
 # columns of conversations; the first that exists is used
 TALKS = ("conversations", "messages", "texts", "json", "caption", "txt", "text")
 
@@ -160,8 +160,8 @@ def _load_files(datasets: Any, files: Sequence[Path], split: str) -> Any:
     if "[" not in split:
         return table
     whole, slices = split.partition("[")[0], datasets.ReadInstruction.from_spec(split)
-    rows = [range(part.from_, part.to) for part in slices.to_absolute({whole: len(table)})]
-    return table.select([row for part in rows for row in part])
+    ranges = [range(part.from_, part.to) for part in slices.to_absolute({whole: len(table)})]
+    return datasets.concatenate_datasets([table.select(rows) for rows in ranges])  # without a list of their indices
 
 
 def _load_whole_files(datasets: Any, files: Sequence[Path]) -> Any:

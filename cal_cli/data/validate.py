@@ -106,7 +106,7 @@ def count_same(first: str, second: str) -> int:
 
 IMAGE_KEY = re.compile(r"image|img|picture|photo", re.IGNORECASE)  # keys of an entry that are taken for an image's
 MEDIA_KEY = re.compile(r"(video|audio)s?(_path|_file|_url)?", re.IGNORECASE)  # keys of what is not read
-# how other data mark the place of an image; the first two hold a file's name, or occur in no text without an image
+# how other data mark the place of an image; no text without an image has one of the first
 NAMED_PLACE = r"<img>[^<>]*\.\w+</img>|<image_placeholder>|<ImageHere>"
 PLACE = re.compile(rf"{NAMED_PLACE}|<\s*image[\s_-]*\d*\s*>|<\|image[\w|]*\|>", re.IGNORECASE)
 SPEAKERS = ("human", "gpt", "system")
@@ -167,7 +167,7 @@ def mark_images(turns: Any, images: int) -> bool:
 def find_place(turns: list[dict[str, Any]], images: int) -> str | None:
     """Find how the questions of an entry mark the place of an image, if not by `<image>`; None if they do not.
 
-    Without an image only what cannot be a text about such marks counts.
+    Without an image, only marks count that no ordinary text contains.
     """
     asked = " ".join(str(turn.get("value")) for turn in turns if turn.get("from") == "human")
     place = re.search(PLACE if images else NAMED_PLACE, asked)

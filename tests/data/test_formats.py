@@ -351,6 +351,8 @@ def test_of_several_splits_one_is_read(tmp_path):
     assert any(note.endswith("1 of 2 files are read, those of the split train") for note in data.notes)
     assert len(load_conversations(str(tmp_path), split="test")) == 3
     assert len(load_conversations(str(tmp_path), split="train[:30%]")) == 3
+    ends = load_conversations(str(tmp_path), split="train[:2]+train[-1:]").entries
+    assert [entry["conversations"][1]["value"] for entry in ends] == ["train 0", "train 1", "train 9"]
     with pytest.raises(InputError, match="Unrecognized instruction format"):
         load_conversations(str(tmp_path), split="train[:x]")
     (tmp_path / "train.jsonl").unlink()
@@ -385,3 +387,10 @@ def test_members_of_a_shard_that_cannot_be_read_are_named(tmp_path):
         load_conversations(str(tmp_path / "a.tar"))
     write_tar(tmp_path / "a.tar", [("0.avif", png(9, "AVIF")), ("0.txt", "a disc")])
     assert load_conversations(str(tmp_path / "a.tar"))[0]["image"].size == (8, 8)
+
+
+def test_a_slice_of_two_ranges_keeps_the_images_of_its_rows(tmp_path):
+    rows = [{"image": {"bytes": png(n), "path": None}, "caption": f"caption {n}"} for n in range(6)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    data = load_conversations(str(tmp_path / "a.parquet"), split="train[:1]+train[-2:]")
+    assert [data[n]["image"].getpixel((0, 0))[0] for n in range(len(data))] == [0, 4, 5]
