@@ -21,7 +21,7 @@ from cal_cli.evaluation.metrics import Question, RegionLooks
 from cal_cli.evaluation.results import load_results, score_answers
 from cal_cli.inspection import pages
 from cal_cli.inspection.attention import compute_relevancy, find_image_grids, get_seen_images, record_attention
-from cal_cli.inspection.figures import draw_attention
+from cal_cli.inspection.pages import draw_attention
 from cal_cli.inspection.patch_words import find_patch_words, measure_regions
 from cal_cli.inspection.tokens import number_words, spell_tokens
 from cal_cli.models.load import load_checkpoint

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cal_cli.data.llava_json import load_llava_json
-from cal_cli.data.tables import load_conversations, make_turns
+from cal_cli.data.messages import make_turns
+from cal_cli.data.tables import load_conversations
 from cal_cli.data.validate import find_problem, mark_images
 from cal_cli.runtime.errors import InputError
 from tests.cal import cal

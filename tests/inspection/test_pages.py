@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cal_cli.inspection.figures import choose_words, draw_attention
-from cal_cli.inspection.pages import AttentionSample, ImageMaps
+from cal_cli.inspection.pages import AttentionSample, ImageMaps, choose_words, draw_attention
 from cal_cli.inspection.tokens import number_words
 
 TEXTS = ["Describe", " it", " A", " viol", "et", " block", ",", " a", " block", ".", "</s>"]
