@@ -106,7 +106,7 @@ def count_same(first: str, second: str) -> int:
 
 IMAGE_KEY = re.compile(r"image|img|picture|photo", re.IGNORECASE)  # keys of an entry that are taken for an image's
 MEDIA_KEY = re.compile(r"(video|audio)s?(_path|_file|_url)?", re.IGNORECASE)  # keys of what is not read
-# how other data mark the place of an image; no text without an image has one of the first
+# how other data mark the place of an image; those of `NAMED_PLACE` occur in no ordinary text
 NAMED_PLACE = r"<img>[^<>]*\.\w+</img>|<image_placeholder>|<ImageHere>"
 PLACE = re.compile(rf"{NAMED_PLACE}|<\s*image[\s_-]*\d*\s*>|<\|image[\w|]*\|>", re.IGNORECASE)
 SPEAKERS = ("human", "gpt", "system")
