@@ -40,7 +40,13 @@ class Evaluator:
         """Load a checkpoint's model and processor."""
         if self.loaded is None or self.loaded[0] != checkpoint:
             self.loaded = None  # frees the memory first: two models might not fit
-            self.loaded = (checkpoint, *load_checkpoint(str(checkpoint), self.dtype, self.state.device))
+            model, processor = load_checkpoint(str(checkpoint), self.dtype, self.state.device)
+            if processor.chat_template is None:
+                raise InputError(
+                    f"checkpoint={checkpoint}: it has no chat template to write questions with: put its "
+                    "chat_template.jinja into the folder"
+                )
+            self.loaded = (checkpoint, model, processor)
         return self.loaded[1:]
 
     def evaluate(
@@ -53,14 +59,17 @@ class Evaluator:
         state = self.state
         model, processor = self.load(checkpoint)
         asked = benchmark.questions
-        if note := add_end_token(model, processor):
-            self.console.print(note, soft_wrap=True)
+        for note in (add_end_token(model, processor), describe_constraints(model)):
+            if note is not None:
+                self.console.print(note, soft_wrap=True, markup=False)
         # as the model reads them, with each image as its placeholder token
         blank = [to_messages(make_turns(question), [None] * question.question.count(IMAGE)) for question in asked]
         prompts = [processor.apply_chat_template(messages, add_generation_prompt=True) for messages in blank]
         prompt_hash = hashlib.sha256("\0".join(prompts).encode()).hexdigest()
         dtype = str(model.dtype).removeprefix("torch.")
         identity = settings | {"prompts": prompt_hash, "computed in": dtype, "versions": get_versions()}
+        if constraints := find_constraints(model):
+            identity["generation_config"] = constraints
         log = AnswerLog(folder, identity, state.process_index)
         if state.is_main_process:
             differing = log.begin(self.anew)
@@ -80,7 +89,7 @@ class Evaluator:
             "checkpoint": str(checkpoint),
             "prompt": prompts[0],
             "prompts_sha256": prompt_hash,
-            "generation": generation | {"dtype": dtype},
+            "generation": generation | {"dtype": dtype} | constraints,
             "settings": settings,
             "device": get_device_name(),
             "processes": state.num_processes,
@@ -140,6 +149,38 @@ def add_end_token(model: Any, processor: Any) -> str | None:
     model.generation_config.eos_token_id = [end, *(number for number in known if number is not None)]
     token = processor.tokenizer.convert_ids_to_tokens(end)
     return f"answers end at {token} too, as in the chat template: generation_config.json has no such eos_token_id"
+
+
+# settings of a generation_config.json that change greedy answers; sampling is off, and with it what only sampling reads
+CONSTRAINTS = (
+    "repetition_penalty",
+    "encoder_repetition_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "min_length",
+    "min_new_tokens",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "sequence_bias",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "exponential_decay_length_penalty",
+    "guidance_scale",
+    "stop_strings",
+)
+
+
+def find_constraints(model: Any) -> dict[str, Any]:
+    """Return by name what the checkpoint's generation_config.json imposes on greedy answers, such as a penalty."""
+    given = model.generation_config.to_diff_dict()
+    return {name: given[name] for name in CONSTRAINTS if given.get(name)}
+
+
+def describe_constraints(model: Any) -> str | None:
+    """Describe the constraints on a checkpoint's answers in a sentence; None if there are none."""
+    listed = ", ".join(f"{name}={value}" for name, value in find_constraints(model).items())
+    return f"the checkpoint's generation_config.json changes its greedy answers: {shorten(listed)}" if listed else None
 
 
 class Scorer:
@@ -309,7 +350,7 @@ def answer_questions(
         processor_kwargs={"padding": True, "padding_side": "left"},
     ).to(model.device, model.dtype)
     pad = processor.tokenizer.pad_token_id
-    output = model.generate(**batch, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad)
+    output = model.generate(**batch, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=pad)
     new_tokens = output[:, batch["input_ids"].shape[1] :]
     return [text.strip() for text in processor.batch_decode(new_tokens, skip_special_tokens=True)]
 

@@ -40,6 +40,8 @@ def fetch(loader: Callable, name: str, key: str, **options: Any) -> Any:
                 raise InputError(f"{key}={name}: it needs the package {package}: pip install {project}") from error
         if Path(name).is_dir():
             problem = str(error).strip().splitlines() or [type(error).__name__]
+            if pointers := [file.name for file in sorted(Path(name).iterdir()) if is_pointer(file)]:
+                problem = [f"{pointers[0]} is a pointer of Git LFS, not the file: run `git lfs pull` in the folder"]
             raise InputError(f"{key}={name}: the folder cannot be loaded: {problem[0]}") from error
         if name.count("/") > 1 or name.startswith((".", "/", "~")):  # not a hub id
             raise InputError(f"{key}={name}: there is no such folder") from error
@@ -48,6 +50,13 @@ def fetch(loader: Callable, name: str, key: str, **options: Any) -> Any:
             f"run `hf download {name}` on a machine with network access, or give a folder with config.json, "
             "*.safetensors and the tokenizer's files"
         ) from error
+
+
+def is_pointer(file: Path) -> bool:
+    """Return whether a file is what Git LFS leaves in the place of one that it has not downloaded."""
+    if not file.is_file() or file.stat().st_size > 1024:
+        return False
+    return file.read_bytes().startswith(b"version https://git-lfs")
 
 
 def find_in_package(name: str, key: str) -> Path:
@@ -86,7 +95,7 @@ def load_model(
         part: the model is a part of the checkpoint, whose other weights are not used.
         without: parts of names of weights that the checkpoint may lack.
 
-    Raises InputError as `fetch`, or if a weight is missing, left over or of another shape.
+    Raises InputError as `fetch`, or if a weight is missing, left over, of another shape or not finite.
     """
     adapter = None if "://" in name or name.endswith(".gguf") else fetch(find_adapter_config_file, name, key)
     if adapter is not None:
@@ -107,6 +116,12 @@ def load_model(
             "together, such as with model.resize_token_embeddings and save_pretrained"
         )
     if not missing and not over:
+        broken = [weight for weight, values in model.named_parameters() if not values.isfinite().all()]
+        if broken:
+            raise InputError(
+                f"{key}={name}: {len(broken)} of its weights hold NaN or infinite values, such as {broken[0]}: give a "
+                "checkpoint from before that"
+            )
         return model
     problems = [f"{len(missing)} weights of the model are missing, such as {missing[0]}"] if missing else []
     problems += [f"{len(over)} weights are left over, such as {over[0]}"] if over else []

@@ -82,6 +82,31 @@ def test_answers_are_kept_batch_by_batch(model, processor, questions):
     assert {place: text for found in kept for place, text in found.items()} == answers
 
 
+def test_what_a_checkpoint_imposes_on_its_answers_is_reported(tmp_path):
+    """A penalty is kept, as `generate` keeps it, and named; beams are not used, because answers are greedy."""
+    words = ("benchmark.n=4", "benchmark.families=[captions]", "checkpoint=other")
+    for name, values in (("penalty", {"repetition_penalty": 5.0}), ("beams", {"num_beams": 4}), ("plain", {})):
+        folder = tmp_path / name / "other"
+        shutil.copytree(BASE, folder)
+        path = folder / "generation_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+        told = cal("eval", *words, folder=tmp_path / name).stdout
+        results = json.loads((tmp_path / name / "runs/eval/scenes/other/results.json").read_text())
+        assert ("changes its greedy answers: repetition_penalty=5.0" in told) == (name == "penalty")
+        assert results["generation"].get("repetition_penalty") == values.get("repetition_penalty")
+    answers = {
+        name: (tmp_path / name / "runs/eval/scenes/other/predictions.jsonl").read_text()
+        for name in ("penalty", "beams", "plain")
+    }
+    assert answers["beams"] == answers["plain"] != answers["penalty"]
+
+
+def test_a_checkpoint_without_a_chat_template_is_refused(tmp_path):
+    shutil.copytree(BASE, tmp_path / "other", ignore=shutil.ignore_patterns("chat_template*"))
+    result = cal("eval", "checkpoint=other", "benchmark.n=1", folder=tmp_path, check=False)
+    assert result.returncode == 2 and "checkpoint=other: it has no chat template" in result.stderr
+
+
 def test_answers_end_where_the_chat_template_ends_them(tmp_path):
     """A checkpoint whose generation_config.json does not know the end token would write on after its answers."""
     shutil.copytree(BASE, tmp_path / "other")

@@ -18,6 +18,9 @@ from cal_cli.training.record import verify_weights
 from tests.cal import cal
 
 
+HEAD = "language_model.lm_head.weight"
+
+
 def copy_base(folder, weights=None, config=None, processor=None):
     """The shipped checkpoint, with other weights or values."""
     shutil.copytree(BASE, folder)
@@ -50,6 +53,10 @@ def add_tokens(folder):
             "89 weights of the model are missing, .* 89 weights are left over, such as module.* that the wrapper holds",
         ),
         ({"weights": lambda found: found | {"lora_A.weight": torch.ones(2)}}, "left over, such as lora_A"),
+        (
+            {"weights": lambda found: found | {HEAD: found[HEAD] / 0}},
+            r"1 of its weights hold NaN or infinite values, such as .*lm_head",
+        ),
         ({"config": lambda config: config["text_config"].update(vocab_size=1500)}, r"by its config: .*resize_token"),
         ({"config": lambda config: config.update(image_token_index=7)}, "image token is 3 in its processor and 7"),
         ({"processor": lambda values: values.pop("patch_size")}, "no patch_size: write 16"),
@@ -62,6 +69,13 @@ def test_a_checkpoint_that_does_not_fit_is_refused(changes, problem, tmp_path):
     for load in (ModelSource(str(folder)).load, lambda: load_checkpoint(str(folder))):
         with pytest.raises(InputError, match=problem):
             load()
+
+
+def test_a_file_that_git_lfs_has_not_downloaded_is_named(tmp_path):
+    folder = copy_base(tmp_path / "base")
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n")
+    with pytest.raises(InputError, match=r"model\.safetensors is a pointer of Git LFS.*git lfs pull"):
+        load_checkpoint(str(folder))
 
 
 def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused_by_every_command(tmp_path):
