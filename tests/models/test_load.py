@@ -17,7 +17,6 @@ from cal_cli.toy.model import BASE, load_tiny
 from cal_cli.training.record import verify_weights
 from tests.cal import cal
 
-
 HEAD = "language_model.lm_head.weight"
 
 
