@@ -200,10 +200,9 @@ class Collator:
                     weights[row, tokens] = torch.as_tensor(given, dtype=torch.float32)
         if any(wrong):
             refused = [sample for sample, is_wrong in zip(samples, wrong, strict=True) if is_wrong]
-            names = ", ".join(shorten(str(sample["id"])) for sample in refused)
             raise UnusableSamples(
-                f"sample {names} {problem}: give a number for each answer, or for each of its tokens, the end token "
-                "included",
+                f"sample {list_names(refused)} {problem}: give a number for each answer, or for each of its tokens, "
+                "the end token included",
                 problem,
                 wrong,
             )
@@ -211,14 +210,23 @@ class Collator:
 
     def _refuse(self, samples: list[dict], wrong: Any, problem: str) -> None:
         """Raise UnusableSamples with the names of the samples for which `wrong` (bool [batch]) is true."""
-        names = [shorten(str(sample["id"])) for sample, refused in zip(samples, wrong.tolist(), strict=True) if refused]
-        if names:
+        refused = [sample for sample, is_wrong in zip(samples, wrong.tolist(), strict=True) if is_wrong]
+        if refused:
             cause = (
                 f" at max_length={self.max_length}: give a larger value or shorten the sample"
                 if self.max_length is not None
                 else f": give every answer a text, or {ADVICE}"
             )
-            raise UnusableSamples(f"sample {', '.join(names)} {problem}{cause}", problem, wrong.tolist())
+            raise UnusableSamples(f"sample {list_names(refused)} {problem}{cause}", problem, wrong.tolist())
+
+
+NAMED = 5  # samples in a message, at most
+
+
+def list_names(samples: Sequence[dict]) -> str:
+    """List the ids of samples for a message; of many, the first ones."""
+    listed = ", ".join(shorten(str(sample["id"])) for sample in samples[:NAMED])
+    return f"{listed} and {len(samples) - NAMED} more" if len(samples) > NAMED else listed
 
 
 def place(numbers: list[list[float]], labels: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from cal_cli.runtime.config import build
 from cal_cli.runtime.errors import InputError
 
 WORDS = Path(__file__).with_name("noise_words.yaml")
+OF_WORDS = ("attribute", "habit", "sentence")  # the kinds that use lists of words
 TEXT = ("conversations", LOSS_WEIGHTS, CORRELATED)  # the keys of an entry that are exchanged together
 
 
@@ -102,11 +103,16 @@ def inject_noise(data: Conversations, noise: NoiseConfig) -> tuple[Conversations
 
     Returns the dataset, and what was changed.
 
-    Raises InputError for an unknown kind or family, word lists that cannot be read, or whatever the kind raises.
+    Raises InputError for an unknown kind or family, word lists that cannot be read or have no use, or whatever the
+    kind raises.
     """
     swaps = (SWAP, SIMILAR)
     if noise.kind not in (*swaps, *KINDS):
         raise InputError(f"noise.kind={noise.kind}: allowed are {', '.join([*swaps, *KINDS])}")
+    if noise.words is not None and noise.kind not in OF_WORDS:
+        raise InputError(
+            f"noise.words={noise.words}: noise.kind={noise.kind} uses no lists of words; {', '.join(OF_WORDS)} do"
+        )
     shown = None if noise.families is None else find_shown(data.entries, noise)
     if noise.kind in swaps:
         similar = noise.kind == SIMILAR
@@ -377,9 +383,14 @@ class WithoutImages(ChangedEntries):
 
 
 def drop_images(data: Conversations, fraction: float | None, seed: int) -> Conversations:
-    """Drop the images of round(fraction x n) of the n image samples, which become text only."""
+    """Drop the images of round(fraction x n) of the n image samples, which become text only.
+
+    Raises InputError if that is none, although the fraction is not 0.
+    """
     if not fraction:
         return data
     shown = [index for index, entry in enumerate(data.entries) if "image" in entry]
+    if not round(fraction * len(shown)):
+        raise InputError(f"image_dropout={fraction} of {len(shown)} image samples is none: give more samples or null")
     dropped = random.Random(f"dropout-{seed}").sample(shown, round(fraction * len(shown)))
     return data.replace(entries=WithoutImages(data.entries, frozenset(dropped)))

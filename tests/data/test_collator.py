@@ -76,6 +76,8 @@ def test_max_length_cuts_an_answer_but_neither_all_of_it_nor_the_image(processor
         Collator(processor, max_length=23)([long])
     with pytest.raises(InputError, match=r"sample long is cut within its image at max_length=6"):
         Collator(processor, max_length=6)([long])
+    with pytest.raises(InputError, match="sample 0, 1, 2, 3, 4 and 3 more has no supervised token at"):
+        Collator(processor, max_length=23)([{**long, "id": number} for number in range(8)])
 
 
 def test_ids_are_kept_on_demand(processor):

@@ -278,6 +278,8 @@ def test_the_seed_chooses_the_samples(scenes):
 
 def test_without_dropout_the_data_are_the_same(scenes):
     assert drop_images(scenes, 0.0, seed=1) is scenes
+    with pytest.raises(InputError, match=r"image_dropout=0.5 of 0 image samples is none"):
+        drop_images(make_scenes(n=4, text_only_share=1.0), 0.5, seed=1)
 
 
 def test_marks_of_several_images_are_removed_and_the_words_kept(scenes):

@@ -170,6 +170,8 @@ def test_wrong_values_are_named(tmp_path):
         inject_noise(world, NoiseConfig(0.5, 0, "typo"))
     with pytest.raises(InputError, match="from 0 to 1"):
         inject_noise(world, NoiseConfig(1.5, 0, "shuffle"))
+    with pytest.raises(InputError, match=r"noise\.kind=swap uses no lists of words; attribute, habit, sentence do"):
+        inject_noise(world, NoiseConfig(0.5, 0, "swap", words=str(WORDS_FILE)))
     for text, said in (
         ("lists: 3", "cannot be read"),
         ("lists: {a: [x, y]}\nsentences: ['the {b}']", "has no list b"),
