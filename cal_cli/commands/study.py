@@ -85,6 +85,8 @@ class Children:
 
 def study(config: DictConfig) -> None:
     """Train what is missing, evaluate and report; exit with 1 if a run failed, and name its command."""
+    if OmegaConf.is_missing(config, "experiment_name"):  # as gather_train_words names it
+        raise InputError("experiment has no value: give one with experiment=..., such as experiment=figure3")
     settings = check_types(config, StudyConfig)
     console = make_console()
     base, runs = list_runs(settings)

@@ -109,7 +109,7 @@ def test_table_3_starts_each_run_from_its_seed_s_projector_of_each_objective(tmp
 
 def test_wrong_words_are_named(mine, tmp_path):
     for words, said in (
-        (["study"], "experiment_name has no value"),
+        (["study"], "experiment has no value: give one with experiment="),
         (["study", "experiment=none"], "experiment=none: allowed are base, batches, camera, demo, epochs"),
         ([*mine, "jobs=0"], "jobs=0: must be at least 1"),
         ([*mine, "objective=none"], "objective/none"),
