@@ -116,7 +116,8 @@ def load_model(
             "together, such as with model.resize_token_embeddings and save_pretrained"
         )
     if not missing and not over:
-        broken = [weight for weight, values in model.named_parameters() if not values.isfinite().all()]
+        wide = [(weight, values) for weight, values in model.named_parameters() if values.element_size() > 1]  # not fp8
+        broken = [weight for weight, values in wide if not values.isfinite().all()]
         if broken:
             raise InputError(
                 f"{key}={name}: {len(broken)} of its weights hold NaN or infinite values, such as {broken[0]}: give a "
