@@ -131,6 +131,7 @@ def test_anything_wrong_is_one_sentence_and_exit_code_2(words, said, tmp_path):
         assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_whole_traceback_comes_on_demand(tmp_path):
     result = cal("train", "seed=abc", folder=tmp_path, check=False, HYDRA_FULL_ERROR="1")
     assert result.returncode != 0
@@ -193,6 +194,7 @@ def test_a_wrong_key_names_the_closest_few(words, said, tmp_path):
     assert len(result.stderr) < 250
 
 
+@pytest.mark.slow
 def test_a_command_prints_nothing_that_is_not_ours(tmp_path):
     """In a process of its own, where libraries are imported anew."""
     words = ("train", "data.n=16", "batch_size=4", "name=quiet", "logging_steps=2", "model.from_scratch=true")

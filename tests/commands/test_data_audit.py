@@ -88,6 +88,7 @@ def test_weights_train_with_the_column_objective(noisy, tmp_path):
     cal(*command[1:], "max_steps=1", "batch_size=8", "name=t", folder=folder)
 
 
+@pytest.mark.slow
 def test_two_processes_and_a_killed_audit_end_with_the_same(noisy, tmp_path):
     folder, _ = noisy
     (tmp_path / "noisy").symlink_to(folder / "noisy")

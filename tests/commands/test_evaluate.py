@@ -100,6 +100,7 @@ def test_knowing_all_has_the_top_score_and_silence_the_bottom(name, knowing, sil
     assert none["value"] == 0
 
 
+@pytest.mark.slow
 def test_two_processes_agree_with_one_to_the_last_digit(data, tmp_path):
     found = []
     for words in (["launch.processes=1"], ["launch=ddp", "launch.processes=2"]):

@@ -38,6 +38,7 @@ def test_each_evaluation_has_a_line_with_the_headline_numbers(scored):
         assert all(0 <= line[f"eval_{name}"] <= 1 for name in HEADLINE)
 
 
+@pytest.mark.slow
 def test_the_last_scores_are_those_of_the_checkpoint_as_cal_eval_counts_them(scored):
     """`cal eval` on the same questions: 24 of 6 x 512 at equal distances, so four of each family."""
     run, scores, _ = read_scores(scored)
@@ -81,6 +82,7 @@ def test_an_interrupted_run_has_each_evaluation_once(tmp_path):
     assert [line["step"] for line in read_scores(tmp_path)[1]] == list(range(2, 61, 2))
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_questions(scored, tmp_path):
     cal(*SCORED, "launch=ddp", "launch.processes=2", "batch_size=8", "global_batch_size=16", folder=tmp_path)
     assert [line["step"] for line in read_scores(tmp_path)[1]] == [2, 4, 6]

@@ -55,6 +55,7 @@ def test_pretraining_changes_and_saves_the_projector_alone(pretrained, place):
     assert all(torch.equal(value, saved[name]) for name, value in load_file(last / "projector.safetensors").items())
 
 
+@pytest.mark.slow
 def test_a_pretraining_that_was_stopped_ends_with_the_same_projector(pretrained, place):
     other = pretrained.with_name("other")
     shutil.copytree(pretrained / "checkpoints/checkpoint-2", other / "checkpoints/checkpoint-2")
@@ -64,6 +65,7 @@ def test_a_pretraining_that_was_stopped_ends_with_the_same_projector(pretrained,
     assert all(torch.equal(value, two[name]) for name, value in one.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aspect", ["pad", "anyres"])
 def test_finetuning_goes_on_from_the_projector(pretrained, place, aspect):
     more = [f"model.projector={pretrained.relative_to(place)}/projector", f"model.image_aspect_ratio={aspect}"]
@@ -198,6 +200,7 @@ def test_what_is_typed_wins_over_the_recipe(tmp_path):
     assert composed(tmp_path)["learning_rate"] == 3e-4 and composed(tmp_path)["stage"] is None
 
 
+@pytest.mark.slow
 def test_the_second_stage_finds_the_projector_of_the_first_by_default(place):
     first = run_of(cal(*words("pretrain", "captions", "name=found"), folder=place), place)
     shutil.copytree(first, place / "runs/train/found/model-llava7b__stage-pretrain")

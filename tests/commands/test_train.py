@@ -147,6 +147,7 @@ def test_a_killed_run_continues_to_the_same_weights(long, tmp_path):
     assert steps == list(range(2, 61, 2))
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_continues_to_the_same_weights(long, tmp_path):
     process = started("train", *LONG, folder=tmp_path)
     wait_for("runs/train/t/*/checkpoints/checkpoint-4/trainer_state.json", tmp_path, process)
@@ -173,6 +174,7 @@ def test_another_config_in_the_same_folder_is_refused(uninterrupted, tmp_path):
     assert "learning_rate" in result.stderr
 
 
+@pytest.mark.slow
 def test_changed_data_on_disk_start_a_completed_run_again(tmp_path):
     cal("noise-inject", "data.n=16", "ratio=0", "output=world", folder=tmp_path)
     words = ["train", "model.from_scratch=true", "batch_size=8"]
@@ -209,6 +211,7 @@ def test_a_non_finite_loss_ends_with_step_samples_and_last_checkpoint(tmp_path):
     assert json.loads((run_folder(tmp_path) / "summary.json").read_text())["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_the_world_on_disk_with_noise_trains_to_the_same_weights(uninterrupted, tmp_path):
     """noise-inject writes exactly what train noise.ratio sees, PNGs and JSON included."""
     cal("noise-inject", "data.n=96", "ratio=0.5", "seed=0", "output=world", folder=tmp_path)
@@ -225,6 +228,7 @@ def train_after(code, folder):
     return subprocess.run(words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint_and_the_same_command_continues(uninterrupted, tmp_path):
     """A limit on the size of files stands for the full disk: the model's fits until step 4, then nothing does."""
     code = (

@@ -77,6 +77,7 @@ def test_a_file_that_git_lfs_has_not_downloaded_is_named(tmp_path):
         load_checkpoint(str(folder))
 
 
+@pytest.mark.slow
 def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused_by_every_command(tmp_path):
     add_tokens(copy_base(tmp_path / "base"))
     for words in (
