@@ -52,9 +52,12 @@ def fetch(loader: Callable, name: str, key: str, **options: Any) -> Any:
         ) from error
 
 
+LOADED = (".safetensors", ".bin", ".json", ".model")  # the files of a checkpoint that the library reads
+
+
 def is_pointer(file: Path) -> bool:
-    """Return whether a file is what Git LFS leaves in the place of one that it has not downloaded."""
-    if not file.is_file() or file.stat().st_size > 1024:
+    """Return whether a file of a checkpoint is what Git LFS leaves in its place until it is downloaded."""
+    if file.suffix not in LOADED or not file.is_file() or file.stat().st_size > 1024:
         return False
     return file.read_bytes().startswith(b"version https://git-lfs")
 
