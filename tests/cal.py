@@ -10,7 +10,7 @@ from pathlib import Path
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1"}
 # a server that has imported the libraries forks a process for each call: importing them takes longer than most calls
 SERVER = multiprocessing.get_context("forkserver")
-COMMANDS = ("bench", "data_check", "evaluate", "noise_inject", "report", "token_weight_dump", "train")
+COMMANDS = ["bench", "data_audit", "data_check", "evaluate", "inspect", "noise_inject", "report", "study", "train"]
 SERVER.set_forkserver_preload([f"cal_cli.commands.{module}" for module in COMMANDS])
 
 
@@ -25,32 +25,44 @@ def cal(*words, folder, check=True, **environment):
             env={**ENVIRONMENT, **environment},
         )
     else:
-        result = forked(words, folder)
+        result = Running(*words, folder=folder).complete()
     if check:
         assert result.returncode == 0, result.stderr + result.stdout
     return result
 
 
-def started(*words, folder):
-    """`cal` as a process that goes on while the test looks at it or ends it; both streams in `stdout`."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "cal_cli", *words],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=ENVIRONMENT,
-    )
+class Running:
+    """`cal` as a process that goes on while the test looks at it or ends it, with methods of `subprocess.Popen`."""
 
+    def __init__(self, *words, folder):
+        self.words = words
+        self.streams = tempfile.TemporaryDirectory()
+        self.paths = [Path(self.streams.name) / name for name in ("stdout", "stderr")]
+        self.process = SERVER.Process(target=enter, args=(words, str(folder), *map(str, self.paths)))
+        self.process.start()
+        self.pid, self.kill, self.terminate = self.process.pid, self.process.kill, self.process.terminate
 
-def forked(words, folder):
-    """What `subprocess.run` gives, from a fork of the server."""
-    with tempfile.TemporaryDirectory() as name:
-        streams = [Path(name) / "stdout", Path(name) / "stderr"]
-        process = SERVER.Process(target=enter, args=(words, str(folder), *map(str, streams)))
-        process.start()
-        process.join()
-        return subprocess.CompletedProcess(words, process.exitcode, *(path.read_text() for path in streams))
+    def poll(self):
+        return self.process.exitcode
+
+    returncode = property(poll)
+
+    def read(self):
+        """What it has printed, of both streams."""
+        return "".join(path.read_text() for path in self.paths if path.exists())
+
+    def wait(self, timeout=None):
+        self.process.join(timeout)
+        return self.poll()
+
+    def communicate(self, timeout=None):
+        self.wait(timeout)
+        return self.read(), None
+
+    def complete(self):
+        """Wait for its end; return what `subprocess.run` does."""
+        self.wait()
+        return subprocess.CompletedProcess(self.words, self.poll(), *(path.read_text() for path in self.paths))
 
 
 def enter(words, folder, *streams):

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import special
 
-from tests.cal import cal, started
+from tests.cal import Running, cal
 
 AUDIT = ["data-audit", "data=llava_json", "data.path=noisy/data.json", "data.image_folder=noisy/images"]
 FOLDER = "runs/data-audit/data.image_folder-noisy_images__data.path-noisy_data.json__data-llava_json"
@@ -92,9 +92,9 @@ def test_weights_train_with_the_column_objective(noisy, tmp_path):
 def test_two_processes_and_a_killed_audit_end_with_the_same(noisy, tmp_path):
     folder, _ = noisy
     (tmp_path / "noisy").symlink_to(folder / "noisy")
-    first = started(*AUDIT, "batch_size=4", folder=tmp_path)
+    first = Running(*AUDIT, "batch_size=4", folder=tmp_path)
     while not list((tmp_path / FOLDER).glob("tokens/*.parquet")):
-        assert first.poll() is None, first.stdout.read()
+        assert first.poll() is None, first.read()
         time.sleep(0.02)
     first.kill()
     first.wait()

@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from cal_cli.data.collator import Collator
 from cal_cli.objective import ContrastiveAlignmentLoss
 from cal_cli.toy.model import load_tiny
-from tests.cal import cal, started
+from tests.cal import Running, cal
 from tests.evaluation.fixtures import COMMIT, NAMES, cache, write
 from tests.evaluation.test_benchmark import CONF, benchmark
 
@@ -116,14 +116,14 @@ def test_two_processes_agree_with_one_to_the_last_digit(data, tmp_path):
 
 @pytest.mark.slow
 def test_an_evaluation_that_was_killed_goes_on_where_it_was(tmp_path):
-    words = ["eval", "checkpoint=tiny", "benchmark.n=40", "batch_size=5"]
+    words = ["eval", "checkpoint=tiny", "benchmark.n=16", "batch_size=5"]
     whole = tmp_path / "whole"
     whole.mkdir()
     cal(*words, folder=whole)
-    process = started(*words, folder=tmp_path)
+    process = Running(*words, folder=tmp_path)
     answers = tmp_path / "runs/eval/scenes/tiny/answers/0.jsonl"
-    while not answers.is_file() or answers.read_bytes().count(b"\n") < 30:
-        assert process.poll() is None, process.stdout.read()
+    while not answers.is_file() or answers.read_bytes().count(b"\n") < 20:
+        assert process.poll() is None, process.read()
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -131,7 +131,7 @@ def test_an_evaluation_that_was_killed_goes_on_where_it_was(tmp_path):
     answers.write_bytes(text[: text.rstrip(b"\n").rfind(b"\n") + 9])  # as if it had been cut within a line
     before = answers.read_bytes().count(b"\n")
     again = cal(*words, folder=tmp_path).stdout
-    assert f"continuing after {before} of 240 questions" in again, again
+    assert f"continuing after {before} of 96 questions" in again, again
     one, two = (folder / "runs/eval/scenes/tiny/predictions.jsonl" for folder in (whole, tmp_path))
     assert one.read_text() == two.read_text()
     assert not answers.parent.exists()
@@ -231,7 +231,7 @@ def test_what_is_in_the_cache_needs_no_network(fetched, tmp_path):
 
 def test_two_commands_that_evaluate_the_same_wait_for_each_other(tmp_path):
     words = ["eval", "checkpoint=tiny", "benchmark.n=16", "batch_size=2"]
-    both = [started(*words, folder=tmp_path) for _ in range(2)]
+    both = [Running(*words, folder=tmp_path) for _ in range(2)]
     told = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], told
     assert sum("already evaluated" in text for text in told) == 1

@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cal_cli.evaluation.evaluator import Scorer, spread
 from cal_cli.toy.world import make_benchmark
-from tests.cal import cal, started
+from tests.cal import Running, cal
 
 WORDS = ["train", "name=t", "data.n=96", "batch_size=16", "logging_steps=3", "objective=posterior", "noise.ratio=0.5"]
 SCORED = [*WORDS, "evaluate_every=2", "evaluate_limit=24"]
@@ -73,9 +73,9 @@ def test_the_trackers_have_the_scores(scored):
 @pytest.mark.slow
 def test_an_interrupted_run_has_each_evaluation_once(tmp_path):
     words = [*SCORED, "max_steps=60", "save_steps=4"]
-    process = started(*words, folder=tmp_path)
+    process = Running(*words, folder=tmp_path)
     while not list(tmp_path.glob("runs/train/t/*/checkpoints/checkpoint-8/trainer_state.json")):
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, process.read()
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     cal(*words, folder=tmp_path)

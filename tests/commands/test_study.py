@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
 from cal_cli.toy.model import load_tiny
-from tests.cal import cal, started
+from tests.cal import Running, cal
 
 MINE = """
 # @package _global_
@@ -122,9 +122,9 @@ def test_wrong_words_are_named(mine, tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_ends_the_runs_too(mine, tmp_path):
-    study = started(*mine, "jobs=2", "data.n=4000", "batch_size=4", folder=tmp_path)
+    study = Running(*mine, "jobs=2", "data.n=4000", "batch_size=4", folder=tmp_path)
     while len(list(tmp_path.glob("runs/train/tried/*/metrics.jsonl"))) < 2:
-        assert study.poll() is None, study.stdout.read()
+        assert study.poll() is None, study.read()
         time.sleep(0.05)
     study.terminate()
     assert study.wait() == 130
@@ -137,9 +137,9 @@ def test_sigterm_ends_the_runs_too(mine, tmp_path):
 @pytest.mark.slow
 def test_sigterm_ends_the_evaluation_too(mine, tmp_path):
     words = [*mine, "objective=ce", "noise.ratio=0", "seed=0", "benchmark.n=1500"]
-    study = started(*words, folder=tmp_path)
+    study = Running(*words, folder=tmp_path)
     while not list(tmp_path.glob("runs/train/tried/*/eval/**/*")):
-        assert study.poll() is None, study.stdout.read()
+        assert study.poll() is None, study.read()
         time.sleep(0.05)
     study.terminate()
     assert study.wait() == 130
@@ -151,9 +151,9 @@ def test_sigterm_ends_the_evaluation_too(mine, tmp_path):
 
 def test_a_run_that_another_process_trains_is_waited_for(tmp_path):
     words = ["train", "data.n=240", "batch_size=8", "name=t", "save_steps=4"]
-    one = started(*words, folder=tmp_path)
+    one = Running(*words, folder=tmp_path)
     while not list(tmp_path.glob("runs/train/t/*/checkpoints/checkpoint-*")):
-        assert one.poll() is None, one.stdout.read()
+        assert one.poll() is None, one.read()
         time.sleep(0.05)
     two = cal(*words, folder=tmp_path).stdout
     assert "another process is at work there; waiting for it" in " ".join(two.split()) and "already completed" in two

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tests.cal import ENVIRONMENT, cal, started
+from tests.cal import ENVIRONMENT, Running, cal
 
 SMALL = [
     "model.from_scratch=true",
@@ -127,13 +127,13 @@ def test_the_same_command_writes_the_same_bits_and_a_completed_run_is_not_repeat
 
 def wait_for(pattern, folder, process):
     while not list(Path(folder).glob(pattern)):
-        assert process.poll() is None, process.stdout.read()
+        assert process.poll() is None, process.read()
         time.sleep(0.02)
 
 
 @pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_weights(long, tmp_path):
-    process = started("train", *LONG, folder=tmp_path)
+    process = Running("train", *LONG, folder=tmp_path)
     wait_for("runs/train/t/*/checkpoints/checkpoint-8/trainer_state.json", tmp_path, process)
     process.kill()
     process.wait()
@@ -149,9 +149,9 @@ def test_a_killed_run_continues_to_the_same_weights(long, tmp_path):
 
 @pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_continues_to_the_same_weights(long, tmp_path):
-    process = started("train", *LONG, folder=tmp_path)
+    process = Running("train", *LONG, folder=tmp_path)
     wait_for("runs/train/t/*/checkpoints/checkpoint-4/trainer_state.json", tmp_path, process)
-    process.send_signal(signal.SIGINT)
+    os.kill(process.pid, signal.SIGINT)
     output, _ = process.communicate()
     run = run_folder(tmp_path)
     assert process.returncode == 130, output
@@ -221,7 +221,6 @@ def test_the_world_on_disk_with_noise_trains_to_the_same_weights(uninterrupted, 
     assert same_weights(weights(run_folder(tmp_path)), weights(uninterrupted))
 
 
-@pytest.mark.slow
 def train_after(code, folder):
     """`cal train` in a process that has run some code before."""
     words = [sys.executable, "-c", f"{code}from cal_cli.cli import main\nmain()\n", "train", *SMALL]

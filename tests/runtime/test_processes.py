@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from cal_cli.runtime.processes import find_free_port
-from tests.cal import cal, started
+from tests.cal import Running, cal
 
 RUN = ["data.n=96", "data.text_only_share=0.4", "logging_steps=1", "save_steps=4", "keep_checkpoints=3", "batch_size=4"]
 RUN += ["global_batch_size=8"]
@@ -131,7 +131,7 @@ def set_back(folder, step):
 @pytest.mark.slow
 def test_two_machines_have_the_losses_and_weights_of_one(one, tmp_path):
     words = [*RUN, "launch=ddp", "launch.processes=1", "launch.machines=2", f"launch.port={find_free_port()}"]
-    both = [started("train", *words, f"launch.machine={machine}", folder=tmp_path) for machine in (1, 0)]
+    both = [Running("train", *words, f"launch.machine={machine}", folder=tmp_path) for machine in (1, 0)]
     outputs = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert_same_run(tmp_path, one)
@@ -154,7 +154,7 @@ def test_a_sharded_projector_is_the_same_too(tmp_path):
 def test_a_killed_process_ends_the_run_and_the_same_command_continues_it(tmp_path, tmp_path_factory):
     undisturbed = tmp_path_factory.mktemp("undisturbed")
     cal("train", *LONG, folder=undisturbed)
-    process = started("train", *LONG, folder=tmp_path)
+    process = Running("train", *LONG, folder=tmp_path)
     wait_for_step(tmp_path, 4)
     os.kill(workers_of(process.pid)[1], signal.SIGKILL)
     output = process.communicate(timeout=120)[0]
@@ -168,9 +168,9 @@ def test_a_killed_process_ends_the_run_and_the_same_command_continues_it(tmp_pat
 
 @pytest.mark.slow
 def test_an_interrupt_stops_all_after_the_same_step(tmp_path):
-    process = started("train", *LONG, folder=tmp_path)
+    process = Running("train", *LONG, folder=tmp_path)
     wait_for_step(tmp_path, 4)
-    process.send_signal(signal.SIGINT)
+    os.kill(process.pid, signal.SIGINT)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 130, output
     assert output.count("interrupted and saved after step") == 1
