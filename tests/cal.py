@@ -14,8 +14,8 @@ COMMANDS = ["bench", "data_audit", "data_check", "evaluate", "inspect", "noise_i
 SERVER.set_forkserver_preload([f"cal_cli.commands.{module}" for module in COMMANDS])
 
 
-def cal(*words, folder, check=True, **environment):
-    """Run `cal` in a folder; with `check`, fail unless it ends with 0."""
+def cal(*words, folder, check=True, before="", **environment):
+    """Run `cal` in a folder, after the code `before`; with `check`, fail unless it ends with 0."""
     if environment:
         result = subprocess.run(
             [sys.executable, "-m", "cal_cli", *words],
@@ -25,7 +25,7 @@ def cal(*words, folder, check=True, **environment):
             env={**ENVIRONMENT, **environment},
         )
     else:
-        result = Running(*words, folder=folder).complete()
+        result = Running(*words, folder=folder, before=before).complete()
     if check:
         assert result.returncode == 0, result.stderr + result.stdout
     return result
@@ -34,11 +34,11 @@ def cal(*words, folder, check=True, **environment):
 class Running:
     """`cal` as a process that goes on while the test looks at it or ends it, with methods of `subprocess.Popen`."""
 
-    def __init__(self, *words, folder):
+    def __init__(self, *words, folder, before=""):
         self.words = words
         self.streams = tempfile.TemporaryDirectory()
         self.paths = [Path(self.streams.name) / name for name in ("stdout", "stderr")]
-        self.process = SERVER.Process(target=enter, args=(words, str(folder), *map(str, self.paths)))
+        self.process = SERVER.Process(target=enter, args=(words, str(folder), *map(str, self.paths), before))
         self.process.start()
         self.pid, self.kill, self.terminate = self.process.pid, self.process.kill, self.process.terminate
 
@@ -65,12 +65,13 @@ class Running:
         return subprocess.CompletedProcess(self.words, self.poll(), *(path.read_text() for path in self.paths))
 
 
-def enter(words, folder, *streams):
-    """Become `cal <words>`, its streams in files."""
+def enter(words, folder, stdout, stderr, before=""):
+    """Become `cal <words>`, its streams in files, after some code."""
     os.chdir(folder)
-    for number, path in enumerate(streams, start=1):
+    for number, path in enumerate((stdout, stderr), start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     sys.argv = ["cal", *words]
+    exec(before, {})
     from cal_cli.cli import main
 
     main()

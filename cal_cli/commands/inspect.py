@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +91,16 @@ def choose_samples(data: Conversations, samples: int, key: str | None = None) ->
 
     Raises InputError if there is none.
     """
-    shown = [
+    shown = (
         place
         for place, entry in enumerate(data.entries)
         if "image" in entry and (key is None or (entry.get(key) and len(get_image_names(entry)) == 1))
-    ]
-    if not shown:
+    )
+    first = list(islice(shown, samples))
+    if not first:
         wanted = f"has one image and {key}" if key else "shows an image"
         raise InputError(f"none of the {len(data)} samples {wanted}: give other data")
-    return shown[:samples]
+    return first
 
 
 def read_samples(data: Conversations, samples: int) -> Iterator[tuple[dict[str, Any], list[Image.Image]]]:

@@ -6,17 +6,18 @@ seed, size or number of runs.
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from PIL import Image
 
-from cal_cli.data.sample import CORRELATED, FAMILY, REGIONS, Conversations
+from cal_cli.data.sample import CORRELATED, FAMILY, REGIONS, Conversations, Entry
 from cal_cli.evaluation.benchmark import Benchmark
 from cal_cli.evaluation.metrics import Metric, Parts, Question, Sums
 from cal_cli.runtime.errors import InputError
 from cal_cli.toy.families import FAMILIES
-from cal_cli.toy.families.base import SPLITS, Turn
+from cal_cli.toy.families.base import SPLITS, Family, Turn
 from cal_cli.toy.materials import CAMERAS, photograph, unmark
 
 
@@ -58,21 +59,45 @@ def make_scenes(
     if not 0 <= irrelevant <= 20:
         raise InputError(f"data.irrelevant={irrelevant}: allowed is a number from 0 to 20")
     chosen = [FAMILIES[name] for name in choose_families(families, grain, camera, "data")]
-    entries, shown = [], {}
-    for index in range(n):
-        identity = f"{split}-{seed}-{index:06d}"
-        random_state = random.Random(identity)
-        with_image = random_state.random() >= text_only_share
-        (family,) = random_state.choices(chosen, [family.share for family in chosen])
-        content = family.draw_of_split(random_state, split)
-        turns = family.converse(content, random_state, irrelevant)
-        conversation, correlated, regions = write_conversation(turns, with_image)
-        entry: dict = {"id": identity, "conversations": conversation, FAMILY: family.name, CORRELATED: correlated}
-        if with_image:
-            entry |= {"image": f"{identity}.png", **({REGIONS: regions} if regions else {})}
-            shown[entry["image"]] = family.name, content
-        entries.append(entry)
-    return Conversations(entries, partial(_paint, shown, grain, camera))
+    entries = World(n, seed, split, text_only_share, chosen, irrelevant)
+    return Conversations(entries, partial(_paint, entries, grain, camera))
+
+
+@dataclass(eq=False)
+class World(Sequence[Entry]):
+    """The samples of `make_scenes`; each is drawn when it is first read."""
+
+    n: int
+    seed: int
+    split: str
+    text_only_share: float
+    families: list[Family]
+    irrelevant: float
+    drawn: dict[int, tuple[Entry, Family, Any]] = field(default_factory=dict)  # with what the image shows, by place
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[index] for index in range(*place.indices(self.n))]
+        return self.draw(range(self.n)[place])[0]
+
+    def draw(self, index: int) -> tuple[Entry, Family, Any]:
+        """Draw a sample: its entry, its task, and what its image shows."""
+        if index not in self.drawn:
+            identity = f"{self.split}-{self.seed}-{index:06d}"
+            random_state = random.Random(identity)
+            with_image = random_state.random() >= self.text_only_share
+            (family,) = random_state.choices(self.families, [family.share for family in self.families])
+            content = family.draw_of_split(random_state, self.split)
+            turns = family.converse(content, random_state, self.irrelevant)
+            conversation, correlated, regions = write_conversation(turns, with_image)
+            entry: Entry = {"id": identity, "conversations": conversation, FAMILY: family.name, CORRELATED: correlated}
+            if with_image:
+                entry |= {"image": f"{identity}.png", **({REGIONS: regions} if regions else {})}
+            self.drawn[index] = entry, family, content
+        return self.drawn[index]
 
 
 def choose_families(names: Sequence[str] | None, grain: float, camera: str | None, node: str) -> list[str]:
@@ -118,9 +143,9 @@ def paint(family: str, content: Any, grain: float, identity: str, camera: str | 
     return photograph(painted, grain, FAMILIES[family].deviation, random_state, camera)
 
 
-def _paint(shown: dict[str, tuple[str, Any]], grain: float, camera: str | None, name: str) -> Image.Image:
-    family, content = shown[name]
-    return paint(family, content, grain, name, camera)
+def _paint(world: World, grain: float, camera: str | None, name: str) -> Image.Image:
+    _, family, content = world.draw(int(name.removesuffix(".png").rpartition("-")[2]))
+    return paint(family.name, content, grain, name, camera)
 
 
 def make_benchmark(

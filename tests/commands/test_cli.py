@@ -133,7 +133,9 @@ def test_anything_wrong_is_one_sentence_and_exit_code_2(words, said, tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_traceback_comes_on_demand(tmp_path):
-    result = cal("train", "seed=abc", folder=tmp_path, check=False, HYDRA_FULL_ERROR="1")
+    result = cal(
+        "train", "seed=abc", folder=tmp_path, check=False, before="import os; os.environ['HYDRA_FULL_ERROR'] = '1'"
+    )
     assert result.returncode != 0
     assert "Traceback" in result.stderr
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tests.cal import ENVIRONMENT, Running, cal
+from tests.cal import Running, cal
 
 SMALL = [
     "model.from_scratch=true",
@@ -221,12 +221,6 @@ def test_the_world_on_disk_with_noise_trains_to_the_same_weights(uninterrupted, 
     assert same_weights(weights(run_folder(tmp_path)), weights(uninterrupted))
 
 
-def train_after(code, folder):
-    """`cal train` in a process that has run some code before."""
-    words = [sys.executable, "-c", f"{code}from cal_cli.cli import main\nmain()\n", "train", *SMALL]
-    return subprocess.run(words, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
-
-
 @pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint_and_the_same_command_continues(uninterrupted, tmp_path):
     """A limit on the size of files stands for the full disk: the model's fits until step 4, then nothing does."""
@@ -238,7 +232,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_same_command_continues(u
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "threading.Thread(target=fill, daemon=True).start()\n"
     )
-    result = train_after(code, tmp_path)
+    result = cal("train", *SMALL, folder=tmp_path, check=False, before=code)
     assert result.returncode == 1, result.stderr
     assert "a file could not be read or written" in result.stdout and "checkpoint-4" in result.stdout
     run = run_folder(tmp_path)
@@ -421,5 +415,5 @@ def test_what_torch_says_of_a_full_disk_is_explained(message, tmp_path, uninterr
         "import cal_cli.training.run_trainer\n"
         "torch.save = full\n"
     )
-    result = train_after(code, tmp_path)
+    result = cal("train", *SMALL, folder=tmp_path, check=False, before=code)
     assert result.returncode == 1 and "is the disk full?" in result.stdout and "Traceback" not in result.stderr

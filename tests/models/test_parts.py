@@ -132,7 +132,7 @@ def test_wrong_values_are_told(tmp_path):
         (["peft=qlora", "parts.vision_tower=0", "peft.bits=3"], "peft.bits=3: allowed are 4"),
         (["peft=laro"], "did you mean lora?"),
     ):
-        result = cal("train", *words, folder=tmp_path, check=False)
+        result = cal("train", *words, "data.n=8", folder=tmp_path, check=False)
         assert result.returncode == 2 and said in result.stderr, result.stderr
 
 

@@ -99,9 +99,9 @@ def test_many_questions_about_one_picture_are_no_evidence_by_number():
 
 def test_the_group_test_holds_its_level():
     drawn, false = np.random.default_rng(0), 0
-    for _ in range(300):
+    for _ in range(150):
         hard = drawn.random(30).repeat(4)
         one, other = ((drawn.random(30).repeat(4) < hard).astype(float).tolist() for _ in range(2))
         groups = [str(n // 4) for n in range(120)]
         false += run_group_test(one, other, groups)["p"] < 0.05
-    assert false / 300 < 0.085  # 0.05 and two standard deviations
+    assert false / 150 < 0.085  # 0.05 and two standard deviations
