@@ -72,14 +72,14 @@ def test_the_trackers_have_the_scores(scored):
 
 @pytest.mark.slow
 def test_an_interrupted_run_has_each_evaluation_once(tmp_path):
-    words = [*SCORED, "max_steps=60", "save_steps=4"]
+    words = [*SCORED, "max_steps=30", "save_steps=4"]
     process = Running(*words, folder=tmp_path)
     while not list(tmp_path.glob("runs/train/t/*/checkpoints/checkpoint-8/trainer_state.json")):
         assert process.poll() is None, process.read()
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     cal(*words, folder=tmp_path)
-    assert [line["step"] for line in read_scores(tmp_path)[1]] == list(range(2, 61, 2))
+    assert [line["step"] for line in read_scores(tmp_path)[1]] == list(range(2, 31, 2))
 
 
 @pytest.mark.slow

@@ -81,9 +81,9 @@ def test_a_file_that_git_lfs_has_not_downloaded_is_named(tmp_path):
 def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused_by_every_command(tmp_path):
     add_tokens(copy_base(tmp_path / "base"))
     for words in (
-        ["train", "max_steps=1", "model.path=base"],
+        ["train", "data.n=8", "model.path=base"],
         ["eval", "checkpoint=base"],
-        ["data-audit", "checkpoint=base"],
+        ["data-audit", "data.n=8", "checkpoint=base"],
     ):
         refused = cal(*words, folder=tmp_path, check=False)
         assert refused.returncode == 2 and "call model.resize_token_embeddings" in refused.stderr
