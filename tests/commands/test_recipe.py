@@ -107,11 +107,8 @@ def test_a_failure_in_saving_leaves_the_run_resumable(place, tmp_path):
 )
 def test_every_kind_of_run_has_the_same_bits_twice(place, tmp_path, more):
     """In a new process and in a fork, whose hashes of strings differ."""
-    found = []
-    for name, fresh in (
-        ("one", {"OMP_NUM_THREADS": "1"}),
-        ("two", {"before": "import torch; torch.set_num_threads(1)"}),
-    ):
+    found, one_thread = [], "import torch; torch.set_num_threads(1)"
+    for name, where in (("one", {"OMP_NUM_THREADS": "1"}), ("two", {"before": one_thread})):
         folder = tmp_path / name
         folder.mkdir()
         for part in ("vicuna", "clip"):
