@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from cal_cli.runtime.runs import find_last_checkpoint
 from tests.cal import SERVER, cal, enter
 
-KILLS = int(os.environ.get("CAMPAIGN_KILLS", "2"))
+KILLS = int(os.environ.get("CAMPAIGN_KILLS", "1"))
 SEED = int(os.environ.get("CAMPAIGN_SEED", "0"))
 CHAIN = 5  # kills of one command, one after the other, before it may end
 SMALL = ["data.n=64", "batch_size=8", "save_steps=2", "logging_steps=1", "noise.ratio=0.5"]
