@@ -13,7 +13,16 @@ from rich.console import Console
 
 from cal_cli.data.exchange import Conflict, exchange
 from cal_cli.data.noise_kinds import KINDS, SIMILAR, SWAP, Edit, WordLists, edit_answers, load_words
-from cal_cli.data.sample import CORRELATED, FAMILY, LOSS_WEIGHTS, REGIONS, Conversations, Entry, get_image_names
+from cal_cli.data.sample import (
+    CORRELATED,
+    FAMILY,
+    LOSS_WEIGHTS,
+    REGIONS,
+    Conversations,
+    Entry,
+    LazyEntries,
+    get_image_names,
+)
 from cal_cli.data.tables import Rows
 from cal_cli.data.validate import move_marks
 from cal_cli.runtime.config import build
@@ -36,18 +45,15 @@ class NoiseConfig:
 
 
 @dataclass(frozen=True)
-class ChangedEntries(Sequence[Entry]):
-    """Entries of which some are changed; each is made when it is read."""
+class ChangedEntries(LazyEntries):
+    """Entries of which some are changed."""
 
     entries: Sequence[Entry]
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self[index] for index in range(*place.indices(len(self)))]
-        index = range(len(self))[place]
+    def read(self, index: int) -> Entry:
         return self.change(index, self.entries[index])
 
     def __iter__(self) -> Iterator[Entry]:

@@ -39,6 +39,18 @@ class Bad:
     problem: str
 
 
+class LazyEntries(Sequence[Entry]):
+    """Entries, each of which is made when it is read. A subclass defines `__len__` and `read`."""
+
+    def __getitem__(self, place: Any) -> Any:
+        places = range(len(self))[place]
+        return self.read(places) if isinstance(places, int) else [self.read(index) for index in places]
+
+    def read(self, index: int) -> Entry:
+        """Return the entry at an index from 0."""
+        raise NotImplementedError
+
+
 def get_image_names(entry: Entry) -> list[str]:
     """Return the names of an entry's images, in their order; empty for text only."""
     named = entry.get("image", [])

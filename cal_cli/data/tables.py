@@ -21,7 +21,7 @@ from PIL import Image
 from cal_cli.data.formats import IMAGE_SUFFIX, TALKS, describe_split, get_folder, load_table
 from cal_cli.data.images import MAX_PIXELS, check_background, find_file_problem, open_content
 from cal_cli.data.messages import CAPTIONS, MESSAGE_KEYS, find_message_images, is_talk, make_turns, read_carried, unwrap
-from cal_cli.data.sample import ANNOTATIONS, LOSS_WEIGHTS, Bad, Conversations, Entry, get_image_names
+from cal_cli.data.sample import ANNOTATIONS, LOSS_WEIGHTS, Bad, Conversations, Entry, LazyEntries, get_image_names
 from cal_cli.data.validate import MEDIA_KEY, find_problem, get_id, make_bad_error, mark_images, normalize, parse_line
 from cal_cli.runtime.errors import InputError
 
@@ -82,7 +82,7 @@ def load_conversations(
     return data.replace(image_folder=folder, identify_image=read.identify_image, notes=named)
 
 
-class Rows(Sequence[Entry]):
+class Rows(LazyEntries):
     """The rows of a data set as LLaVA entries; each is made when it is read.
 
     Args:
@@ -148,11 +148,9 @@ class Rows(Sequence[Entry]):
     def __len__(self) -> int:
         return len(self.kept)
 
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self[index] for index in range(*place.indices(len(self)))]
-        index = int(self.kept[place])
-        return self._make_entry(index, self.words[index])
+    def read(self, index: int) -> Entry:
+        number = int(self.kept[index])
+        return self._make_entry(number, self.words[number])
 
     def __iter__(self) -> Iterator[Entry]:
         for start in range(0, len(self), READ_AT_ONCE):

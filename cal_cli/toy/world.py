@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from cal_cli.data.sample import CORRELATED, FAMILY, REGIONS, Conversations, Entry
+from cal_cli.data.sample import CORRELATED, FAMILY, REGIONS, Conversations, Entry, LazyEntries
 from cal_cli.evaluation.benchmark import Benchmark
 from cal_cli.evaluation.metrics import Metric, Parts, Question, Sums
 from cal_cli.runtime.errors import InputError
@@ -64,7 +64,7 @@ def make_scenes(
 
 
 @dataclass(eq=False)
-class World(Sequence[Entry]):
+class World(LazyEntries):
     """The samples of `make_scenes`; each is drawn when it is first read."""
 
     n: int
@@ -78,10 +78,8 @@ class World(Sequence[Entry]):
     def __len__(self) -> int:
         return self.n
 
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self[index] for index in range(*place.indices(self.n))]
-        return self.draw(range(self.n)[place])[0]
+    def read(self, index: int) -> Entry:
+        return self.draw(index)[0]
 
     def draw(self, index: int) -> tuple[Entry, Family, Any]:
         """Draw a sample: its entry, its task, and what its image shows."""
