@@ -25,6 +25,7 @@ class ReportConfig:
     runs: Any
     results: str
     metrics: list[str] | None
+    tuned: list[str]
     baseline: str | None
     targets: list[float]
     compare: list[str] | None
@@ -50,7 +51,7 @@ def report(config: DictConfig) -> None:
 def report_runs(folders: list[str], settings: ReportConfig, output: Path, console: Console) -> None:
     """Report the results of runs on one benchmark: the headline on the terminal, all in `report.md` and figures."""
     benchmark = settings.results
-    results = collect_results(folders, benchmark)
+    results = collect_results(folders, benchmark, tuned=settings.tuned)
     runs, before = results.table.drop_duplicates("run"), results.before_training
     baseline = choose_baseline(runs, settings.baseline)
     counts = results.table["metric"].value_counts()
@@ -68,7 +69,8 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
     over = "seeds and images" if any(row["mean"]["n"] > 1 for row in rows) else "images, one seed"
     headline = tables.make_headline_table(rows, before, f"{benchmark}: mean ± half of the 95 % interval over {over}")
     alone = [str(run.folder) for run in results.runs if not run.questions]
-    notes = write_notes(rows, bool(pairs), baseline, [str(run) for run in results.unevaluated], alone)
+    unevaluated = [str(run) for run in results.unevaluated]
+    notes = [*results.tuned, *write_notes(rows, bool(pairs), baseline, unevaluated, alone)]
     if before:
         notes.append(f"Before training: {before['checkpoint']}, from which all runs started.")
     if unfinished := sum(len(find_unfinished_runs(Path(folder))) for folder in folders):
@@ -96,9 +98,9 @@ def report_runs(folders: list[str], settings: ReportConfig, output: Path, consol
     document |= {"same_questions": pairs, "curves": [row for of_metric in curves.values() for row in of_metric]}
     write_json(output / "report.json", document | {"notes": notes, "commands": commands, "origin": origin})
     console.print(headline)
-    for line in (sentence, *(note for note in notes if "not evaluated" in note or "not completed" in note)):
-        if line:
-            console.print(line)
+    left_out = (note for note in notes if "not evaluated" in note or "not completed" in note)
+    for line in filter(None, (sentence, *results.tuned, *left_out)):
+        console.print(line)
     console.print(f"{output / 'report.md'}: differences, tests, intervals and commands\n{output / 'figure3.png'}")
 
 

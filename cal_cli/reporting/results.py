@@ -232,6 +232,7 @@ class Results:
         unevaluated: the completed runs without results on the benchmark.
         runs: the evaluated runs.
         starts: by name the checkpoints from which runs started, if they have been evaluated.
+        tuned: sentences that list each objective's own values of the tuned keys.
     """
 
     table: pd.DataFrame
@@ -239,6 +240,7 @@ class Results:
     unevaluated: list[Path]
     runs: list[EvaluatedRun]
     starts: dict[str, EvaluatedRun]
+    tuned: list[str]
 
     def select(self, metric: str) -> pd.DataFrame:
         """Return the rows of a metric."""
@@ -264,11 +266,15 @@ class Results:
         return metrics | {"checkpoint": ", ".join(names)} if metrics else {}
 
 
-def collect_results(folders: Sequence[str], benchmark: str, required: bool = True) -> Results:
+def collect_results(
+    folders: Sequence[str], benchmark: str, required: bool = True, tuned: Sequence[str] = ()
+) -> Results:
     """Read every completed run in the folders and their subfolders.
 
-    Raises InputError if a folder is missing, nothing is evaluated although it is required, or two runs are of the same
-    condition, objective and seed.
+    `tuned` are keys of the config that make no condition, as each objective has its own value.
+
+    Raises InputError if a folder is missing, nothing is evaluated although it is required, two runs are of the same
+    condition, objective and seed, or no run has a tuned key.
     """
     runs: list[EvaluatedRun] = []
     starts: dict[str, EvaluatedRun] = {}
@@ -286,14 +292,15 @@ def collect_results(folders: Sequence[str], benchmark: str, required: bool = Tru
         for metric, estimate in run.results["metrics"].items():
             rows.append([run.folder, metric, estimate["value"], *(estimate.get("ci95") or (np.nan, np.nan))])
     table = pd.DataFrame(rows, columns=["run", "metric", "value", "low", "high"])
-    table = describe_runs(evaluated).merge(table, on="run", sort=False)
+    described = describe_runs(evaluated, tuned)
+    table = described.merge(table, on="run", sort=False)
     headline: list[str] = next((run.results["headline"] for run in evaluated if run.results.get("headline")), [])
     headline = [name for name in headline if name in set(table["metric"])]
     unevaluated = [run.folder for run in runs if not run.results.get("metrics")]
-    return Results(table, headline, unevaluated, evaluated, starts)
+    return Results(table, headline, unevaluated, evaluated, starts, describe_tuned(described, evaluated, tuned))
 
 
-def describe_runs(runs: Sequence[EvaluatedRun]) -> pd.DataFrame:
+def describe_runs(runs: Sequence[EvaluatedRun], tuned: Sequence[str] = ()) -> pd.DataFrame:
     """Tabulate what distinguishes runs: `run`, `condition`, `objective`, `seed` and `start`, ordered by condition.
 
     The checkpoint that runs started from makes no condition if it is the same for all runs of a seed: then it is a part
@@ -307,6 +314,11 @@ def describe_runs(runs: Sequence[EvaluatedRun]) -> pd.DataFrame:
         settings = [{key: value for key, value in own.items() if key != START} for own in settings]
     names = dict.fromkeys(name for own in settings for name in own)
     differing = [name for name in names if len({str(own.get(name)) for own in settings}) > 1]
+    if unknown := [key for key in tuned if key not in names]:
+        raise InputError(
+            f"tuned={unknown[0]}: no run has such a key; give one of its config.yaml, such as learning_rate"
+        )
+    differing = [name for name in differing if name not in tuned]
     options = [get_options(run) for run in runs]
     rows: dict[tuple, list] = {}
     for run, own, chosen in zip(runs, settings, options, strict=True):
@@ -328,6 +340,19 @@ def describe_runs(runs: Sequence[EvaluatedRun]) -> pd.DataFrame:
     table = pd.DataFrame(rows.values(), columns=["run", "condition", "objective", "seed", "start"])
     order = sorted(table.index, key=lambda row: (table["condition"][row].order, *table.loc[row, ["objective", "seed"]]))
     return table.loc[order].reset_index(drop=True)
+
+
+def describe_tuned(described: pd.DataFrame, runs: Sequence[EvaluatedRun], tuned: Sequence[str]) -> list[str]:
+    """Describe for each tuned key the values of each objective under each condition; see `describe_runs`."""
+    of_run = {run.folder: flatten(run.config) for run in runs}
+    sentences = []
+    for key in tuned:
+        values: dict[str, dict[str, None]] = {}
+        for run, condition, objective in described[["run", "condition", "objective"]].itertuples(index=False):
+            values.setdefault(f"{objective} at {condition.name}", {})[write_setting(of_run[run].get(key))] = None
+        listed = ", ".join(f"{name}: {' and '.join(own)}" for name, own in values.items())
+        sentences.append(f"Each objective has its own {key} ({listed}).")
+    return sentences
 
 
 def get_options(run: EvaluatedRun) -> dict[str, Any]:

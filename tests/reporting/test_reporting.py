@@ -63,6 +63,23 @@ def test_rows_pair_by_noise_and_seed(tmp_path):
     assert [row["difference"]["wins"]["won"] for row in rows.values() if row["difference"]] == [2, 2]
 
 
+def test_objectives_at_their_own_learning_rates_are_compared(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path, "ce", 0.5, seed, 0.2 + seed / 10, learning_rate=1e-3)
+        write_run(tmp_path, "cal", 0.5, seed, 0.5 + seed / 10, learning_rate=2e-3)
+    table = collect_results([str(tmp_path)], "scenes").select("scene_accuracy")
+    assert [row["difference"] for row in summarize_metric(table, "m", "ce")] == [None, None]
+    results = collect_results([str(tmp_path)], "scenes", tuned=["learning_rate"])
+    _, cal = summarize_metric(results.select("scene_accuracy"), "m", "ce")
+    assert cal["difference"]["value"] == pytest.approx(0.3)
+    assert results.tuned == ["Each objective has its own learning_rate (cal at 0.5: 0.002, ce at 0.5: 0.001)."]
+    write_run(tmp_path / "more", "ce", 0.5, 0, 0.4, learning_rate=2e-3)
+    with pytest.raises(InputError, match="have the same objective, noise, seed and settings"):
+        collect_results([str(tmp_path)], "scenes", tuned=["learning_rate"])
+    with pytest.raises(InputError, match="tuned=lr: no run has such a key"):
+        collect_results([str(tmp_path)], "scenes", tuned=["lr"])
+
+
 @pytest.mark.parametrize(
     ("counts", "said"), [({1}, "one seed, with 95"), ({5}, "means of 5 seeds"), ({10, 3, 5}, "means of 3 to 10 seeds")]
 )

@@ -125,8 +125,7 @@ def scales_of(model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("way", "checkpointing", "accumulation"),
-    [(None, False, 1), ("gradients", False, 2), ("parameters", True, 2)],
+    ("way", "checkpointing", "accumulation"), [(None, False, 1), ("gradients", False, 2), ("parameters", True, 2)]
 )
 def test_the_plan_of_a_divided_model_is_within_15_percent_of_what_its_processes_take(
     tmp_path, monkeypatch, way, checkpointing, accumulation
