@@ -349,7 +349,8 @@ def describe_tuned(described: pd.DataFrame, runs: Sequence[EvaluatedRun], tuned:
     for key in tuned:
         values: dict[str, dict[str, None]] = {}
         for run, condition, objective in described[["run", "condition", "objective"]].itertuples(index=False):
-            values.setdefault(f"{objective} at {condition.name}", {})[write_setting(of_run[run].get(key))] = None
+            where = condition.name if condition.settings else f"noise {condition.name}"
+            values.setdefault(f"{objective} at {where}", {})[write_setting(of_run[run].get(key))] = None
         listed = ", ".join(f"{name}: {' and '.join(own)}" for name, own in values.items())
         sentences.append(f"Each objective has its own {key} ({listed}).")
     return sentences

@@ -72,7 +72,9 @@ def test_objectives_at_their_own_learning_rates_are_compared(tmp_path):
     results = collect_results([str(tmp_path)], "scenes", tuned=["learning_rate"])
     _, cal = summarize_metric(results.select("scene_accuracy"), "m", "ce")
     assert cal["difference"]["value"] == pytest.approx(0.3)
-    assert results.tuned == ["Each objective has its own learning_rate (cal at 0.5: 0.002, ce at 0.5: 0.001)."]
+    assert results.tuned == [
+        "Each objective has its own learning_rate (cal at noise 0.5: 0.002, ce at noise 0.5: 0.001)."
+    ]
     write_run(tmp_path / "more", "ce", 0.5, 0, 0.4, learning_rate=2e-3)
     with pytest.raises(InputError, match="have the same objective, noise, seed and settings"):
         collect_results([str(tmp_path)], "scenes", tuned=["learning_rate"])
