@@ -358,7 +358,11 @@ def test_image_dropout_gives_p_text_its_samples(tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "workers"),
-    [(["batch_size=1"], 0), (["batch_size=1"], 1), (["batch_size=4", "group_by_modality_length=true"], 0)],
+    [
+        (["batch_size=1"], 0),
+        pytest.param(["batch_size=1"], 1, marks=pytest.mark.slow),
+        (["batch_size=4", "group_by_modality_length=true"], 0),
+    ],
 )
 def test_allowed_bad_samples_end_no_run_however_batches_are_made(words, workers, tmp_path):
     turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a disc"}]
