@@ -33,14 +33,16 @@ def results():
         ("camera/clean_texts", "report.json", "scenes"),
         ("camera/weak_checkpoints", "report.json", "scenes"),
         ("camera/learning_rate", "report.json", "scenes"),
+        ("camera/tuned", "report.json", "scenes"),
         ("camera/habit", "report.json", "scenes"),
         ("drawings", "report.json", "drawings"),
         ("drawings/never_text_only", "report.json", "drawings"),
     ],
 )
 def test_every_interval_of_a_report_is_that_of_the_answers(scores, name, benchmark):
-    folder = ROOT / "runs/reference" / scores
-    results, report = collect_results([str(folder)], benchmark), json.loads((folder / name).read_text())
+    folder, tuned = ROOT / "runs/reference" / scores, ["learning_rate"] if scores.endswith("tuned") else []
+    results = collect_results([str(folder)], benchmark, tuned=tuned)
+    report = json.loads((folder / name).read_text())
     metrics = list(dict.fromkeys(row["metric"] for row in report["rows"]))
     rows = summarize_results(results, metrics, report["baseline"])
     assert len(rows) == len(report["rows"]) > 0
@@ -56,7 +58,8 @@ def test_every_interval_of_a_report_is_that_of_the_answers(scores, name, benchma
                         assert found[kind][key] == pytest.approx(stored[kind][key], abs=1e-9), (kind, key)
 
 
-WITHOUT_GAINS = ("objects", "rivals", "clean_texts", "weak_checkpoints")  # of these, pages have no gains over the start
+# of these, pages have no gains over the start
+WITHOUT_GAINS = ("objects", "rivals", "clean_texts", "weak_checkpoints", "tuned")
 
 
 @pytest.mark.parametrize(
@@ -69,6 +72,7 @@ WITHOUT_GAINS = ("objects", "rivals", "clean_texts", "weak_checkpoints")  # of t
         ("camera/clean_texts/report.json", "limits"),
         ("camera/weak_checkpoints/report.json", "limits"),
         ("camera/learning_rate/report.json", "limits"),
+        ("camera/tuned/report.json", "limits"),
         ("drawings/report.json", "drawings"),
         ("drawings/never_text_only/report.json", "drawings"),
     ],
@@ -87,18 +91,23 @@ def test_a_page_has_every_interval_of_its_report(report, page):
 
 def test_a_larger_learning_rate_gains_more_than_dependence():
     """Under different conditions, which a report does not compare: paired here by seed and image."""
-    runs = collect_results([str(FOLDER / "clean_texts")], "scenes").runs
-    by_key = {(run.summary["objective"], run.config["learning_rate"], run.summary["seed"]): run for run in runs}
+    runs = [run for name in ("clean_texts", "tuned") for run in collect_results([str(FOLDER / name)], "scenes").runs]
+    by_key = {
+        (run.summary["objective"], run.config["learning_rate"], run.summary["seed"]): run
+        for run in runs
+        if run.summary["noise"]["ratio"] == 0
+    }
 
-    def subtract(one, other):
-        scores = [by_key[*one, seed].scores["scene_accuracy"] for seed in range(10, 15)]
-        others = [by_key[*other, seed].scores["scene_accuracy"] for seed in range(10, 15)]
-        checkpoints = [seed % 3 for seed in range(10, 15)]
-        return estimate_over_runs(np.array(scores) - np.array(others), checkpoints)
+    def subtract(one, other, seeds=range(10, 15)):
+        scores = [by_key[*one, seed].scores["scene_accuracy"] for seed in seeds]
+        others = [by_key[*other, seed].scores["scene_accuracy"] for seed in seeds]
+        return estimate_over_runs(np.array(scores) - np.array(others), [seed % 3 for seed in seeds])
 
     page = (ROOT / "docs/studies/limits.md").read_text() + (ROOT / "docs/studies/claims.md").read_text()
     assert format_interval(subtract(("ce", 6e-4), ("ce", 3e-4)), signed=True) in page
     assert format_interval(subtract(("dependence", 3e-4), ("ce", 6e-4)), signed=True) in page
+    for one, other in ((("dependence", 6e-4), ("ce", 6e-4)), (("ce", 1.2e-3), ("ce", 6e-4))):
+        assert format_interval(subtract(one, other, range(10, 13)), signed=True) in page
 
 
 def test_a_mean_over_runs_is_that_of_their_images(results):
