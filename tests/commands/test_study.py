@@ -81,7 +81,7 @@ def test_the_evaluation_is_on_the_benchmark_of_the_experiment(mine, tmp_path):
 
 @pytest.mark.slow
 def test_table_3_starts_each_run_from_its_seed_s_projector_of_each_objective(tmp_path):
-    short = ["data.n=48", "max_steps=2", "batch_size=4"]
+    short = ["max_steps=2", "batch_size=4"]
     for objective in ("ce", "cal"):
         cal("train", "experiment=projector", f"objective={objective}", "seed=1", *short, folder=tmp_path)
         (trained,) = tmp_path.glob(f"runs/train/projector/*max_steps*objective-{objective}*")
