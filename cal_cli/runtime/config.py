@@ -170,7 +170,7 @@ def _check_values(node: DictConfig, schema: type, prefix: str = "") -> dict[str,
     checked = OmegaConf.structured(schema)
     for field in dataclasses.fields(schema):
         try:
-            checked = OmegaConf.merge(checked, {field.name: node[field.name]})
+            checked.merge_with({field.name: node[field.name]})  # in place: `OmegaConf.merge` copies all fields
         except MissingMandatoryValue as error:
             name = prefix + field.name
             raise InputError(f"{name} has no value: give one with {name}=...") from error
