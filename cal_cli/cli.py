@@ -1,5 +1,6 @@
 """The command line: the subcommands and where they are; every word after a subcommand goes to Hydra."""
 
+import gc
 import os
 from functools import partial
 from importlib import import_module
@@ -31,7 +32,11 @@ def carry_out(name: str, config: DictConfig) -> None:
     """Carry out a subcommand; it is imported only now, because importing torch takes seconds."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences torch's profiler; read when torch is imported
     function = {"eval": "evaluate"}.get(name, name.replace("-", "_"))
-    getattr(import_module(f"cal_cli.commands.{function}"), function)(config)
+    gc.disable()
+    module = import_module(f"cal_cli.commands.{function}")
+    gc.freeze()  # nothing of the libraries is garbage: searching them takes a second of each start
+    gc.enable()
+    getattr(module, function)(config)
 
 
 def register(name: str, help_text: str) -> None:

@@ -1,5 +1,6 @@
 """What many tests share: a model of random weights, its processor, and batches of the shipped world."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,6 +12,11 @@ import torch
 from cal_cli.data.collator import Collator
 from cal_cli.toy.model import make_random_model
 from cal_cli.toy.world import make_scenes
+
+
+def pytest_collection_finish():
+    """Leave what has been imported out of all later searches for garbage."""
+    gc.freeze()
 
 
 def model_with_large_deltas():

@@ -38,60 +38,44 @@ def mine(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_study_trains_what_is_missing_evaluates_and_reports(mine, tmp_path):
-    words = [*mine, "seed=5", "jobs=2", "data.n=48"]
-    planned = cal(*words, "plan=true", folder=tmp_path).stdout
-    assert "tried: 4 runs, 0 completed; 4 to train, 2 at a time" in planned and planned.count("cal train") == 4
-    assert not (tmp_path / "runs/train").exists()
-    first = planned.splitlines()[1].split()
-    cal(*first[1:], folder=tmp_path)  # one of them as typed
-    told = cal(*words, folder=tmp_path).stdout
-    assert "4 runs, 1 completed; 3 to train" in told and "3/3" in told and "time left" in told
-    runs = sorted(tmp_path.glob("runs/train/tried/*/summary.json"))
-    assert len(runs) == 4 and all(json.loads(run.read_text())["status"] == "completed" for run in runs)
-    assert all(yaml.safe_load((run.parent / "config.yaml").read_text())["data"]["n"] == 48 for run in runs)
-    report = json.loads((tmp_path / "runs/report/tried/report.json").read_text())
-    assert {(row["objective"], row["noise_ratio"]) for row in report["rows"]} == {
-        (objective, ratio) for objective in ("ce", "cal") for ratio in (0.0, 0.5)
-    }
-    again = cal(*words, folder=tmp_path).stdout
-    assert "4 runs, 4 completed" in again and "already evaluated" in again
-
-
-@pytest.mark.slow
-def test_runs_that_fail_are_named_with_their_commands(mine, tmp_path):
-    wrong = ["objective=ce", "noise.ratio=0,1.5", "seed=0"]
-    result = cal(*mine, *wrong, folder=tmp_path, check=False)
-    assert result.returncode == 1
-    told = " ".join(result.stdout.split())
-    assert "failed: cal: noise ratio 1.5: allowed is a number from 0 to 1 cal train" in told
-    assert "2/2" in told and (tmp_path / "runs/report/tried/report.md").is_file()  # the others are reported
-
-
-@pytest.mark.slow
-def test_the_evaluation_is_on_the_benchmark_of_the_experiment(mine, tmp_path):
+def test_a_study_trains_what_is_missing_evaluates_reports_and_names_what_failed(mine, tmp_path):
+    """On the benchmark of the experiment, with the number of images that is typed."""
     path = tmp_path / "mine/experiment/tried.yaml"
     path.write_text(path.read_text() + "benchmark:\n  families: [captions, charts]\n  n: 300\n")
-    words = [word for word in mine if word != "benchmark=few"]
-    cal(*words, "objective=ce", "noise.ratio=0", "seed=0", "benchmark.n=4", folder=tmp_path)
-    (results,) = tmp_path.glob("runs/train/tried/*/eval/scenes/results.json")
-    found = json.loads(results.read_text())
-    assert found["n"] == 8 and {"scene_accuracy", "charts_accuracy"} <= set(found["metrics"])
+    words = [*mine[:-1], "objective=ce", "noise.ratio=0,0.5,1.5", "seed=5", "data.n=48", "benchmark.n=4", "jobs=2"]
+    planned = cal(*words, "plan=true", folder=tmp_path).stdout
+    assert "tried: 3 runs, 0 completed; 3 to train, 2 at a time" in planned and planned.count("cal train") == 3
+    assert not (tmp_path / "runs/train").exists()
+    cal(*planned.splitlines()[1].split()[1:], folder=tmp_path)  # one of them as typed
+    result = cal(*words, folder=tmp_path, check=False)
+    told = " ".join(result.stdout.split())
+    assert "3 runs, 1 completed; 2 to train" in told and "2/2" in told and "time left" in told
+    assert result.returncode == 1
+    assert "failed: cal: noise ratio 1.5: allowed is a number from 0 to 1 cal train" in told
+    runs = sorted(tmp_path.glob("runs/train/tried/*/summary.json"))
+    assert [json.loads(run.read_text())["status"] for run in runs] == ["completed"] * 2
+    assert all(yaml.safe_load((run.parent / "config.yaml").read_text())["data"]["n"] == 48 for run in runs)
+    for run in runs:
+        found = json.loads((run.parent / "eval/scenes/results.json").read_text())
+        assert found["n"] == 8 and {"scene_accuracy", "charts_accuracy"} <= set(found["metrics"])
+    report = json.loads((tmp_path / "runs/report/tried/report.json").read_text())
+    assert [(row["objective"], row["noise_ratio"]) for row in report["rows"]] == [("ce", 0.0), ("ce", 0.5)]
+    assert "3 runs, 2 completed; 1 to train" in cal(*words, "plan=true", folder=tmp_path).stdout
 
 
 @pytest.mark.slow
-def test_table_3_starts_each_run_from_its_seed_s_projector_of_each_objective(tmp_path):
+def test_table_3_starts_each_run_from_its_seed_s_projector_of_each_objective(mine, tmp_path):
     short = ["max_steps=2", "batch_size=4"]
     for objective in ("ce", "cal"):
         cal("train", "experiment=projector", f"objective={objective}", "seed=1", *short, folder=tmp_path)
         (trained,) = tmp_path.glob(f"runs/train/projector/*max_steps*objective-{objective}*")
         trained.rename(trained.with_name(f"objective-{objective}__seed-1"))
-    words = ["study", "experiment=table3", "seed=1", *short]
+    words = [*mine[:-2], "experiment=table3", "seed=1", *short]
     planned = cal(*words, "plan=true", folder=tmp_path).stdout.splitlines()
     assert planned[0] == "table3: 4 runs, 0 completed; 4 to train, 1 at a time"
-    cal(*shlex.split(planned[1])[1:], folder=tmp_path)  # one of them as typed
-    few = ["benchmark.n=4", "benchmark.families=[captions]"]
-    assert "4 runs, 1 completed; 3 to train" in cal(*words, *few, folder=tmp_path).stdout
+    for command in planned[1:]:
+        cal(*shlex.split(command)[1:], folder=tmp_path)
+    assert "4 runs, 4 completed" in cal(*words, "benchmark=few", folder=tmp_path).stdout
     for run in tmp_path.glob("runs/train/table3/*"):
         config = yaml.safe_load((run / "config.yaml").read_text())
         first = "ce" if "objective-ce__seed-1_projector" in run.name else "cal"
