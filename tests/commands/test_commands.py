@@ -167,6 +167,7 @@ def test_the_report_holds_every_run_with_its_command(sweep):
     assert report["before_training"]["scene_accuracy"] == metric and "Before training: " in text
 
 
+@pytest.mark.slow
 def test_a_sweep_started_again_runs_only_what_is_missing(sweep):
     folder, _, words = sweep
     printed = cal(*words[:-2], "seed=0,1,2", "logging_steps=1", folder=folder).stdout

@@ -223,6 +223,7 @@ def fetched(tmp_path_factory):
     return {"HF_DATASETS_CACHE": str(cache("pope", "lmms-lab-encoder/POPE", tmp_path_factory.mktemp("fetched")))}
 
 
+@pytest.mark.slow
 def test_what_is_in_the_cache_needs_no_network(fetched, tmp_path):
     cal("eval", "benchmark=pope", "benchmark.max_new_tokens=2", "checkpoint=tiny", folder=tmp_path, **fetched)
     told = json.loads((tmp_path / "runs/eval/pope/tiny/results.json").read_text())

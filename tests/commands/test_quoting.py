@@ -40,7 +40,14 @@ def test_a_quoted_name_is_the_name_for_hydra(name, tmp_path, monkeypatch):
     (tmp_path / name).unlink()
 
 
-@pytest.mark.parametrize("name", ["my out (1)", "it's 'out' = 1", 'a "b" [c'])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("my out (1)", marks=pytest.mark.slow),
+        "it's 'out' = 1",
+        pytest.param('a "b" [c', marks=pytest.mark.slow),
+    ],
+)
 def test_what_to_type_for_a_folder_that_does_not_exist_works_in_bash(name, tmp_path):
     words = ["noise-inject", "data.n=8", "ratio=0"]
     told = " ".join(cal(*words, f"output={name}", folder=tmp_path, check=False).stderr.split())

@@ -66,6 +66,7 @@ def test_both_stages_start_finish_resume_and_are_evaluated(place, model):
     assert results["n"] == 24 and results["generation"]["do_sample"] is False
 
 
+@pytest.mark.slow
 def test_a_failure_in_saving_leaves_the_run_resumable(place, tmp_path):
     """The last step's folder cannot be written; the summary says that the run failed, and it goes on from step 2."""
     for name in ("vicuna", "clip", "captions"):

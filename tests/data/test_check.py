@@ -15,7 +15,7 @@ from tests.data.messy import write_lines, write_messy
 LIMITS = ["max_length=80", "max_pixels=10000000"]
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_every_bad_sample_is_named_and_training_runs_on_the_rest(tmp_path, workers):
     entries, told = write_messy(tmp_path)
     write_lines(entries, tmp_path / "data.jsonl")

@@ -20,23 +20,26 @@ def results():
     return collect_results([str(FOLDER)], "scenes")
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("scores", "name", "benchmark"),
     [
         ("camera", "report.json", "scenes"),
-        ("camera", "objects/report.json", "scenes"),
-        ("camera/no_text_only", "report.json", "scenes"),
-        ("camera/dark", "report.json", "scenes"),
-        ("camera/breaks", "report.json", "scenes"),
-        ("camera/eight_epochs", "report.json", "scenes"),
-        ("camera/rivals", "report.json", "scenes"),
-        ("camera/clean_texts", "report.json", "scenes"),
-        ("camera/weak_checkpoints", "report.json", "scenes"),
-        ("camera/learning_rate", "report.json", "scenes"),
+        pytest.param("camera", "objects/report.json", "scenes", marks=SLOW),
+        pytest.param("camera/no_text_only", "report.json", "scenes", marks=SLOW),
+        pytest.param("camera/dark", "report.json", "scenes", marks=SLOW),
+        pytest.param("camera/breaks", "report.json", "scenes", marks=SLOW),
+        pytest.param("camera/eight_epochs", "report.json", "scenes", marks=SLOW),
+        pytest.param("camera/rivals", "report.json", "scenes", marks=SLOW),
+        pytest.param("camera/clean_texts", "report.json", "scenes", marks=SLOW),
+        pytest.param("camera/weak_checkpoints", "report.json", "scenes", marks=SLOW),
+        pytest.param("camera/learning_rate", "report.json", "scenes", marks=SLOW),
         ("camera/tuned", "report.json", "scenes"),
-        ("camera/habit", "report.json", "scenes"),
+        pytest.param("camera/habit", "report.json", "scenes", marks=SLOW),
         ("drawings", "report.json", "drawings"),
-        ("drawings/never_text_only", "report.json", "drawings"),
+        pytest.param("drawings/never_text_only", "report.json", "drawings", marks=SLOW),
     ],
 )
 def test_every_interval_of_a_report_is_that_of_the_answers(scores, name, benchmark):

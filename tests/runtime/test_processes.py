@@ -78,6 +78,7 @@ def assert_same_run(folder, other):
         torch.testing.assert_close(found[name], value, atol=2e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_and_weights_of_one(one, two):
     assert_same_run(two, one)
     summaries = [json.loads((run_of(folder) / "summary.json").read_text()) for folder in (two, one)]

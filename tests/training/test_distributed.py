@@ -22,6 +22,7 @@ def written(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["ddp", "ddp_text", "fsdp", "fsdp_text", "fsdp_checkpointing"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_two_processes_take_the_gradients_of_one(written, name, way):
@@ -40,6 +41,7 @@ def test_two_processes_take_the_gradients_of_one(written, name, way):
         )
 
 
+@pytest.mark.slow
 def test_the_trainer_takes_one_step_of_the_whole_batch(written):
     model, collate, samples = model_and_samples()
     expected = copy.deepcopy(model).train()

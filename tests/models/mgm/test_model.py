@@ -123,6 +123,7 @@ def test_it_is_saved_loaded_and_generates(crops, tmp_path):
     assert torch.equal(written, model.generate(**prompt, max_new_tokens=4, do_sample=False, use_cache=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("imports", ["import cal_cli, transformers", "import transformers, cal_cli"])
 def test_whoever_imports_the_package_loads_it(imports, tmp_path):
     make_mgm().save_pretrained(tmp_path)
