@@ -113,6 +113,18 @@ def test_a_larger_learning_rate_gains_more_than_dependence():
         assert format_interval(subtract(one, other, range(10, 13)), signed=True) in page
 
 
+def test_the_claims_at_tuned_rates_have_the_numbers_of_their_answers():
+    """Comparisons with another baseline than CE, and of a part of the seeds, which the report does not print."""
+    runs = collect_results([str(FOLDER / "tuned")], "scenes", tuned=["learning_rate"]).runs
+    swapped = [run for run in runs if run.summary["noise"]["ratio"] == 0.5]
+    by_key = {(run.summary["objective"], run.summary["seed"]): run.scores["scene_accuracy"] for run in swapped}
+    page = (ROOT / "docs/studies/claims.md").read_text()
+    first = [10, 11, 12]
+    for other, seeds in (("ce", first), ("cal", first), ("dependence", first), ("ce", [14, 15, 17, 18, 19])):
+        differences = np.array([by_key["posterior", seed] - by_key[other, seed] for seed in seeds])
+        assert format_interval(estimate_over_runs(differences, [seed % 3 for seed in seeds]), signed=True) in page
+
+
 def test_a_mean_over_runs_is_that_of_their_images(results):
     """By hand, from the parts of the answers: fully described images of those that show a scene."""
     shares = [run.parts["captions:score"].sum() / run.parts["captions:n"].sum() for run in results.runs]
