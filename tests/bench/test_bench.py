@@ -142,6 +142,7 @@ def test_the_command_writes_ratios_with_intervals(tmp_path):
     assert "the floor is" in result.stdout
 
 
+@pytest.mark.slow
 def test_several_shapes_are_measured_one_after_the_other(tmp_path):
     sizes = {name: value for name, value in TINY.items() if name != "hidden_size"}
     sizes |= {"heads": 8, "vision_hidden_size": 512}

@@ -73,6 +73,7 @@ def test_a_judge_s_ratings_rank_and_a_repeated_caption_is_found(tmp_path):
     assert changes[-1] == {"index": 39, "id": entries[39]["id"], "left_out": "rank 1 by score of the data"}
 
 
+@pytest.mark.slow
 def test_verdicts_give_a_cut_of_a_wanted_precision_and_calibrated_weights(tmp_path):
     audit = ["data-audit", "data.n=120", "data.text_only_share=0", "noise.ratio=0.3", "review=60"]
     cal(*audit, "page_samples=60", folder=tmp_path)

@@ -52,6 +52,7 @@ def test_noise_inject_on_a_file_never_overwrites_it(tmp_path):
     assert json.loads((tmp_path / "noisy/noise_manifest.json").read_text())["source"] == "world/data.json"
 
 
+@pytest.mark.slow
 def test_token_weights_know_noise_from_a_manifest_and_from_a_ratio_alike(tmp_path):
     cal("noise-inject", "data.n=40", "ratio=0.5", "output=noisy", folder=tmp_path)
     on_disk = ("data=llava_json", "data.path=noisy/data.json", "data.image_folder=noisy/images")

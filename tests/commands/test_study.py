@@ -133,6 +133,7 @@ def test_sigterm_ends_the_evaluation_too(mine, tmp_path):
     assert not list(tmp_path.glob("runs/train/tried/*/eval/*/results.json"))
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_trains_is_waited_for(tmp_path):
     words = ["train", "data.n=240", "batch_size=8", "name=t", "save_steps=4"]
     one = Running(*words, folder=tmp_path)

@@ -242,6 +242,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_same_command_continues(u
     assert same_weights(weights(run), weights(uninterrupted))
 
 
+@pytest.mark.slow
 def test_grouped_batches_continue_in_the_order_of_their_epoch(tmp_path):
     words = ["train", *SMALL, "data.n=48", "epochs=2", "group_by_modality_length=true", "keep_checkpoints=3"]
     words.remove("data.n=96")

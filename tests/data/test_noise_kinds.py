@@ -185,6 +185,7 @@ def test_wrong_values_are_named(tmp_path):
         load_words(str(tmp_path / "none.yaml"))
 
 
+@pytest.mark.slow
 def test_the_manifest_s_truth_reaches_the_tokens(tmp_path):
     """The written data with their manifest, and noise on the fly, mark the same tokens: those of the wrong words."""
     cal("noise-inject", "kind=attribute", "ratio=0.5", "data.n=30", "output=noisy", folder=tmp_path)

@@ -208,6 +208,7 @@ def test_training_from_parquet_is_training_from_json(world, entries, tmp_path):
     assert runs[0] == runs[1]
 
 
+@pytest.mark.slow
 def test_data_check_finds_bad_rows_and_training_takes_the_good_ones(world, entries, tmp_path):
     broken = [dict(entry) for entry in entries]
     broken[2] = {**broken[2], "conversations": broken[2]["conversations"][:1]}

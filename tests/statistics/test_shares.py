@@ -51,6 +51,7 @@ def test_limits_enclose_the_estimate_and_what_was_seen(rows, coefficients):
     assert value == pytest.approx(float(np.dot(coefficients[: len(size)], total)))
 
 
+@pytest.mark.slow
 def test_a_share_s_limits_are_those_of_a_search_over_shares():
     strata, chosen = make_strata([30, 400], [30, 25], [21, 2]), np.array([True, False])
     grid = np.linspace(0, 1, 20_001)

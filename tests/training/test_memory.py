@@ -39,9 +39,9 @@ def node(tmp_path_factory):
         (ALL, False, 1, None),
         (FROZEN_TOWER, True, 1, None),
         (PROJECTOR, False, 2, None),
-        (ALL, True, 2, None),
+        pytest.param(ALL, True, 2, None, marks=pytest.mark.slow),
         (FROZEN_TOWER, False, 1, LORA),
-        (FROZEN_TOWER, True, 1, QLORA),
+        pytest.param(FROZEN_TOWER, True, 1, QLORA, marks=pytest.mark.slow),
     ],
     ids=["all", "frozen tower, checkpointing", "projector, accumulation", "all, both", "LoRA", "QLoRA, checkpointing"],
 )
