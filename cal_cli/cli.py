@@ -34,7 +34,8 @@ def carry_out(name: str, config: DictConfig) -> None:
     function = {"eval": "evaluate"}.get(name, name.replace("-", "_"))
     gc.disable()
     module = import_module(f"cal_cli.commands.{function}")
-    gc.freeze()  # nothing of the libraries is garbage: searching them takes a second of each start
+    if not gc.get_freeze_count():  # else what an earlier job of a sweep has left would never be freed
+        gc.freeze()  # nothing of the libraries is garbage: searching them takes a second of each start
     gc.enable()
     getattr(module, function)(config)
 
