@@ -134,7 +134,7 @@ def test_the_plan_of_a_divided_model_is_within_15_percent_of_what_its_processes_
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")  # what torch frees goes back to the system at once
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     parts = {
-        "language_model": save_language_model(tmp_path / "llama", width=512, layers=8),
+        "language_model": save_language_model(tmp_path / "llama", width=768, layers=8),
         "vision_tower": save_vision_tower(tmp_path / "clip"),
     }
     node = {"path": None, **parts, "projector": None, "image_aspect_ratio": "pad", "template": "v1", "dtype": "float32"}
