@@ -10,7 +10,7 @@ from tests.cal import cal
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["submitit_local", "joblib"])
 def test_a_sweep_carries_out_its_runs_and_only_those_that_are_missing(launcher, tmp_path):
-    words = ["train", "seed=0,1", "data.n=96", "model.from_scratch=true"]
+    words = ["train", "seed=0,1", "data.n=96", "model.from_scratch=True"]
     cal(words[0], "seed=0", *words[2:], folder=tmp_path)
     (first,) = tmp_path.glob("runs/train/scenes/*/summary.json")
     before = first.stat().st_mtime_ns
