@@ -1,10 +1,15 @@
 """The command line: help that names what there is, and one sentence with exit code 2 for anything wrong."""
 
+import gc
 import re
+import weakref
+from collections import UserDict
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
+from cal_cli.cli import carry_out
 from tests.cal import cal
 
 COMMANDS = (
@@ -217,3 +222,20 @@ def test_noise_inject_writes_to_a_folder_of_its_own_and_says_how_to_train_on_it(
     assert (tmp_path / "runs/noise-inject/data.n-20__ratio-0.3/noise_manifest.json").is_file()
     (command,) = re.findall(r"train on it: cal (.*)", told)
     assert ": completed" in cal(*command.split(), "batch_size=4", "max_steps=1", folder=tmp_path).stdout
+
+
+def test_what_a_job_of_a_sweep_leaves_behind_is_freed(monkeypatch):
+    left = []
+
+    def job(config):
+        model = UserDict()
+        model["itself"] = model  # a cycle, as of a model and its hooks
+        left.append(weakref.ref(model))
+
+    monkeypatch.setattr("cal_cli.commands.convert.convert", job)
+    gc.unfreeze()
+    for _ in range(2):
+        carry_out("convert", OmegaConf.create())
+    gc.collect()
+    assert gc.isenabled() and gc.get_freeze_count()
+    assert [reference() for reference in left] == [None, None]
