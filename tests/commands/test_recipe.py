@@ -95,26 +95,34 @@ def test_a_failure_in_saving_leaves_the_run_resumable(place, tmp_path):
     assert "continuing from checkpoint-2" in again.stdout and ": completed, 4 steps" in again.stdout
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "more",
-    [
-        ["model=tiny", "model.from_scratch=true"],
-        ["model=tiny", "peft=lora", "peft.r=4", "parts.vision_tower=0"],
-        ["model=tiny", "peft=qlora", "peft.r=4", "parts.vision_tower=0"],
-        ["model=assembled", "model.language_model=vicuna", "model.vision_tower=clip"],
-    ],
-    ids=["from scratch", "LoRA", "QLoRA", "assembled"],
-)
-def test_every_kind_of_run_has_the_same_bits_twice(place, tmp_path, more):
-    """In a new process and in a fork, whose hashes of strings differ."""
-    found, one_thread = [], "import torch; torch.set_num_threads(1)"
-    for name, where in (("one", {"OMP_NUM_THREADS": "1"}), ("two", {"before": one_thread})):
-        folder = tmp_path / name
-        folder.mkdir()
+KINDS = {
+    "from scratch": ["model=tiny", "model.from_scratch=true"],
+    "LoRA": ["model=tiny", "peft=lora", "peft.r=4", "parts.vision_tower=0"],
+    "QLoRA": ["model=tiny", "peft=qlora", "peft.r=4", "parts.vision_tower=0"],
+    "assembled": ["model=assembled", "model.language_model=vicuna", "model.vision_tower=clip"],
+}
+
+
+def train_all_kinds(place, folder):
+    """Train each kind in a folder of its own, in forks of this process."""
+    for kind, more in KINDS.items():
+        (folder / kind).mkdir(parents=True)
         for part in ("vicuna", "clip"):
-            (folder / part).symlink_to(place / part)
-        cal("train", *more, "data.n=16", "batch_size=8", "seed=3", folder=folder, **where)
-        (checkpoint,) = folder.glob("runs/train/*/*/checkpoint")
-        found.append({path.name: path.read_bytes() for path in checkpoint.glob("*.safetensors")})
-    assert found[0] and found[0] == found[1]
+            (folder / kind / part).symlink_to(place / part)
+        one_thread = "import torch; torch.set_num_threads(1)"
+        cal("train", *more, "data.n=16", "batch_size=8", "seed=3", folder=folder / kind, before=one_thread)
+
+
+@pytest.mark.slow
+def test_every_kind_of_run_has_the_same_bits_twice(place, tmp_path):
+    """In forks of two processes, whose hashes of strings differ."""
+    train_all_kinds(place, tmp_path / "one")
+    code = "import pathlib, sys; from tests.commands.test_recipe import train_all_kinds as train; "
+    code += "train(*map(pathlib.Path, sys.argv[1:]))"
+    subprocess.run([sys.executable, "-c", code, place, tmp_path / "two"], check=True, env=ENVIRONMENT)
+    for kind in KINDS:
+        found = []
+        for name in ("one", "two"):
+            (checkpoint,) = (tmp_path / name / kind).glob("runs/train/*/*/checkpoint")
+            found.append({path.name: path.read_bytes() for path in checkpoint.glob("*.safetensors")})
+        assert found[0] and found[0] == found[1], kind
