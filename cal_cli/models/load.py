@@ -1,5 +1,6 @@
 """Load a model and its processor: a checkpoint by hub id or folder, or a LLaVA assembled from parts."""
 
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,29 +164,51 @@ def verify_processor(processor: Any, model: Any, named: str) -> None:
             f"{named}: its tokenizer has {tokens} tokens, its embeddings {rows} rows: call "
             "model.resize_token_embeddings(len(tokenizer)) and save it again"
         )
-    if not hasattr(processor, "num_additional_image_tokens") or hasattr(model.config, "quantization_config"):
-        return  # another family than LLaVA's, whose processor reads all of it from its own config
-    ids = processor.image_token_id, model.config.image_token_id
-    if ids[0] != ids[1]:
+    if hasattr(model.config, "quantization_config"):
+        return
+    counts = hasattr(processor, "num_additional_image_tokens")  # LLaVA's family; others read all from their own config
+    if counts and processor.image_token_id != model.config.image_token_id:
+        ids = processor.image_token_id, model.config.image_token_id
         raise InputError(f"{named}: the image token is {ids[0]} in its processor and {ids[1]} in its config")
-    vision = model.config.vision_config
-    if processor.patch_size is None:
+    if counts and processor.patch_size is None:
         raise InputError(
-            f"{named}: its processor has no patch_size: write {vision.patch_size}, that of its vision tower, into "
-            "processor_config.json"
+            f"{named}: its processor has no patch_size: write {model.config.vision_config.patch_size}, that of its "
+            "vision tower, into processor_config.json"
         )
-    side = vision.image_size
-    batch = processor(images=Image.new("RGB", (side, side)), text=processor.image_token, return_tensors="pt")
-    sizes = {name: batch[name] for name in ("image_sizes",) if name in batch}
-    with torch.no_grad():
-        pixels = batch["pixel_values"].to(model.device, model.dtype)
-        features = model.get_image_features(pixel_values=pixels, **sizes).pooler_output
-    made, wanted = int((batch["input_ids"] == ids[1]).sum()), sum(len(feature) for feature in features)
+    side = model.config.vision_config.image_size if counts else 224
+    image = Image.new("RGB", (side, side))
+    try:
+        features = compute_features(processor, model, image)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{named}: its vision tower does not read the images that its processor makes: "
+            f"{str(error).splitlines()[0].rstrip('.')}: correct the image processor's values in processor_config.json"
+        ) from error
+    if not counts or features is None:
+        return
+    ids = processor(images=image, text=processor.image_token, return_tensors="pt")["input_ids"]
+    made, wanted = int((ids == processor.image_token_id).sum()), sum(len(one) for one in features)
     if made != wanted:
         raise InputError(
             f"{named}: its processor makes {made} tokens of an image, its vision tower {wanted} features: correct "
             "patch_size, num_additional_image_tokens or vision_feature_select_strategy in processor_config.json"
         )
+
+
+def compute_features(processor: Any, model: Any, image: Image.Image) -> Any:
+    """Compute the features of an image, of each of its parts; None if a model has no method for that or needs more."""
+    compute = getattr(model.base_model, "get_image_features", None)
+    if compute is None:
+        return None
+    signature = inspect.signature(compute)
+    pixels = processor.image_processor(images=image, return_tensors="pt").to(model.device, model.dtype)
+    pixels = {name: value for name, value in pixels.items() if name in signature.parameters}
+    try:
+        signature.bind(**pixels)
+    except TypeError:
+        return None
+    with torch.no_grad():
+        return getattr(compute(**pixels), "pooler_output", None)
 
 
 def load_processor(path: str, key: str) -> Any:

@@ -16,6 +16,7 @@ from cal_cli.runtime.errors import InputError
 from cal_cli.toy.model import BASE, load_tiny
 from cal_cli.training.record import verify_weights
 from tests.cal import cal
+from tests.models.published_kinds import save
 
 HEAD = "language_model.lm_head.weight"
 
@@ -61,6 +62,11 @@ def add_tokens(folder):
         ({"processor": lambda values: values.pop("patch_size")}, "no patch_size: write 16"),
         ({"processor": lambda values: values.pop("num_additional_image_tokens")}, "15 tokens of an image, .* 16"),
         ({"processor": lambda values: values.update(vision_feature_select_strategy="full")}, "17 tokens of an image"),
+        (
+            {"processor": lambda values: values["image_processor"].update(crop_size={"height": 32, "width": 32})},
+            r"does not read the images that its processor makes: Input image size \(32\*32\) doesn't match",
+        ),
+        ({"processor": lambda values: values["image_processor"].update(image_mean=[0.5])}, "mean must have 3 elements"),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_refused(changes, problem, tmp_path):
@@ -68,6 +74,19 @@ def test_a_checkpoint_that_does_not_fit_is_refused(changes, problem, tmp_path):
     for load in (ModelSource(str(folder)).load, lambda: load_checkpoint(str(folder))):
         with pytest.raises(InputError, match=problem):
             load()
+
+
+@pytest.mark.parametrize(
+    ("name", "change"), [("smolvlm", {"image_std": [0.5]}), ("gemma3", {"size": {"height": 24, "width": 24}})]
+)
+def test_images_that_the_vision_tower_of_another_family_does_not_read_are_refused(name, change, tmp_path):
+    folder = save(name, tmp_path / name)
+    load_checkpoint(str(folder))
+    values = json.loads((folder / "processor_config.json").read_text())
+    values["image_processor"] |= change
+    (folder / "processor_config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match="does not read the images that its processor makes: "):
+        load_checkpoint(str(folder))
 
 
 def test_a_file_that_git_lfs_has_not_downloaded_is_named(tmp_path):
