@@ -63,8 +63,9 @@ def check_combinations(settings: TrainConfig) -> None:
         raise InputError("peft cannot be sharded, because its adapters are merged at the end: give launch=ddp")
     if settings.evaluate_every is not None and settings.launch.shard is not None:
         raise InputError("evaluate_every: a sharded model cannot answer questions: give launch=ddp, or leave it out")
-    if settings.max_steps == 0:
-        raise InputError("max_steps=0: must be at least 1, or -1 to stop after the epochs; plan=true does not train")
+    if settings.max_steps == 0 or settings.max_steps < -1:
+        given = f"max_steps={settings.max_steps}"
+        raise InputError(f"{given}: must be at least 1, or -1 to stop after the epochs; plan=true does not train")
     if settings.epochs <= 0 and settings.max_steps <= 0:
         raise InputError(f"epochs={settings.epochs}: must be above 0 if max_steps is not given")
 

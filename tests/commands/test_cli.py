@@ -121,6 +121,7 @@ def test_every_word_reaches_hydra(tmp_path):
         ("train epochs=inf", "epochs=inf: must be a finite number"),
         ("train learning_rate=nan", "learning_rate=nan: must be a finite number"),
         ("train max_steps=0", "max_steps=0: must be at least 1, or -1"),
+        ("train max_steps=-5", "max_steps=-5: must be at least 1, or -1"),
         ("train max_length=-5", "max_length=-5: must be at least 1"),
         ("token-weight-dump heatmap_samples=-1", "heatmap_samples=-1: must be at least 0"),
         ("report runs=nowhere", "there is no such folder"),
