@@ -88,6 +88,8 @@ def make_benchmark(
     questions = RowReader(rows, image, folder, background, icc, prompt, dict(tags or {}), expressions).make_questions()
     if not questions:
         raise InputError(f"benchmark.path={path}: the split {split} has no question")
+    if image is not None and all(question.image_name is None for question in questions):
+        raise InputError(f"benchmark.image={image}: no question has an image there; null asks all without one")
     check_questions(questions, built)
     return Benchmark(
         split=split,

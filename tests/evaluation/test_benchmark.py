@@ -204,6 +204,14 @@ def test_a_column_of_other_things_than_images_is_refused(image, tmp_path):
         benchmark("docvqa", tmp_path)
 
 
+def test_questions_that_all_lack_their_image_are_asked_only_on_request(tmp_path):
+    rows = [{"question": "What is field?", "answers": ["x"], "questionId": number} for number in range(2)]
+    (tmp_path / "validation.json").write_text(json.dumps([{**row, "image": None} for row in rows]))
+    with pytest.raises(InputError, match=r"benchmark.image=image: no question has an image there; null asks"):
+        benchmark("docvqa", tmp_path)
+    assert len(benchmark("docvqa", tmp_path, "benchmark.image=null").questions) == 2
+
+
 def test_without_data_the_command_that_fetches_them_is_told(tmp_path):
     with pytest.raises(InputError, match="hf download --repo-type dataset lmms-lab-encoder/POPE --local-dir POPE"):
         benchmark("pope", "lmms-lab-encoder/POPE")
