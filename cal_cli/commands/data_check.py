@@ -104,6 +104,7 @@ def write_results(
         "bad": len(bad),
         "with_image": sum(sample.kind == "image" for sample in good),
         "begin_with_answer": sum(sample.begins_with_answer for sample in good),
+        "special_tokens": dict(Counter(sample.special for sample in good if sample.special)),
         "problems": dict(Counter(classify_problem(sample["problem"]) for sample in bad).most_common()),
         "tokens": compute_quantiles([sample.tokens for sample in good]),
         "supervised_tokens": compute_quantiles([sample.supervised for sample in good]),
@@ -140,6 +141,8 @@ def describe(report: dict[str, Any]) -> str:
     counts += "".join(f"; {note}" for note in report["notes"])
     if report["begin_with_answer"]:
         counts += f"; {report['begin_with_answer']} begin with an answer, which training leaves out, as LLaVA does"
+    for token, number in report["special_tokens"].items():
+        counts += f"; {number} hold{'s' * (number == 1)} {token} in a text, which the model reads as its special token"
     if converted := report["with_converted_boxes"]:
         counts += f"; the boxes of {converted} sample{'s' * (converted != 1)} now refer to "
         counts += "its image" if converted == 1 else "their images"
@@ -153,7 +156,7 @@ def print_report(report: dict[str, Any], bad: list[dict[str, Any]], folder: Path
         console.print(f"bad: {sample['source']}[{sample['index']}] ({sample['id']}): {sample['problem']}", markup=False)
     if len(bad) > SHOWN:
         console.print(f"... and {len(bad) - SHOWN} more")
-    console.print(describe(report))
+    console.print(describe(report), markup=False)
     if report["tokens"]:
         tokens, supervised = report["tokens"], report["supervised_tokens"]
         console.print(

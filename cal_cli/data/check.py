@@ -31,6 +31,7 @@ class Checked:
     kind: str = "text"  # text | image
     begins_with_answer: bool = False  # a first turn that training leaves out
     size: tuple[int, int] | None = None  # width and height in pixels of an entry's only image
+    special: str | None = None  # a special token of the model, such as </s>, that is written in a text
 
 
 class EntryChecks(Dataset):
@@ -60,7 +61,10 @@ class EntryChecks(Dataset):
         supervised = int((labels != IGNORED).sum())
         size = image.size if isinstance(image, Image.Image) else None
         begins_with_answer = find_first_answer(written) is not None
-        return Checked(None, batch["input_ids"].shape[1], supervised, kind, begins_with_answer, size)
+        texts = [turn["value"] for turn in entry["conversations"]]
+        tokens = [token for token in self.collate.processor.tokenizer.all_special_tokens if token != "<image>"]
+        special = next((token for token in tokens if any(token in text for text in texts)), None)
+        return Checked(None, batch["input_ids"].shape[1], supervised, kind, begins_with_answer, size, special)
 
 
 def check_entries(

@@ -48,9 +48,13 @@ def test_every_bad_sample_is_named_and_training_runs_on_the_rest(tmp_path, worke
 
 def test_a_whole_file_of_good_samples_is_told_so(tmp_path):
     entries, told = write_messy(tmp_path)
-    (tmp_path / "data.json").write_text(json.dumps([entry for entry in entries if entry["id"] not in told]))
+    good = [entry for entry in entries if entry["id"] not in told]
+    good[0]["conversations"][-1]["value"] += " was </s>20</s> now 10"
+    (tmp_path / "data.json").write_text(json.dumps(good))
     words = ["data.path=data.json", "data.image_folder=images", "workers=0", "hydra.run.dir=checked"]
-    assert "31 good, 0 bad" in cal("data-check", *words, folder=tmp_path).stdout
+    printed = " ".join(cal("data-check", *words, folder=tmp_path).stdout.split())
+    assert "31 good, 0 bad" in printed
+    assert "1 holds </s> in a text, which the model reads as its special token" in printed
     assert (tmp_path / "checked/bad_samples.jsonl").read_text() == ""
 
 
