@@ -36,6 +36,9 @@ SLOW = pytest.mark.slow
         pytest.param("camera/clean_texts", "report.json", "scenes", marks=SLOW),
         pytest.param("camera/weak_checkpoints", "report.json", "scenes", marks=SLOW),
         pytest.param("camera/learning_rate", "report.json", "scenes", marks=SLOW),
+        pytest.param("camera/projector", "report.json", "scenes", marks=SLOW),
+        pytest.param("camera/images_only", "report.json", "scenes", marks=SLOW),
+        pytest.param("camera/truncate_share", "report.json", "scenes", marks=SLOW),
         ("camera/tuned", "report.json", "scenes"),
         pytest.param("camera/habit", "report.json", "scenes", marks=SLOW),
         ("drawings", "report.json", "drawings"),
@@ -62,7 +65,7 @@ def test_every_interval_of_a_report_is_that_of_the_answers(scores, name, benchma
 
 
 # of these, pages have no gains over the start
-WITHOUT_GAINS = ("objects", "rivals", "clean_texts", "weak_checkpoints", "tuned")
+WITHOUT_GAINS = ("objects", "rivals", "clean_texts", "weak_checkpoints", "tuned", "truncate_share", "images_only")
 
 
 @pytest.mark.parametrize(
@@ -75,6 +78,9 @@ WITHOUT_GAINS = ("objects", "rivals", "clean_texts", "weak_checkpoints", "tuned"
         ("camera/clean_texts/report.json", "limits"),
         ("camera/weak_checkpoints/report.json", "limits"),
         ("camera/learning_rate/report.json", "limits"),
+        ("camera/projector/report.json", "limits"),
+        ("camera/images_only/report.json", "limits"),
+        ("camera/truncate_share/report.json", "limits"),
         ("camera/tuned/report.json", "limits"),
         ("drawings/report.json", "drawings"),
         ("drawings/never_text_only/report.json", "drawings"),
