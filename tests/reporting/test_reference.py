@@ -44,6 +44,7 @@ SLOW = pytest.mark.slow
         pytest.param("camera/habit", "report.json", "scenes", marks=SLOW),
         ("drawings", "report.json", "drawings"),
         pytest.param("drawings/never_text_only", "report.json", "drawings", marks=SLOW),
+        pytest.param("drawings/language", "report.json", "drawings", marks=SLOW),
     ],
 )
 def test_every_interval_of_a_report_is_that_of_the_answers(scores, name, benchmark):
@@ -86,6 +87,7 @@ WITHOUT_GAINS = ("objects", "rivals", "clean_texts", "weak_checkpoints", "tuned"
         ("camera/tuned/report.json", "limits"),
         ("drawings/report.json", "drawings"),
         ("drawings/never_text_only/report.json", "drawings"),
+        ("drawings/language/report.json", "drawings"),
     ],
 )
 def test_a_page_has_every_interval_of_its_report(report, page):
