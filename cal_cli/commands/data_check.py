@@ -104,7 +104,7 @@ def write_results(
         "bad": len(bad),
         "with_image": sum(sample.kind == "image" for sample in good),
         "begin_with_answer": sum(sample.begins_with_answer for sample in good),
-        "special_tokens": dict(Counter(sample.special for sample in good if sample.special)),
+        "special_tokens": dict(Counter(token for sample in good for token in sample.special)),
         "problems": dict(Counter(classify_problem(sample["problem"]) for sample in bad).most_common()),
         "tokens": compute_quantiles([sample.tokens for sample in good]),
         "supervised_tokens": compute_quantiles([sample.supervised for sample in good]),

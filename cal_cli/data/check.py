@@ -31,7 +31,7 @@ class Checked:
     kind: str = "text"  # text | image
     begins_with_answer: bool = False  # a first turn that training leaves out
     size: tuple[int, int] | None = None  # width and height in pixels of an entry's only image
-    special: str | None = None  # a special token of the model, such as </s>, that is written in a text
+    special: tuple[str, ...] = ()  # the model's special tokens, such as </s>, that are written in its texts
 
 
 class EntryChecks(Dataset):
@@ -61,9 +61,9 @@ class EntryChecks(Dataset):
         supervised = int((labels != IGNORED).sum())
         size = image.size if isinstance(image, Image.Image) else None
         begins_with_answer = find_first_answer(written) is not None
-        texts = [turn["value"] for turn in entry["conversations"]]
-        tokens = [token for token in self.collate.processor.tokenizer.all_special_tokens if token != "<image>"]
-        special = next((token for token in tokens if any(token in text for text in texts)), None)
+        texts = "\n".join(turn["value"] for turn in entry["conversations"])
+        tokens = self.collate.processor.tokenizer.all_special_tokens
+        special = tuple(token for token in tokens if token != "<image>" and token in texts)
         return Checked(None, batch["input_ids"].shape[1], supervised, kind, begins_with_answer, size, special)
 
 

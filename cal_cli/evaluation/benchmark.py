@@ -89,7 +89,9 @@ def make_benchmark(
     if not questions:
         raise InputError(f"benchmark.path={path}: the split {split} has no question")
     if image is not None and all(question.image_name is None for question in questions):
-        raise InputError(f"benchmark.image={image}: no question has an image there; null asks all without one")
+        raise InputError(
+            f"benchmark.image={image}: no question has an image there; benchmark.image=null asks them without"
+        )
     check_questions(questions, built)
     return Benchmark(
         split=split,

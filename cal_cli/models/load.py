@@ -137,8 +137,9 @@ def load_checkpoint(path: str, dtype: str | None = None, device: torch.device | 
     chosen: Any = DTYPES[dtype] if dtype is not None else torch.float32 if device.type == "cpu" else "auto"
     model: Any = load_model(AutoModelForImageTextToText, path, "checkpoint", chosen)
     processor = load_processor(path, "checkpoint")
+    model = model.to(device).eval()
     verify_processor(processor, model, f"checkpoint={path}")
-    return model.to(device).eval(), processor
+    return model, processor
 
 
 def check_objective(config: Any, key: str, contrasts: bool = True) -> None:
@@ -153,7 +154,7 @@ def check_objective(config: Any, key: str, contrasts: bool = True) -> None:
 
 
 def verify_processor(processor: Any, model: Any, named: str) -> None:
-    """Verify that a processor makes what its model reads: known tokens, and as many image tokens as features.
+    """Verify that a processor makes what its model reads: known tokens, images, and as many image tokens as features.
 
     `named` is the checkpoint, as messages name it. Raises InputError if it does not.
     """
@@ -166,25 +167,27 @@ def verify_processor(processor: Any, model: Any, named: str) -> None:
         )
     if hasattr(model.config, "quantization_config"):
         return
-    counts = hasattr(processor, "num_additional_image_tokens")  # LLaVA's family; others read all from their own config
-    if counts and processor.image_token_id != model.config.image_token_id:
+    llava = hasattr(processor, "num_additional_image_tokens")  # others count image tokens from their own config
+    if llava and processor.image_token_id != model.config.image_token_id:
         ids = processor.image_token_id, model.config.image_token_id
         raise InputError(f"{named}: the image token is {ids[0]} in its processor and {ids[1]} in its config")
-    if counts and processor.patch_size is None:
+    if llava and processor.patch_size is None:
         raise InputError(
             f"{named}: its processor has no patch_size: write {model.config.vision_config.patch_size}, that of its "
             "vision tower, into processor_config.json"
         )
-    side = model.config.vision_config.image_size if counts else 224
+    side = model.config.vision_config.image_size if llava else 224
     image = Image.new("RGB", (side, side))
     try:
         features = compute_features(processor, model, image)
+    except NotImplementedError:  # an operation that this device does not have in the model's dtype
+        return
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"{named}: its vision tower does not read the images that its processor makes: "
             f"{str(error).splitlines()[0].rstrip('.')}: correct the image processor's values in processor_config.json"
         ) from error
-    if not counts or features is None:
+    if not llava or features is None:
         return
     ids = processor(images=image, text=processor.image_token, return_tensors="pt")["input_ids"]
     made, wanted = int((ids == processor.image_token_id).sum()), sum(len(one) for one in features)

@@ -49,12 +49,14 @@ def test_every_bad_sample_is_named_and_training_runs_on_the_rest(tmp_path, worke
 def test_a_whole_file_of_good_samples_is_told_so(tmp_path):
     entries, told = write_messy(tmp_path)
     good = [entry for entry in entries if entry["id"] not in told]
-    good[0]["conversations"][-1]["value"] += " was </s>20</s> now 10"
+    good[0]["conversations"][-1]["value"] += " was <s>20</s> now 10"
+    good[1]["conversations"][-1]["value"] += " </s>"
     (tmp_path / "data.json").write_text(json.dumps(good))
     words = ["data.path=data.json", "data.image_folder=images", "workers=0", "hydra.run.dir=checked"]
     printed = " ".join(cal("data-check", *words, folder=tmp_path).stdout.split())
     assert "31 good, 0 bad" in printed
-    assert "1 holds </s> in a text, which the model reads as its special token" in printed
+    assert "2 hold </s> in a text, which the model reads as its special token" in printed
+    assert "1 holds <s> in a text" in printed
     assert (tmp_path / "checked/bad_samples.jsonl").read_text() == ""
 
 
